@@ -1,0 +1,115 @@
+"""Finds the neuron cores of a step: the elementwise recurrences that hold its states, and what spikes."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import fx
+
+from tracecompile.errors import NoSpikingLayer
+from tracecompile.graph_view import StepView
+from tracecompile.layers import Core
+from tracecompile.passes.base import Pass
+from tracecompile.pointwise import is_pointwise
+from tracecompile.program import StepProgram, static_nodes
+from tracecompile.spikes import spike_nodes
+
+
+class FindSpikingLayers(Pass):
+    """Annotates the program with its cores.
+
+    requires: a captured step.
+    ensures: no two cores share a node; every core is convex, so that the step can be computed layer by layer.
+
+        before: cur = fc(x); mem_1 = beta * mem + cur; spk = spike_0(mem_1 - 1.0); mem_2 = mem_1 - spk
+        after:  core (mul, mem_1, sub, spk, mem_2) with state mem and spikes (spk,)
+
+    Mixing operations (products, convolutions, norms) are taken out of the cyclic graph of the step. What is still
+    strongly connected then is a neuron's recurrence; elementwise nodes below it join it up to its spikes.
+    """
+
+    name: ClassVar[str] = "find_spiking_layers"
+
+    def run(self, program: StepProgram) -> StepProgram:
+        """See the class."""
+        finder = _CoreFinder(program)
+        for nodes, cyclic in finder.view.components(finder.may_join):
+            finder.place(nodes, cyclic)
+        cores = finder.cores()
+        if not any(core.spikes or core.states for core in cores):
+            raise NoSpikingLayer(
+                "The model keeps no state from one time step to the next and nothing in it spikes.",
+                "Convert a model that has at least one neuron with a membrane.",
+            )
+        return program.evolve(cores=cores)
+
+    def ensures(self, before: StepProgram, after: StepProgram) -> str | None:
+        """See the class."""
+        names = [name for core in after.cores for name in core.nodes]
+        if len(names) != len(set(names)):
+            return "a node is in two cores"
+        view = StepView(after)
+        by_name = {node.name: node for node in view.nodes}
+        for core in after.cores:
+            if not view.is_convex([by_name[name] for name in core.nodes]):
+                return f"the core of {core.nodes[-1]} is not convex"
+        return None
+
+
+class _CoreFinder:
+    """Grows cores over the components of a step, in topological order."""
+
+    def __init__(self, program: StepProgram) -> None:
+        self.view = StepView(program)
+        self.spikes = spike_nodes(program)
+        self.static = static_nodes(program)
+        self.pointwise = {node for node in self.view.nodes if is_pointwise(program, node)}
+        self.core_of: dict[fx.Node, int] = {}
+        self.members: dict[int, list[fx.Node]] = {}
+        self.cut = set(self.spikes)
+        """Nodes whose readers do not join the core: spikes, and what is computed from spikes alone."""
+
+    def may_join(self, node: fx.Node) -> bool:
+        """Tells whether a node can be part of a core at all."""
+        return node in self.view.delayed or (node in self.pointwise and node not in self.static)
+
+    def place(self, nodes: list[fx.Node], cyclic: bool) -> None:
+        """Puts a component into a core of its own, into the one that feeds it, or into none."""
+        if not cyclic and nodes[0].op == "placeholder":
+            return
+        sources = {source for node in nodes for source in node.all_input_nodes} - set(nodes) - self.static
+        owners = {self.core_of.get(source) for source in sources}
+        feeding = {self.core_of[source] for source in sources if source in self.core_of and source not in self.cut}
+        if not cyclic and len(owners) == 1 and None not in owners:
+            feeding = {core for core in owners if core is not None}
+            if nodes[0] not in self.spikes and sources <= self.cut:
+                self.cut.add(nodes[0])
+        if feeding and (cyclic or len(feeding) == 1) and self._join(sorted(feeding), nodes):
+            return
+        if cyclic or nodes[0] in self.spikes:
+            self._open(nodes)
+
+    def _join(self, cores: list[int], nodes: list[fx.Node]) -> bool:
+        merged = [node for core in cores for node in self.members[core]] + nodes
+        if not self.view.is_convex(merged):
+            return False
+        for core in cores:
+            del self.members[core]
+        self._open(merged)
+        return True
+
+    def _open(self, nodes: list[fx.Node]) -> None:
+        number = self.view.position[nodes[-1]]
+        self.members[number] = sorted(nodes, key=self.view.position.__getitem__)
+        self.core_of.update(dict.fromkeys(nodes, number))
+
+    def cores(self) -> tuple[Core, ...]:
+        """Returns the cores found, in the order of the step."""
+        return tuple(
+            Core(
+                nodes=tuple(node.name for node in nodes if node.op != "placeholder"),
+                states=tuple(node.name for node in nodes if node.op == "placeholder"),
+                spikes=tuple(node.name for node in nodes if node in self.spikes),
+            )
+            for _, nodes in sorted(self.members.items())
+        )

@@ -1,0 +1,68 @@
+"""Gives every value that a synapse reads one trace buffer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from tracecompile.errors import InvalidInput
+from tracecompile.layers import Layer, Trace
+from tracecompile.passes.base import Pass
+from tracecompile.program import StepProgram, example_value
+
+
+class InsertInputTraces(Pass):
+    """Declares the traces: one per distinct source and decay, whoever reads it.
+
+    requires: layers.
+    ensures: every floating source of every layer has exactly one trace for that layer's decay.
+
+        before: layer a reads x; layer b reads spk; layer c reads spk
+        after:  traces x (read by a), spk (read by b and c)
+
+    The buffers themselves are made at the first step, from the batch size and device of that step.
+    """
+
+    name: ClassVar[str] = "insert_input_traces"
+
+    def requires(self, program: StepProgram) -> str | None:
+        """See the class."""
+        return None if program.layers else "there are no layers"
+
+    def run(self, program: StepProgram) -> StepProgram:
+        """See the class."""
+        decays = _decays(program)
+        floating = {
+            node.name
+            for node in program.step.graph.nodes
+            if node.op != "output" and getattr(example_value(node), "dtype", None) is not None and example_value(node).dtype.is_floating_point
+        }
+        readers: dict[tuple[str, float | None], list[str]] = {}
+        for layer in program.layers:
+            for source in layer.sources:
+                if source.value in floating:
+                    readers.setdefault((source.value, decays[layer.name]), []).append(layer.name)
+        traces = tuple(Trace(value, decay, tuple(names)) for (value, decay), names in readers.items())
+        return program.evolve(traces=traces)
+
+    def ensures(self, before: StepProgram, after: StepProgram) -> str | None:
+        """See the class."""
+        keys = [(trace.value, trace.decay) for trace in after.traces]
+        return "two traces keep the same value with the same decay" if len(keys) != len(set(keys)) else None
+
+
+def _decays(program: StepProgram) -> dict[str, float | None]:
+    """Returns each layer's decay, from the setting that is one number, a mapping by layer name, or None."""
+    setting = program.settings.decay
+    names = [layer.name for layer in program.layers]
+    if not isinstance(setting, Mapping):
+        return dict.fromkeys(names, setting)
+    unknown = sorted(set(setting) - set(names))
+    if unknown:
+        raise InvalidInput(f"The decay names layers that do not exist: {', '.join(unknown)}.", f"The layers are: {', '.join(names)}.")
+    return {name: setting.get(name) for name in names}
+
+
+def layer_decay(program: StepProgram, layer: Layer) -> float | None:
+    """Returns the trace decay of one layer."""
+    return _decays(program)[layer.name]

@@ -1,0 +1,71 @@
+"""Gives every core the local graph of the chosen rule."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar
+
+from torch import nn
+
+from tracecompile.layers import Layer
+from tracecompile.passes.base import Pass
+from tracecompile.program import StepProgram, example_value
+from tracecompile.rules.analytic import rate_curve
+from tracecompile.rules.jacobian import differentiate
+
+
+class InsertRateInversion(Pass):
+    """Attaches to every layer what its rule records per step, and how its mean outputs answer to its currents.
+
+    requires: traces.
+    ensures: every layer with a core has a response (none under rule "bptt").
+
+        before: core(cur, mem) -> (spk), (mem_2)
+        after:  measured: (cur, mem) -> (spk), (mem_2), d spk/d cur, d spk/d mem, d mem_2/d cur, d mem_2/d mem
+                analytic: mean cur -> mean spk, from the rate curve of the neuron
+    """
+
+    name: ClassVar[str] = "insert_rate_inversion"
+
+    def requires(self, program: StepProgram) -> str | None:
+        """See the class."""
+        return None if program.traces or program.settings.rule == "bptt" or not _reads(program) else "there are no traces"
+
+    def run(self, program: StepProgram) -> StepProgram:
+        """See the class."""
+        if program.settings.rule == "bptt":
+            return program
+        trainable = trainable_statics(program)
+        return program.evolve(layers=tuple(_with_response(program, layer, trainable) for layer in program.layers))
+
+    def ensures(self, before: StepProgram, after: StepProgram) -> str | None:
+        """See the class."""
+        lacking = [layer.name for layer in after.layers if layer.core is not None and layer.response is None]
+        return f"layers without a response: {lacking}" if lacking and after.settings.rule != "bptt" else None
+
+
+def _reads(program: StepProgram) -> bool:
+    return any(layer.sources for layer in program.layers)
+
+
+def _with_response(program: StepProgram, layer: Layer, trainable: frozenset[str]) -> Layer:
+    if layer.core is None:
+        return layer
+    if program.settings.rule == "analytic":
+        return replace(layer, response=rate_curve(program, layer))
+    parameters = trainable & frozenset(layer.core_statics)
+    variables = frozenset([*layer.currents, *layer.states]) | parameters
+    return replace(layer, response=differentiate(program, layer.core, variables))
+
+
+def trainable_statics(program: StepProgram) -> frozenset[str]:
+    """Returns the names of the step's static nodes that depend on a Parameter and are floating tensors."""
+    found: set[str] = set()
+    for node in program.step.graph.nodes:
+        own = node.op == "get_attr" and isinstance(program.resolve(str(node.target)), nn.Parameter)
+        own |= node.op == "call_module" and not node.all_input_nodes and any(True for _ in program.resolve(str(node.target)).parameters())
+        if own or any(source.name in found for source in node.all_input_nodes):
+            value = example_value(node)
+            if value is not None and getattr(value, "is_floating_point", lambda: False)():
+                found.add(node.name)
+    return frozenset(found)

@@ -1,0 +1,70 @@
+"""The demo, in its quick form: every number that it shows, and the picture."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import tracecompile
+from tracecompile import demo
+from tracecompile.cli import main
+from tracecompile.demo_network import DigitNet
+from tracecompile.demo_result import DemoResult
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory) -> DemoResult:
+    return demo.run_demo(steps=20, quick=True, output=tmp_path_factory.mktemp("demo") / "picture.png")
+
+
+def test_memory_is_flat_for_the_converted_network_and_grows_for_the_other(result: DemoResult) -> None:
+    first, *_, last = result.lengths
+    assert last.steps == 4 * first.steps
+    assert len({row.converted.bytes for row in result.lengths}) == 1
+    assert first.converted.bytes > 0
+    assert first.bptt is not None
+    assert last.bptt is not None
+    assert last.bptt.bytes > 3 * first.bptt.bytes
+
+
+def test_both_trainings_learn_from_the_same_start(result: DemoResult) -> None:
+    assert result.bptt.losses[0] == pytest.approx(result.converted.losses[0], abs=1e-6)
+    assert len(result.bptt.losses) == len(result.converted.losses)
+    for training in (result.bptt, result.converted):
+        assert training.losses[-1] < training.losses[0]
+        assert 0.0 <= training.accuracy <= 1.0
+        assert training.seconds_per_step > 0
+
+
+def test_the_picture_is_a_png(result: DemoResult) -> None:
+    content = Path(result.picture).read_bytes()
+    assert content.startswith(b"\x89PNG\r\n\x1a\n")
+    assert len(content) > 20_000
+
+
+def test_the_result_is_text_and_json(result: DemoResult) -> None:
+    assert "backpropagation through time" in str(result)
+    assert json.loads(json.dumps(result.to_dict()))["lengths"][0]["steps"] == result.lengths[0].steps
+
+
+def test_what_would_not_fit_is_predicted_and_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "BYTES_LIMIT", 2_000_000)
+    model = DigitNet(hidden=16)
+    net = tracecompile.convert(DigitNet(hidden=16), torch.rand(4, 2, 64).round())
+    short, long = demo.measure_lengths(model, net, demo.load_digits(), [10, 400], lambda text: None)
+    assert short.bptt is not None
+    assert long.bptt is None
+    assert long.predicted == 40 * short.bptt.bytes
+
+
+@pytest.mark.parametrize("package", ["sklearn", "matplotlib"])
+def test_a_missing_package_is_named_with_the_cure(
+    package: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(SystemExit) as stopped:
+        main(["demo", "--quick"])
+    assert stopped.value.code == 2
+    assert "pip install 'tracecompile[demo]'" in capsys.readouterr().err

@@ -1,0 +1,20 @@
+"""tracecompile: rewrites recurrent spiking networks so that training memory is constant in the number of time steps."""
+
+from tracecompile import nn
+from tracecompile.convert import convert
+from tracecompile.diagnostics.fidelity import GradientComparison, compare_gradients
+from tracecompile.diagnostics.report import ConversionReport
+from tracecompile.errors import ConversionError
+from tracecompile.runtime.module import TracedModule
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ConversionError",
+    "ConversionReport",
+    "GradientComparison",
+    "TracedModule",
+    "compare_gradients",
+    "convert",
+    "nn",
+]

@@ -1,0 +1,5 @@
+"""``python -m tracecompile``."""
+
+from tracecompile.cli import main
+
+main()

@@ -1,0 +1,154 @@
+"""Cuts graphs out of a tape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+RANDOM = frozenset({"rand", "randn", "rand_like", "randn_like", "randint", "randperm", "bernoulli", "normal", "poisson", "dropout"})
+
+
+class GraphCutter:
+    """Copies what some results need out of a tape, up to given boundaries.
+
+    Args:
+        resolve: Says what stands for a node or an argument of the tape; NotImplemented to copy it.
+    """
+
+    def __init__(self, resolve: Callable[[GraphCutter, Any], Any] | None = None) -> None:
+        self.graph = fx.Graph()
+        self.copies: dict[fx.Node, Any] = {}
+        self.resolve = resolve
+
+    def placeholder(self, name: str, stands_for: Iterable[fx.Node] = (), value: Any = None, where: Any = None) -> fx.Node:
+        """Adds a placeholder; it stands for these nodes of the tape."""
+        node = self.graph.placeholder(name)
+        node.meta.update(val=value, where=where)
+        for original in stands_for:
+            self.copies[original] = node
+        return node
+
+    def add(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any, where: Any = None) -> fx.Node:
+        """Adds a node that the tape does not have."""
+        node = self.graph.create_node(op, target, args, kwargs)
+        node.meta.update(val=value, where=where)
+        return node
+
+    def take(self, argument: Any) -> Any:
+        """Returns the copy of a node, or of an argument with nodes in it, copying what it needs."""
+        if self.resolve is not None:
+            resolved = self.resolve(self, argument)
+            if resolved is not NotImplemented:
+                return resolved
+        if isinstance(argument, fx.Node):
+            if argument not in self.copies:
+                self.copies[argument] = self._copy(argument)
+            return self.copies[argument]
+        if isinstance(argument, tuple) and hasattr(argument, "_fields"):
+            return type(argument)(*[self.take(item) for item in argument])
+        if isinstance(argument, (tuple, list)):
+            return type(argument)([self.take(item) for item in argument]) if isinstance(argument, tuple) else [
+                self.take(item) for item in argument
+            ]
+        if isinstance(argument, dict):
+            return {key: self.take(item) for key, item in argument.items()}
+        if isinstance(argument, slice):
+            return slice(self.take(argument.start), self.take(argument.stop), self.take(argument.step))
+        return argument
+
+    def _copy(self, node: fx.Node) -> fx.Node:
+        args, kwargs = self.take(node.args), self.take(node.kwargs)
+        copied = self.graph.create_node(node.op, node.target, tuple(args), dict(kwargs), name=node.name)
+        copied.meta.update(val=node.meta.get("val"), where=node.meta.get("where"))
+        return copied
+
+    def finish(self, results: Any) -> fx.Graph:
+        """Closes the graph with its results, which are nodes of the new graph."""
+        self.graph.output(results).meta.update(where=None)
+        return self.graph
+
+
+def graph_module(graph: fx.Graph, root: nn.Module, leaves: Mapping[str, nn.Module], name: str) -> fx.GraphModule:
+    """Wraps a graph with the modules and tensors that it names."""
+    graph.lint()
+    owned: dict[str, Any] = {}
+    for node in graph.nodes:
+        if node.op in ("call_module", "get_attr"):
+            target = str(node.target)
+            owned[target] = leaves[target] if target in leaves else find(root, target)
+    return fx.GraphModule(owned, graph, name)
+
+
+def find(root: nn.Module, target: str) -> Any:
+    """Returns what a dotted target names."""
+    value: Any = root
+    for part in target.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def cone(nodes: Iterable[Any], stop: Callable[[fx.Node], bool] = lambda node: False) -> set[fx.Node]:
+    """Returns the nodes that some nodes need, themselves included."""
+    found: set[fx.Node] = set()
+    waiting = [node for node in nodes if isinstance(node, fx.Node)]
+    while waiting:
+        node = waiting.pop()
+        if node in found:
+            continue
+        found.add(node)
+        if not stop(node):
+            waiting.extend(node.all_input_nodes)
+    return found
+
+
+def is_random(node: fx.Node) -> bool:
+    """Tells whether a node draws random numbers."""
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return name in RANDOM or (name == "in_place_on_copy" and isinstance(node.args[1], str))
+
+
+def same_graph(first: fx.Graph, second: fx.Graph) -> bool:
+    """Tells whether two graphs are the same up to the names of their nodes."""
+    return describe(first) == describe(second)
+
+
+def describe(graph: fx.Graph) -> list[tuple[Any, ...]]:
+    """Returns a graph's nodes with positions in place of names."""
+    positions = {node: position for position, node in enumerate(graph.nodes)}
+    described = []
+    for node in graph.nodes:
+        arguments = fx.map_arg((node.args, node.kwargs), lambda used: f"%{positions[used]}")
+        target = "" if node.op in ("placeholder", "output") else str(node.target)
+        described.append((node.op, target, repr(arguments)))
+    return described
+
+
+def evaluate(
+    graph: fx.Graph, values: Sequence[Any], root: nn.Module, leaves: Mapping[str, nn.Module], remember: bool = True
+) -> Any:
+    """Runs a graph and, where asked to remember, refreshes ``meta["val"]`` of every node."""
+    environment: dict[fx.Node, Any] = {}
+    arguments = iter(values)
+    for node in graph.nodes:
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda used: environment[used])
+        if node.op == "placeholder":
+            value = next(arguments)
+        elif node.op == "output":
+            return args[0]
+        elif node.op == "get_attr":
+            value = find(root, str(node.target))
+        elif node.op == "call_module":
+            target = str(node.target)
+            value = (leaves[target] if target in leaves else find(root, target))(*args, **kwargs)
+        elif node.op == "call_method":
+            value = getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        else:
+            value = node.target(*args, **kwargs)
+        environment[node] = value
+        if remember:
+            node.meta["val"] = pytree.tree_map(lambda leaf: leaf.detach() if isinstance(leaf, torch.Tensor) else leaf, value)
+    raise AssertionError("a graph ends in its output")

@@ -1,0 +1,145 @@
+"""Out-of-place twins of what users write in place.
+
+A step has to be a pure function: an update such as ``self.mem.mul_(beta)`` becomes a new value, and whoever reads the
+tensor afterwards reads that value.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+IN_PLACE_OPERATORS = {
+    "__iadd__": operator.add,
+    "__isub__": operator.sub,
+    "__imul__": operator.mul,
+    "__itruediv__": operator.truediv,
+    "__idiv__": operator.truediv,
+    "__ifloordiv__": operator.floordiv,
+    "__imod__": operator.mod,
+    "__ipow__": operator.pow,
+    "__iand__": operator.and_,
+    "__ior__": operator.or_,
+    "__ixor__": operator.xor,
+}
+
+OPERATORS: dict[str, tuple[Callable[..., Any], bool]] = {
+    "add": (operator.add, False),
+    "__add__": (operator.add, False),
+    "__radd__": (operator.add, True),
+    "sub": (operator.sub, False),
+    "__sub__": (operator.sub, False),
+    "__rsub__": (operator.sub, True),
+    "mul": (operator.mul, False),
+    "__mul__": (operator.mul, False),
+    "__rmul__": (operator.mul, True),
+    "div": (operator.truediv, False),
+    "true_divide": (operator.truediv, False),
+    "__truediv__": (operator.truediv, False),
+    "__rdiv__": (operator.truediv, True),
+    "__rtruediv__": (operator.truediv, True),
+    "__floordiv__": (operator.floordiv, False),
+    "__rfloordiv__": (operator.floordiv, True),
+    "remainder": (operator.mod, False),
+    "__mod__": (operator.mod, False),
+    "__rmod__": (operator.mod, True),
+    "pow": (operator.pow, False),
+    "__pow__": (operator.pow, False),
+    "__rpow__": (operator.pow, True),
+    "matmul": (operator.matmul, False),
+    "__matmul__": (operator.matmul, False),
+    "__rmatmul__": (operator.matmul, True),
+    "gt": (operator.gt, False),
+    "greater": (operator.gt, False),
+    "ge": (operator.ge, False),
+    "lt": (operator.lt, False),
+    "le": (operator.le, False),
+    "eq": (operator.eq, False),
+    "__eq__": (operator.eq, False),
+    "ne": (operator.ne, False),
+    "__ne__": (operator.ne, False),
+    "__and__": (operator.and_, False),
+    "__or__": (operator.or_, False),
+    "__xor__": (operator.xor, False),
+    "neg": (operator.neg, False),
+    "__neg__": (operator.neg, False),
+    "__invert__": (operator.invert, False),
+    "abs": (operator.abs, False),
+    "__getitem__": (operator.getitem, False),
+}
+"""How Python's operators are spelt once they reach a tensor, and whether the operands are swapped. One spelling for
+``a.add(b)``, ``a + b`` and ``torch.add(a, b)``: two idioms of one network give one graph."""
+
+UNARY = frozenset({"neg", "__neg__", "__invert__", "abs"})
+TWINLESS = frozenset({"normal_", "uniform_", "bernoulli_", "random_", "exponential_", "cauchy_", "log_normal_", "geometric_"})
+
+
+def set_item(tensor: torch.Tensor, index: Any, value: Any) -> torch.Tensor:
+    """Returns a copy of a tensor with ``tensor[index] = value``."""
+    written = tensor.clone()
+    written[index] = value
+    return written
+
+
+def overwrite(tensor: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Returns what ``tensor.copy_(value)`` leaves in the tensor."""
+    return value.to(device=tensor.device, dtype=tensor.dtype).expand_as(tensor)
+
+
+def in_place_on_copy(tensor: torch.Tensor, method: str, *args: Any, **kwargs: Any) -> torch.Tensor:
+    """Returns a copy of a tensor with an in-place method applied: for methods that have no out-of-place twin."""
+    written = tensor.clone()
+    getattr(written, method)(*args, **kwargs)
+    return written
+
+
+def write_through(base: torch.Tensor, value: torch.Tensor, view: Callable[..., Any] | str, *args: Any) -> torch.Tensor:
+    """Returns a copy of ``base`` in which the part that ``view`` shows holds ``value``."""
+    written = base.clone()
+    part = getattr(written, view)(*args) if isinstance(view, str) else view(written, *args)
+    part.copy_(value)
+    return written
+
+
+def is_in_place(name: str) -> bool:
+    """Tells whether a tensor method writes its tensor."""
+    return name in IN_PLACE_OPERATORS or name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
+
+
+Call = tuple[str, Any, tuple[Any, ...], dict[str, Any]]
+
+
+def out_of_place(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    """Returns (op, target, args, kwargs) of the node that stands for an in-place call."""
+    if name == "__setitem__":
+        return "call_function", set_item, args, kwargs
+    if name == "copy_":
+        return "call_function", overwrite, args[:2], {}
+    if name == "zero_":
+        return "call_function", torch.zeros_like, args, kwargs
+    if name == "fill_":
+        return "call_function", torch.full_like, args, kwargs
+    if name in IN_PLACE_OPERATORS:
+        return "call_function", IN_PLACE_OPERATORS[name], args, kwargs
+    if name in TWINLESS:
+        return on_copy(name, args, kwargs)
+    return canonical("call_method", name[:-1], args, kwargs)
+
+
+def on_copy(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    """Returns the node that applies an in-place method to a copy."""
+    return "call_function", in_place_on_copy, (args[0], name, *args[1:]), kwargs
+
+
+def canonical(op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    """Spells a call the one way in which the program writes it."""
+    name = target if isinstance(target, str) else getattr(target, "__name__", "")
+    from_torch = op == "call_method" or getattr(torch, name, None) is target
+    wanted = 1 if name in UNARY else 2
+    if from_torch and not kwargs and len(args) == wanted and name in OPERATORS:
+        function, swapped = OPERATORS[name]
+        return "call_function", function, args[::-1] if swapped else args, {}
+    return op, target, args, kwargs

@@ -1,0 +1,116 @@
+"""Numbers in a trace that are the number of time steps."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+from torch import fx
+
+from tracecompile.capture.roll import place_key
+from tracecompile.capture.tracer import Tape
+
+Visits = dict[Any, list[fx.Node]]
+
+
+def make_lengths_symbolic(tapes: tuple[Tape, Tape], lengths: tuple[int, int], growth: dict[Any, int], axis: int) -> None:
+    """Replaces integers that grow with the example's length by the length of the input.
+
+    A counter after ``while t < x.shape[0]`` and ``len(x)`` are plain integers: right at the example's length and wrong at
+    any other, with nothing in one trace to show it. Two traces show it.
+    """
+    first, second = (visits(tape) for tape in tapes)
+    symbols = [Symbol(tape, axis) for tape in tapes]
+    for key, nodes in first.items():
+        others = second.get(key, [])
+        times = growth.get(key, 0)
+        if not times:
+            pairs = list(zip(nodes, others, strict=False))
+            for one, other in pairs:
+                replace_moving((one, other), ([one], [other]), lengths, symbols)
+            continue
+        for turn in range(times):
+            # Both traces are at their second step here, so what differs is the length and not the step.
+            ones, rest = nodes[turn::times], others[turn::times]
+            if len(ones) > 1 and len(rest) > 1:
+                replace_moving((ones[1], rest[1]), (ones, rest), lengths, symbols)
+
+
+def visits(tape: Tape) -> Visits:
+    """Returns the nodes of each place."""
+    found: Visits = {}
+    for node in tape.graph.nodes:
+        key = place_key(node)
+        if key is not None:
+            found.setdefault(key, []).append(node)
+    return found
+
+
+class Symbol:
+    """The number of time steps in one tape, as a node."""
+
+    def __init__(self, tape: Tape, axis: int) -> None:
+        self.tape = tape
+        self.axis = axis
+        self.nodes: dict[int, fx.Node] = {}
+
+    def plus(self, offset: int) -> fx.Node:
+        """Returns the node of the number of steps plus something."""
+        if offset in self.nodes:
+            return self.nodes[offset]
+        source = next(node for node in self.tape.inputs if node is not None and hasattr(node.meta["val"], "shape"))
+        inputs = [node for node in self.tape.graph.nodes if node.op == "placeholder"]
+        length = source.meta["val"].shape[self.axis]
+        with self.tape.graph.inserting_after(self.nodes.get(0, inputs[-1])):
+            if offset == 0:
+                node = self.tape.graph.call_method("size", (source, self.axis))
+            else:
+                base = self.plus(0)
+                node = self.tape.graph.call_function(operator.add, (base, offset))
+                base.append(node)
+        node.meta.update(val=length + offset, where=None, place=None)
+        self.nodes[offset] = node
+        return node
+
+
+def replace_moving(
+    pair: tuple[fx.Node, fx.Node], groups: tuple[list[fx.Node], list[fx.Node]], lengths: tuple[int, int], symbols: list[Symbol]
+) -> None:
+    """Replaces what differs between two nodes by exactly the difference of the lengths, in all visits of the place."""
+    slots = [flat(node) for node in pair]
+    if len(slots[0]) != len(slots[1]):
+        return
+    for position, (one, other) in enumerate(zip(*slots, strict=True)):
+        if type(one) is not int or type(other) is not int or other - one != lengths[1] - lengths[0]:
+            continue
+        offset = one - lengths[0]
+        for group, symbol in zip(groups, symbols, strict=True):
+            for node in group:
+                put(node, position, symbol.plus(offset))
+
+
+def flat(node: fx.Node) -> list[Any]:
+    """Returns the leaves of a node's arguments and keyword arguments."""
+    found: list[Any] = []
+    rebuild((node.args, node.kwargs), lambda leaf: (found.append(leaf), leaf)[1])
+    return found
+
+
+def put(node: fx.Node, position: int, value: fx.Node) -> None:
+    """Replaces one leaf of a node's arguments."""
+    counter = iter(range(1 << 30))
+    args, kwargs = rebuild((node.args, node.kwargs), lambda leaf: value if next(counter) == position else leaf)
+    node.args, node.kwargs = args, kwargs
+
+
+def rebuild(argument: Any, change: Any) -> Any:
+    """Rebuilds an argument leaf by leaf."""
+    if isinstance(argument, tuple):
+        return tuple(rebuild(item, change) for item in argument)
+    if isinstance(argument, list):
+        return [rebuild(item, change) for item in argument]
+    if isinstance(argument, dict):
+        return {key: rebuild(item, change) for key, item in argument.items()}
+    if isinstance(argument, slice):
+        return slice(*(rebuild(item, change) for item in (argument.start, argument.stop, argument.step)))
+    return change(argument)

@@ -1,0 +1,175 @@
+"""Models that loop over time themselves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+from tracecompile.capture.assemble import Assembler
+from tracecompile.capture.build import cone, same_graph
+from tracecompile.capture.copies import share_parameters
+from tracecompile.capture.lengths import make_lengths_symbolic
+from tracecompile.capture.roll import sort_into_steps, visit_counts
+from tracecompile.capture.signature import leaf_names
+from tracecompile.capture.tracer import ModelFailure, Recorder, Tape, TooManySteps
+from tracecompile.errors import UnrollableLoop, UnsupportedState
+from tracecompile.program import StepProgram
+
+SHORT, LONGER = 5, 6
+VISITS = 400
+FEWEST_STEPS = 3
+
+
+def capture_sequence(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepProgram | None:
+    """Captures a loop whose length is that of an input's axis; None where no axis is one."""
+    for axis in range(dimensions(args, kwargs)):
+        short = short_trace(model, args, kwargs, axis, SHORT)
+        if short is None or max(visit_counts(short).values(), default=0) < SHORT - 1:
+            continue
+        longer = short_trace(model, args, kwargs, axis, LONGER)
+        if longer is None:
+            continue
+        before, after = visit_counts(short), visit_counts(longer)
+        growth = {key: count - before.get(key, 0) for key, count in after.items()}
+        if not any(growth.values()):
+            continue
+        program = roll_both(model, (short, longer), growth, axis, pytree.tree_structure((args, kwargs)))
+        if program is not None:
+            return program
+    return None
+
+
+def capture_fixed_loop(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepProgram | None:
+    """Captures a loop whose length the model fixes; None where there is none."""
+    copy = share_parameters(model)
+    tape = Recorder(copy).run(args, kwargs, leaf_names(model, args, kwargs))
+    counts = visit_counts(tape)
+    refusal: UnrollableLoop | None = None
+    for steps in likely_lengths(counts):
+        per_step = {key: visits_in_a_step(count, steps) for key, count in counts.items()}
+        try:
+            loop = sort_into_steps(tape, steps, per_step)
+            root = share_parameters(model)
+            program = Assembler(root, loop, pytree.tree_structure((args, kwargs))).assemble(steps)
+        except UnrollableLoop as error:
+            refusal = refusal or error
+            continue
+        if program is None:
+            return None
+        if tape.written:
+            tape.again = Recorder(share_parameters(copy)).run(args, kwargs, leaf_names(model, args, kwargs))
+        require_own_state(tape)
+        return program
+    if refusal is not None:
+        raise refusal
+    return None
+
+
+def likely_lengths(counts: dict[Any, int]) -> list[int]:
+    """Returns the numbers of visits that most places share, the likeliest number of steps first."""
+    frequency: dict[int, int] = {}
+    for count in counts.values():
+        frequency[count] = frequency.get(count, 0) + 1
+    lengths = [count for count in frequency if count >= FEWEST_STEPS]
+    return sorted(lengths, key=lambda count: (-frequency[count], -count))[:3]
+
+
+def visits_in_a_step(count: int, steps: int) -> int:
+    """Returns how often a place is visited in one step, given all its visits; 0 for one outside the loop."""
+    if count % steps == 0:
+        return count // steps
+    return 1 if count == steps - 1 else 0
+
+
+def dimensions(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """Returns the number of axes of the first tensor argument."""
+    first = first_tensor(args, kwargs)
+    return 0 if first is None else first.dim()
+
+
+def first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
+    """Returns the first tensor among the arguments."""
+    return next((leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)), None)
+
+
+def resized(args: tuple[Any, ...], kwargs: dict[str, Any], axis: int, length: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Cuts or repeats the example to a length along an axis, in every tensor that has the first one's length there."""
+    first = first_tensor(args, kwargs)
+    assert first is not None
+    present = first.shape[axis]
+
+    def change(leaf: Any) -> Any:
+        if isinstance(leaf, torch.Tensor) and leaf.dim() > axis and leaf.shape[axis] == present and present:
+            return leaf.detach().index_select(axis, torch.arange(length, device=leaf.device) % present)
+        return leaf
+
+    changed: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_map(change, (args, kwargs))
+    return changed
+
+
+def short_trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], axis: int, length: int) -> Tape | None:
+    """Traces the model on an example cut along an axis; None where the model cannot take that."""
+    try:
+        copy = share_parameters(model)
+        short_args, short_kwargs = resized(args, kwargs, axis, length)
+        names = leaf_names(model, args, kwargs)
+        tape = Recorder(copy, VISITS).run(short_args, short_kwargs, names)
+        if tape.written:
+            tape.again = Recorder(share_parameters(copy), VISITS).run(short_args, short_kwargs, names)
+        return tape
+    except (ModelFailure, TooManySteps):
+        return None
+
+
+def roll_both(
+    model: nn.Module, tapes: tuple[Tape, Tape], growth: dict[Any, int], axis: int, signature: pytree.TreeSpec
+) -> StepProgram | None:
+    """Rolls both traces and refuses them where they are not the same program."""
+    for tape in tapes:
+        require_own_state(tape)
+    make_lengths_symbolic(tapes, (SHORT, LONGER), growth, axis)
+    programs = []
+    for tape, steps in zip(tapes, (SHORT, LONGER), strict=True):
+        loop = sort_into_steps(tape, steps, growth)
+        programs.append(Assembler(share_parameters(model), loop, signature).assemble(None))
+    short, longer = programs
+    if short is None or longer is None:
+        return None
+    for name in ("prologue", "step", "epilogue"):
+        one, other = getattr(short, name).graph, getattr(longer, name).graph
+        if not same_graph(one, other):
+            raise length_matters(one, other)
+    return short
+
+
+def length_matters(one: fx.Graph, other: fx.Graph) -> UnrollableLoop:
+    """Makes the refusal of a model that computes something else for another length."""
+    where = None
+    for first, second in zip(one.nodes, other.nodes, strict=False):
+        plain = [repr(fx.map_arg((node.args, node.kwargs), lambda used: None)) for node in (first, second)]
+        if first.op != "placeholder" and (str(first.target) != str(second.target) or plain[0] != plain[1]):
+            where = first.meta.get("where")
+            break
+    return UnrollableLoop(
+        "What the model computes depends on the number of time steps in a way that cannot be kept symbolic.",
+        "Compute with x.shape[...] rather than with len(x) or a counter.",
+        where,
+    )
+
+
+def require_own_state(tape: Tape) -> None:
+    """Refuses a loop whose states outlive the sequence: a sequence has to start by itself."""
+    read = {str(node.target) for node in cone(pytree.tree_leaves(tape.result)) if node.op == "get_attr"}
+    left_over = [name for name in tape.written if name in read]
+    changed = tape.again is not None and not same_graph(tape.graph, tape.again.graph)
+    if left_over or changed:
+        name = (left_over or list(tape.written))[0]
+        node = tape.attributes[name]
+        raise UnsupportedState(
+            f"The state {name} is left over from one sequence to the next.",
+            "Set it at the start of forward, before the loop over time.",
+            node.meta.get("where"),
+        )

@@ -1,0 +1,67 @@
+"""Where an operation stands in the user's code: the line to show, and the place to recognise it by."""
+
+from __future__ import annotations
+
+import linecache
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from tracecompile.errors import SourceLine
+
+TORCH = str(Path(torch.__file__).parent) + "/"
+PACKAGE = str(Path(__file__).parent.parent) + "/"
+CAPTURE = str(Path(__file__).parent) + "/"
+
+
+@dataclass(frozen=True)
+class Place:
+    """One point of the user's program, with the calls that led to it.
+
+    Two operations at the same place are two visits of one expression: the time loop came round again.
+
+    Attributes:
+        frames: (file, bytecode offset) of every frame from the model's ``forward`` inwards, outermost first.
+        module_path: Dotted path of the submodule that was running.
+    """
+
+    frames: tuple[tuple[str, str, int], ...]
+    module_path: str
+
+
+def current_place(module_path: str) -> tuple[Place, SourceLine | None]:
+    """Returns the place of the running operation and the user's innermost line."""
+    frames: list[tuple[str, str, int]] = []
+    where: SourceLine | None = None
+    frame = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        file = code.co_filename
+        if file.startswith(CAPTURE):
+            if code.co_name == "run_user_code":
+                break
+        elif not file.startswith(TORCH):
+            frames.append((file, code.co_name, frame.f_lasti))
+            if where is None and not file.startswith(PACKAGE):
+                where = source_line(file, frame.f_lineno, module_path)
+        frame = frame.f_back  # type: ignore[assignment]
+    return Place(tuple(reversed(frames)), module_path), where
+
+
+def source_line(file: str, line: int, module_path: str = "") -> SourceLine:
+    """Reads one line of the user's source."""
+    return SourceLine(file, line, linecache.getline(file, line).strip(), module_path)
+
+
+def line_of_failure(error: BaseException) -> SourceLine | None:
+    """Returns the innermost line of the user's that an exception passed through."""
+    where: SourceLine | None = None
+    trace = error.__traceback__
+    while trace is not None:
+        file = trace.tb_frame.f_code.co_filename
+        if not file.startswith((TORCH, PACKAGE)):
+            where = source_line(file, trace.tb_lineno)
+        trace = trace.tb_next
+    return where

@@ -1,0 +1,94 @@
+"""Python numbers that remember the graph node they came from.
+
+``range(x.shape[0])`` and torch's argument parser want real integers; the program wants to know that a zero tensor's
+batch size *is* the input's. A subclass of int serves both.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from torch import fx
+
+if TYPE_CHECKING:
+    from tracecompile.capture.tracer import Recorder
+
+
+class TracedInt(int):
+    """An integer that is the value of a node."""
+
+    node: fx.Node
+    recorder: Recorder
+
+    def __new__(cls, value: int, node: fx.Node, recorder: Recorder) -> TracedInt:
+        """Makes the integer; ``node`` computes it."""
+        made = super().__new__(cls, value)
+        made.node = node
+        made.recorder = recorder
+        return made
+
+    def __reduce__(self) -> tuple[type[int], tuple[int]]:
+        return int, (int(self),)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> int:
+        return int(self)
+
+    __hash__ = int.__hash__
+
+
+class TracedFloat(float):
+    """A float that is the value of a node."""
+
+    node: fx.Node
+    recorder: Recorder
+
+    def __new__(cls, value: float, node: fx.Node, recorder: Recorder) -> TracedFloat:
+        """Makes the float; ``node`` computes it."""
+        made = super().__new__(cls, value)
+        made.node = node
+        made.recorder = recorder
+        return made
+
+    def __reduce__(self) -> tuple[type[float], tuple[float]]:
+        return float, (float(self),)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> float:
+        return float(self)
+
+    __hash__ = float.__hash__
+
+
+TracedNumber = TracedInt | TracedFloat
+
+
+def plain(value: Any) -> Any:
+    """Returns a number without its node; anything else as it is."""
+    if isinstance(value, TracedInt):
+        return int(value)
+    return float(value) if isinstance(value, TracedFloat) else value
+
+
+def _arithmetic(name: str, reflected: bool) -> Callable[[Any, Any], Any]:
+    function = getattr(operator, name)
+
+    def method(self: TracedNumber, other: Any) -> Any:
+        if not isinstance(other, (int, float)) or isinstance(other, bool):
+            return NotImplemented
+        left, right = (other, self) if reflected else (self, other)
+        return self.recorder.record_number(function, left, right)
+
+    return method
+
+
+def _negated(self: TracedNumber) -> Any:
+    return self.recorder.record_number(operator.neg, self)
+
+
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow"):
+    for _class in (TracedInt, TracedFloat):
+        setattr(_class, f"__{_name}__", _arithmetic(_name, reflected=False))
+        setattr(_class, f"__r{_name}__", _arithmetic(_name, reflected=True))
+for _class in (TracedInt, TracedFloat):
+    setattr(_class, "__neg__", _negated)

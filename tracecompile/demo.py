@@ -1,0 +1,176 @@
+"""``tracecompile demo``: one recurrent network, trained on handwritten digits with and without conversion.
+
+The digits are scikit-learn's bundled set (1,797 images of 8 x 8), each shown as a Bernoulli spike train whose firing
+probability per step is the pixel's brightness. Both trainings start from the same weights and see the same batches and
+the same spikes. Then the sequence gets longer and only the memory of backpropagation through time follows it.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+import tracecompile
+from tracecompile.demo_network import DigitNet
+from tracecompile.demo_result import BYTES_LIMIT, DemoResult, Length, Training
+from tracecompile.diagnostics.check import Cost, measure_step
+
+BATCH = 64
+Progress = Callable[[str], Any]
+
+
+class MissingDependency(ImportError):
+    """A package of the ``demo`` extra is not installed."""
+
+
+@dataclass(frozen=True)
+class Digits:
+    """Images as firing probabilities, [examples, 64] in 0 to 1, and their labels."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    test_images: torch.Tensor
+    test_labels: torch.Tensor
+
+
+def load_digits() -> Digits:
+    """Returns scikit-learn's digits, every fourth one for the test.
+
+    Raises:
+        MissingDependency: scikit-learn is not installed.
+    """
+    try:
+        from sklearn import datasets
+    except ImportError as error:
+        raise MissingDependency("The demo needs scikit-learn: pip install 'tracecompile[demo]'") from error
+    data = datasets.load_digits()
+    images = torch.from_numpy(np.asarray(data.data, dtype=np.float32) / 16.0)
+    labels = torch.from_numpy(np.asarray(data.target, dtype=np.int64))
+    test = torch.arange(len(labels)) % 4 == 0
+    return Digits(images[~test], labels[~test], images[test], labels[test])
+
+
+def spike_trains(images: torch.Tensor, steps: int, generator: torch.Generator) -> torch.Tensor:
+    """Returns Bernoulli spikes [steps, batch, 64] whose probability is the brightness [batch, 64]."""
+    return torch.bernoulli(images.expand(steps, *images.shape), generator=generator)
+
+
+def train(
+    model: nn.Module, digits: Digits, steps: int, epochs: int, seed: int, progress: Progress, name: str
+) -> Training:
+    """Trains with Adam on cross entropy; the same seed gives the same batches and spikes whatever the model is."""
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+    batches = -(-len(digits.labels) // BATCH)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * batches)
+    losses: list[float] = []
+    seconds = 0.0
+    model.train()
+    for epoch in range(epochs):
+        for chosen in torch.split(torch.randperm(len(digits.labels), generator=generator), BATCH):
+            spikes = spike_trains(digits.images[chosen], steps, generator)
+            start = time.perf_counter()
+            optimizer.zero_grad()
+            loss = functional.cross_entropy(model(spikes), digits.labels[chosen])
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+            seconds += time.perf_counter() - start
+            losses.append(float(loss.detach()))
+            progress(f"{name}: epoch {epoch + 1} of {epochs}, loss {losses[-1]:.3f}")
+    loss_fn = partial(functional.cross_entropy, target=digits.labels[:BATCH])
+    cost = measure_step(model, (spike_trains(digits.images[:BATCH], steps, generator),), loss_fn)
+    return Training(accuracy(model, digits, steps, seed), seconds / len(losses), cost.bytes, losses)
+
+
+def accuracy(model: nn.Module, digits: Digits, steps: int, seed: int) -> float:
+    """Returns the share of test digits recognised, in eval mode, with spikes of their own seed."""
+    model.eval()
+    spikes = spike_trains(digits.test_images, steps, torch.Generator().manual_seed(seed + 1))
+    with torch.no_grad():
+        hits = model(spikes).argmax(1) == digits.test_labels
+    return float(hits.float().mean())
+
+
+def measure_lengths(
+    model: nn.Module, net: nn.Module, digits: Digits, lengths: list[int], progress: Progress
+) -> list[Length]:
+    """Runs one training step per length on both; of backpropagation through time only those that fit the limit."""
+    rows: list[Length] = []
+    per_step = 0.0
+    loss = partial(functional.cross_entropy, target=digits.labels[:BATCH])
+    model.train()
+    net.train()
+    for steps in lengths:
+        spikes = spike_trains(digits.images[:BATCH], steps, torch.Generator().manual_seed(steps))
+        progress(f"{steps:,} time steps, converted")
+        converted = measure_step(net, (spikes,), loss)
+        predicted = int(per_step * steps)
+        through: Cost | None = None
+        if predicted <= BYTES_LIMIT:
+            progress(f"{steps:,} time steps, backpropagation through time")
+            through = measure_step(model, (spikes,), loss)
+            per_step, predicted = through.bytes / steps, through.bytes
+        rows.append(Length(steps, converted, through, predicted))
+    return rows
+
+
+def run_demo(
+    steps: int = 100,
+    seed: int = 0,
+    output: Path = Path("tracecompile-demo.png"),
+    quick: bool = False,
+    progress: Progress = lambda text: None,
+) -> DemoResult:
+    """Trains both, lengthens the sequence, saves the picture.
+
+    Args:
+        steps: Time steps of a spike train.
+        seed: Seed of weights, batches and spikes.
+        output: The PNG to write.
+        quick: Few examples and short sequences: every part runs, nothing is learned.
+        progress: Receives a line of text about what happens now.
+
+    Raises:
+        MissingDependency: scikit-learn or matplotlib is not installed.
+    """
+    from tracecompile.demo_plot import draw, require_matplotlib
+
+    require_matplotlib()
+    digits = load_digits()
+    epochs, lengths = 8, [100, 1_000, 10_000]
+    if quick:
+        digits = Digits(digits.images[:256], digits.labels[:256], digits.test_images[:64], digits.test_labels[:64])
+        epochs, lengths = 1, [10, 20, 40]
+    model = DigitNet(seed=seed)
+    net = tracecompile.convert(copy.deepcopy(model))
+    with _one_thread():
+        through_time = train(model, digits, steps, epochs, seed, progress, "backpropagation through time")
+        converted = train(net, digits, steps, epochs, seed, progress, "converted")
+        rows = measure_lengths(model, net, digits, lengths, progress)
+    result = DemoResult(steps, through_time, converted, rows, str(output))
+    draw(result, output)
+    return result
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Matrices this small gain little from a second thread, and threads that wait for each other lose much on a busy
+    machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,1 @@
+"""What a user looks at: fidelity, memory, reports."""

@@ -1,0 +1,153 @@
+"""compare_gradients: how close the gradients of a converted module are to backpropagation through time."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from tracecompile.diagnostics.gradient_table import GradientComparison, GradientRow, compare_tensors
+from tracecompile.diagnostics.report import ConversionReport
+from tracecompile.errors import InvalidInput
+
+__all__ = ["GradientComparison", "GradientRow", "compare_gradients"]
+
+Run = Callable[[Any, Any], Any]
+LossFunction = Callable[[Any], Tensor]
+
+
+class Converted(Protocol):
+    """The part of a ``TracedModule`` that is used here."""
+
+    @property
+    def report(self) -> ConversionReport:
+        """What the compiler found."""
+        ...
+
+    def snapshot(self) -> dict[str, Any]:
+        """Returns the live states and traces."""
+        ...
+
+    def restore(self, snapshot: dict[str, Any], /) -> object:
+        """Puts states and traces back."""
+        ...
+
+    def reset(self) -> object:
+        """Starts a new sequence."""
+        ...
+
+
+def compare_gradients(
+    model: nn.Module, net: nn.Module, inputs: Any, loss_fn: LossFunction, *, run: Run | None = None
+) -> GradientComparison:
+    """Compares the gradients of a converted module with ordinary backpropagation through time.
+
+    Both start a new sequence from the same random state. Neither is changed: not the parameters' ``grad``, not the
+    states, buffers or training flags, not the random number generators.
+
+    Args:
+        model: The model that was converted, with its states as at the start of a sequence.
+        net: ``tracecompile.convert(model)``.
+        inputs: A tensor or a tuple of arguments for one call. For a model whose ``forward`` is one time step, a list
+            (or another iterable) of those, one per step.
+        loss_fn: Maps the outputs (for a step model the list of every step's) to a scalar.
+        run: Calls a module on the inputs and returns its outputs, ``run(module, inputs)``, where the default will not
+            do: a step model that hands its state to the caller needs it.
+
+    Raises:
+        InvalidInput: If a parameter of the model is unknown to ``net``, or no parameter reaches the loss.
+    """
+    call = run or call_or_loop
+    if not isinstance(inputs, (Tensor, tuple, list, Mapping)) and isinstance(inputs, Iterable):
+        inputs = list(inputs)
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    reference_model = _copy(model)
+    reference = _gradients(reference_model, _find(reference_model, names), inputs, loss_fn, call)
+    if all(gradient is None for gradient in reference):
+        raise InvalidInput(
+            "The loss does not depend on any parameter of the model.",
+            "Check that loss_fn uses the outputs and that nothing detaches them.",
+        )
+    with _undisturbed(net, model.training):
+        cast(Converted, net).reset()
+        gradients = _gradients(net, _find(net, names, model), inputs, loss_fn, call)
+    reported = cast(Converted, net).report.parameters
+    rows = []
+    for name, measured, expected in zip(names, gradients, reference, strict=True):
+        entry = reported.get(name)
+        status, reason = (entry.status, entry.reason) if entry else ("", "")
+        rows.append(compare_tensors(name, measured, expected, status, reason))
+    return GradientComparison(tuple(rows))
+
+
+def call_or_loop(module: Any, inputs: Any) -> Any:
+    """Calls a module once with a tensor or a tuple of arguments; with a list, once per entry, and returns the list."""
+    if isinstance(inputs, list):
+        return [call_or_loop(module, step) for step in inputs]
+    return module(*inputs) if isinstance(inputs, tuple) else module(inputs)
+
+
+def _gradients(
+    module: Any, parameters: list[nn.Parameter], inputs: Any, loss_fn: LossFunction, run: Run
+) -> tuple[Tensor | None, ...]:
+    devices = sorted({p.device.index or 0 for p in module.parameters() if p.device.type == "cuda"})
+    with torch.random.fork_rng(devices), torch.enable_grad():
+        loss = loss_fn(run(module, inputs))
+        if not loss.requires_grad or not parameters:
+            return (None,) * len(parameters)
+        return torch.autograd.grad(loss, parameters, allow_unused=True)
+
+
+def _find(module: Any, names: list[str], model: nn.Module | None = None) -> list[nn.Parameter]:
+    """Finds parameters of a module by name; those that it shares with ``model`` by the name that they have there."""
+    by_name = dict(module.named_parameters())
+    owned = {id(parameter) for parameter in by_name.values()}
+    if model is not None:
+        by_name.update((name, p) for name, p in model.named_parameters() if id(p) in owned)
+    missing = [name for name in names if name not in by_name]
+    if missing:
+        raise InvalidInput(
+            f"The converted module has no parameter {missing[0]!r}.", "Compare it with the model that it was made from."
+        )
+    return [by_name[name] for name in names]
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    """Deep copy of a model, also of one whose states are still part of an autograd graph."""
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for leaf in pytree.tree_leaves([dict(vars(module)), dict(module._buffers)]):
+            if isinstance(leaf, Tensor) and not leaf.is_leaf:
+                memo[id(leaf)] = leaf.detach().clone()
+    return copy.deepcopy(model, memo)
+
+
+@contextmanager
+def _undisturbed(net: Any, training: bool) -> Iterator[None]:
+    """Runs a block with the converted module in the model's mode, then puts back its states, buffers and mode."""
+    before = pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), net.snapshot())
+    modules = list(net.modules())
+    modes = [(module, module.training) for module in modules]
+    owned = [(module, name, b) for module in modules for name, b in module._buffers.items() if b is not None]
+    buffers = [(module, name, buffer, buffer.detach().clone()) for module, name, buffer in owned]
+    try:
+        if net.training != training:
+            net.train(training)
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for module, name, buffer, value in buffers:
+            module._buffers[name] = buffer
+            if not torch.equal(buffer, value):
+                with torch.no_grad():
+                    buffer.copy_(value)
+        if pytree.tree_leaves(before):
+            net.restore(before)
+        else:
+            net.reset()

@@ -1,0 +1,107 @@
+"""The table of a gradient comparison: one row per parameter, and which of them is worst."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tracecompile.diagnostics.report import text_table
+from tracecompile.errors import InvalidInput
+
+NO_GRADIENT = "no gradient"
+NOT_FINITE = "not finite"
+
+
+@dataclass(frozen=True)
+class GradientRow:
+    """One parameter's gradient against backpropagation through time.
+
+    Attributes:
+        parameter: Its name.
+        cosine: Cosine of the two gradients; 0 where one is missing or zero, nan where there is nothing to compare.
+        norm_ratio: Norm of the converted gradient over that of the reference; inf where the reference is zero.
+        status: "trace", "exact" or "frozen" as reported by the compiler ("" where it says nothing), "no gradient" where
+            neither side has one, "not finite" where one side holds nan or infinity.
+        reason: The compiler's reason for the status.
+    """
+
+    parameter: str
+    cosine: float
+    norm_ratio: float
+    status: str
+    reason: str = ""
+
+    @property
+    def rank(self) -> float:
+        """The cosine, with minus infinity for a parameter whose gradient could not be judged."""
+        return -math.inf if math.isnan(self.cosine) else self.cosine
+
+
+@dataclass(frozen=True)
+class GradientComparison:
+    """All parameters' gradients against backpropagation through time; printing it gives a table.
+
+    Attributes:
+        rows: One row per trainable parameter, in the model's order.
+    """
+
+    rows: tuple[GradientRow, ...]
+
+    @property
+    def worst(self) -> GradientRow:
+        """The row with the lowest cosine; one that could not be judged at all (cosine nan) is worse than any other.
+
+        Raises:
+            InvalidInput: If the model has no trainable parameter.
+        """
+        if not self.rows:
+            raise InvalidInput("No parameter of the model requires a gradient, so there is nothing to compare.")
+        return min(self.rows, key=lambda row: row.rank)
+
+    def __str__(self) -> str:
+        if not self.rows:
+            return "no trainable parameter"
+        header = ("parameter", "cosine", "norm ratio", "gradient", "reason")
+        cells = [(r.parameter, f"{r.cosine:.6f}", f"{r.norm_ratio:.4g}", r.status, r.reason) for r in self.rows]
+        worst = self.worst
+        return f"{text_table(header, cells)}\nworst: {worst.parameter}, cosine {worst.cosine:.6f}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the table ready for ``json.dumps``; numbers that JSON does not know (nan, inf) become None."""
+        rows = [
+            {
+                "parameter": row.parameter,
+                "cosine": _json_number(row.cosine),
+                "norm_ratio": _json_number(row.norm_ratio),
+                "status": row.status,
+                "reason": row.reason,
+            }
+            for row in self.rows
+        ]
+        return {"rows": rows, "worst": self.worst.parameter if self.rows else None}
+
+
+def compare_tensors(
+    name: str, measured: Tensor | None, expected: Tensor | None, status: str = "", reason: str = ""
+) -> GradientRow:
+    """Compares one gradient with its reference, in float64; None stands for a gradient of zero."""
+    if measured is None and expected is None:
+        return GradientRow(name, math.nan, math.nan, NO_GRADIENT, reason)
+    left, right = (None if g is None else g.detach().to("cpu", torch.float64).flatten() for g in (measured, expected))
+    left_norm, right_norm = (0.0 if g is None else float(g.norm()) for g in (left, right))
+    if not (math.isfinite(left_norm) and math.isfinite(right_norm)):
+        return GradientRow(name, math.nan, math.nan, NOT_FINITE, reason)
+    if left_norm == 0 and right_norm == 0:
+        return GradientRow(name, math.nan, math.nan, NO_GRADIENT, reason)
+    ratio = left_norm / right_norm if right_norm else math.inf
+    if left is None or right is None or not left_norm or not right_norm:
+        return GradientRow(name, 0.0, ratio, status, reason)
+    return GradientRow(name, float((left / left_norm) @ (right / right_norm)), ratio, status, reason)
+
+
+def _json_number(value: float) -> float | None:
+    return value if math.isfinite(value) else None

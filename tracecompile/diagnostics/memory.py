@@ -1,0 +1,123 @@
+"""How much memory training takes: what autograd keeps, what a converted module keeps, the peak of the process.
+
+Bytes are counted per storage, so two views of one tensor count once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+
+class HasSnapshot(Protocol):
+    """Anything whose live states and traces can be listed; a ``TracedModule`` is one."""
+
+    def snapshot(self) -> dict[str, Any]:
+        """Returns the live states and traces."""
+        ...
+
+
+class SavedBytes:
+    """What autograd saved for backward so far; see ``saved_bytes``.
+
+    Attributes:
+        bytes: Sum of the sizes of the distinct storages that were saved.
+        tensors: Number of times that a tensor was saved, repetitions and excluded ones included.
+    """
+
+    def __init__(self, exclude: Iterable[Tensor] = ()) -> None:
+        self.bytes = 0
+        self.tensors = 0
+        # A storage is known by its address, which is unique only while the storage lives: hence the references.
+        self._seen = {_key(tensor): tensor.untyped_storage() for tensor in exclude}
+
+    def add(self, tensor: Tensor) -> None:
+        """Counts one saved tensor."""
+        self.tensors += 1
+        key = _key(tensor)
+        if key not in self._seen:
+            storage = tensor.untyped_storage()
+            self._seen[key] = storage
+            self.bytes += storage.nbytes()
+
+    def release(self) -> None:
+        """Lets go of the storages that were seen; the counts stay."""
+        self._seen.clear()
+
+
+@contextmanager
+def saved_bytes(exclude: Iterable[Tensor] = ()) -> Iterator[SavedBytes]:
+    """Counts the bytes that autograd saves for backward while the block runs.
+
+    It sees what PyTorch's own operations save and what a custom ``autograd.Function`` passes to
+    ``save_for_backward``; it cannot see tensors that a Function stores as plain attributes of its context.
+    What was counted stays in memory until the block ends.
+
+    Args:
+        exclude: Tensors whose storages do not count, such as the parameters and the inputs, which are held anyway.
+
+    Yields:
+        The counter; its ``bytes`` may be read inside the block and after it.
+
+    Example:
+        >>> with saved_bytes(exclude=[*net.parameters(), x]) as saved:
+        ...     loss = net(x).mean()
+        >>> saved.bytes
+    """
+    saved = SavedBytes(exclude)
+
+    def pack(tensor: Tensor) -> Tensor:
+        saved.add(tensor)
+        return tensor
+
+    def unpack(tensor: Tensor) -> Tensor:
+        return tensor
+
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+            yield saved
+    finally:
+        saved.release()
+
+
+def live_state_bytes(net: HasSnapshot) -> int:
+    """Returns the bytes of the states and traces that a converted module keeps between two time steps.
+
+    Args:
+        net: A converted module. Before its first call it keeps nothing.
+
+    Returns:
+        Sum over the distinct storages behind the tensors of ``net.snapshot()``; a snapshot that is a view counts with
+        the whole storage that it keeps alive.
+    """
+    counter = SavedBytes()
+    for leaf in pytree.tree_leaves(net.snapshot()):
+        if isinstance(leaf, Tensor):
+            counter.add(leaf)
+    return counter.bytes
+
+
+def peak_resident_bytes() -> int:
+    """Returns the largest amount of main memory, in bytes, that this process has held since it started.
+
+    It only ever grows: to compare two programs, run each in a process of its own.
+
+    Raises:
+        RuntimeError: On a platform without the ``resource`` module (Windows).
+    """
+    try:
+        import resource
+    except ImportError as error:
+        raise RuntimeError("The peak of resident memory can only be read on Linux and macOS.") from error
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # kilobytes everywhere but on macOS
+
+
+def _key(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)

@@ -1,0 +1,115 @@
+"""The directed graph of a step with its delay edges: the one place that needs networkx.
+
+An fx graph has no cycles, so it cannot show recurrence. Here every carry closes a cycle from the node that makes the next
+state to the placeholder that receives it, and networkx answers the questions that need the cycles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from torch import fx
+
+from tracecompile.errors import UnsupportedState
+from tracecompile.program import StepProgram, step_results
+
+if TYPE_CHECKING:
+    import networkx as nx
+
+# networkx takes a quarter of a second to import: it is imported where a model is compiled, not where the package is.
+
+
+class StepView:
+    """Answers questions about the order and the cycles of a step's nodes."""
+
+    def __init__(self, program: StepProgram) -> None:
+        import networkx as nx
+
+        graph = program.step.graph
+        self.nodes: list[fx.Node] = [node for node in graph.nodes if node.op != "output"]
+        self.position = {node: index for index, node in enumerate(self.nodes)}
+        placeholders = {node.name: node for node in self.nodes if node.op == "placeholder"}
+        next_states = step_results(program.step)[1]
+        self.delayed: dict[fx.Node, fx.Node] = {
+            placeholders[carry.placeholder]: node for carry, node in zip(program.carries, next_states, strict=True)
+        }
+        self._now: nx.DiGraph[fx.Node] = nx.DiGraph()
+        self._now.add_nodes_from(self.nodes)
+        self._now.add_edges_from((source, node) for node in self.nodes for source in node.all_input_nodes)
+
+    def components(self, keep: Callable[[fx.Node], bool]) -> list[tuple[list[fx.Node], bool]]:
+        """Strongly connected components, delays included, of the nodes that ``keep`` accepts.
+
+        Returns:
+            (nodes in the order of the step, whether the component is a cycle), in topological order of the step.
+        """
+        import networkx as nx
+
+        kept = [node for node in self.nodes if keep(node)]
+        graph: nx.DiGraph[fx.Node] = self._now.subgraph(kept).copy()
+        graph.add_edges_from((made, read) for read, made in self.delayed.items() if made in graph and read in graph)
+        groups = [sorted(group, key=self.position.__getitem__) for group in nx.strongly_connected_components(graph)]
+        groups.sort(key=lambda group: self.position[group[-1]])
+        return [(group, len(group) > 1 or graph.has_edge(group[0], group[0])) for group in groups]
+
+    def is_convex(self, nodes: Iterable[fx.Node]) -> bool:
+        """Tells whether no path within one step leaves the nodes and comes back."""
+        inside = set(nodes)
+        after: set[fx.Node] = set()
+        for node in self.nodes:
+            if node in inside:
+                if any(source in after for source in node.all_input_nodes):
+                    return False
+            elif any(source in inside or source in after for source in node.all_input_nodes):
+                after.add(node)
+        return True
+
+    def origin(self, value: fx.Node) -> tuple[fx.Node, int]:
+        """Follows a value through the carries that only hand it on.
+
+        Returns:
+            The node that made it, and how many steps ago.
+        """
+        origin, delay = value, 0
+        while origin in self.delayed:
+            origin, delay = self.delayed[origin], delay + 1
+            if origin is value:
+                raise UnsupportedState(
+                    f"The state {value.name} is read but never changes.", "Pass it as an input or a buffer.", value.meta.get("where")
+                )
+        return origin, delay
+
+
+def blocks_of(edges: Iterable[tuple[int, int, int]], count: int) -> list[tuple[tuple[int, ...], bool]]:
+    """Groups layers that feed each other, in the order in which the forward pass meets them.
+
+    Args:
+        edges: (reader, maker, delay) for every source that a layer reads from a layer.
+        count: Number of layers, numbered in the order of the step.
+
+    Returns:
+        (indices of the layers, whether they are recurrent) per block, makers before readers.
+    """
+    import networkx as nx
+
+    graph: nx.DiGraph[int] = nx.DiGraph()
+    graph.add_nodes_from(range(count))
+    graph.add_edges_from((maker, reader) for reader, maker, _ in edges)
+    condensed = nx.condensation(graph)
+    order = nx.lexicographical_topological_sort(condensed, key=lambda group: min(condensed.nodes[group]["members"]))
+    blocks = []
+    for group in order:
+        members = tuple(sorted(condensed.nodes[group]["members"]))
+        blocks.append((members, len(members) > 1 or graph.has_edge(members[0], members[0])))
+    return blocks
+
+
+def topological_order(edges: Iterable[tuple[int, int]], count: int, key: Callable[[int], int]) -> list[int]:
+    """Orders numbers so that the first of every edge comes before the second, the smallest key first where it is free."""
+    import networkx as nx
+
+    graph: nx.DiGraph[int] = nx.DiGraph()
+    graph.add_nodes_from(range(count))
+    graph.add_edges_from(edges)
+    return list(nx.lexicographical_topological_sort(graph, key=key))

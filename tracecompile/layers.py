@@ -1,0 +1,160 @@
+"""What the passes find out about a step: cores, layers, traces and the order of the backward pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import fx
+
+LayerKind = Literal["spiking", "readout", "stateless", "junction"]
+"""spiking: has a state and emits spikes. readout: has a state and none. stateless: spikes without a state. junction: a value
+without a core that several layers, a delay line or the user reads."""
+
+StateKind = Literal["membrane", "current", "adaptation", "delay line", "accumulator"]
+
+
+@dataclass(frozen=True)
+class Core:
+    """The per-neuron, elementwise part of a layer, as node names of the step in the order of the step.
+
+    Attributes:
+        nodes: Its nodes, without the placeholders of its states.
+        states: Placeholders of the states that it updates.
+        spikes: Those of its nodes that emit spikes.
+    """
+
+    nodes: tuple[str, ...]
+    states: tuple[str, ...]
+    spikes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Statics:
+    """What does not change over time, computed once per sequence.
+
+    Attributes:
+        graph: (*attributes, *invariants) -> values.
+        attributes: Paths in the model of the parameters and buffers that it takes.
+        names: Node names of the values.
+    """
+
+    graph: fx.GraphModule
+    attributes: tuple[str, ...]
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A value that a synapse reads, from the input or from a layer.
+
+    Attributes:
+        value: The node of the step that is read (for a delayed value the placeholder that carries it).
+        origin: The node that made it: an output of a layer, or an input of the step.
+        delay: Steps between the making and the reading.
+    """
+
+    value: str
+    origin: str
+    delay: int = 0
+
+
+@dataclass(frozen=True)
+class Jacobian:
+    """Per-neuron derivatives of a core, each a node of ``graph`` or a constant.
+
+    ``rows`` maps (result, variable) to the index of the derivative in the graph's second result, or to a number where it
+    is the same for every neuron and step. A pair that is missing is zero. Results are the core's outputs and next states
+    (``next:<placeholder>``), variables its currents, states and static values.
+    """
+
+    graph: fx.GraphModule
+    rows: dict[tuple[str, str], int | float]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A local subgraph: synapse, then core.
+
+    Attributes:
+        name: From the user's module or variable.
+        kind: See LayerKind.
+        sources: What the synapse reads, each once.
+        synapse: (*sources, *statics) -> currents.
+        synapse_statics: Names of the static values that the synapse takes.
+        currents: Nodes through which the synapse enters the core.
+        core: (*currents, *states, *statics) -> (outputs, next states); None for a junction, whose output is its current.
+        core_statics: Names of the static values that the core takes.
+        states: Placeholders of the states.
+        state_kinds: What each state is.
+        outputs: Nodes of this layer that another layer or the user reads.
+        spikes: Those nodes of the core that emit spikes.
+        nodes: All nodes of the step that belong to this layer.
+        reset: How the reset meets the gradient, for the report: "none", "in graph" or "detached".
+        response: The rule's local graph (a Jacobian for the measured rule, a rate curve for the analytic one).
+    """
+
+    name: str
+    kind: LayerKind
+    sources: tuple[Source, ...]
+    synapse: fx.GraphModule
+    synapse_statics: tuple[str, ...]
+    currents: tuple[str, ...]
+    core: fx.GraphModule | None
+    core_statics: tuple[str, ...]
+    states: tuple[str, ...]
+    state_kinds: tuple[StateKind, ...]
+    outputs: tuple[str, ...]
+    spikes: tuple[str, ...]
+    nodes: tuple[str, ...]
+    reset: str = "none"
+    response: Any = None
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One trace buffer: the decaying sum of a source's values, kept once whoever reads it.
+
+    Attributes:
+        value: The node of the step whose values are summed.
+        decay: Factor per step in (0, 1), or None for the running mean of the whole sequence.
+        readers: Names of the layers that read it.
+    """
+
+    value: str
+    decay: float | None
+    readers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Layers that feed each other through delays (or a single layer), solved together in the backward pass.
+
+    Attributes:
+        layers: Indices into the program's layers, in the order of the step.
+        recurrent: True where a delayed output of the block is read within it.
+    """
+
+    layers: tuple[int, ...]
+    recurrent: bool
+
+
+@dataclass(frozen=True)
+class Emitted:
+    """The generated code of one time step.
+
+    Attributes:
+        plain: (*inputs, *invariants, *states, *statics) -> (outputs, next states).
+        traced: The same, and with them (values of the traces, derivatives per layer).
+        prologue, epilogue: As in the program, with the model's parameters and buffers as first arguments.
+        arguments: The prologue without the initial states.
+        prologue_attributes, epilogue_attributes: Paths of those.
+    """
+
+    plain: fx.GraphModule
+    traced: fx.GraphModule
+    prologue: fx.GraphModule
+    arguments: fx.GraphModule
+    epilogue: fx.GraphModule
+    prologue_attributes: tuple[str, ...]
+    epilogue_attributes: tuple[str, ...]

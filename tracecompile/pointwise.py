@@ -1,0 +1,101 @@
+"""Which operations act on every neuron by itself, and which of them spike."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+from tracecompile.program import StepProgram, example_value
+
+_NAMES = """
+    add sub mul div true_divide neg rsub pow square sqrt rsqrt reciprocal exp expm1 log log1p sigmoid tanh relu clamp
+    clamp_min clamp_max abs sign sgn floor ceil round trunc where heaviside maximum minimum gt ge lt le eq ne greater
+    greater_equal less less_equal logical_and logical_or logical_not logical_xor lerp addcmul addcdiv softplus sin cos
+    erf erfc logit sinc atan arctan fmod remainder detach clone masked_fill zeros_like ones_like full_like
+    nan_to_num threshold multiply subtract divide negative absolute
+""".split()
+_METHODS_ONLY = "float double half bfloat16 to type type_as contiguous bool int long".split()
+_OPERATORS = "add sub mul truediv neg pow gt ge lt le eq ne and_ or_ invert xor mod floordiv abs pos".split()
+_ACTIVATIONS = "relu sigmoid tanh leaky_relu elu celu selu gelu silu mish softplus hardtanh hardsigmoid hardswish logsigmoid relu6 softsign tanhshrink".split()
+
+_FUNCTIONS: frozenset[Any] = frozenset(
+    [getattr(torch, name) for name in _NAMES if hasattr(torch, name)]
+    + [getattr(operator, name) for name in _OPERATORS]
+    + [getattr(F, name) for name in _ACTIVATIONS]
+)
+_METHODS: frozenset[str] = frozenset(_NAMES + _METHODS_ONLY) | {f"__{name}__" for name in _OPERATORS}
+_MODULES: tuple[type[nn.Module], ...] = (
+    nn.Identity, nn.ReLU, nn.Sigmoid, nn.Tanh, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Softplus, nn.Hardtanh, nn.ReLU6,
+)  # fmt: skip
+_COMPARISONS: frozenset[Any] = frozenset(
+    [getattr(operator, name) for name in "gt ge lt le eq ne".split()]
+    + [getattr(torch, name) for name in "gt ge lt le eq ne greater greater_equal less less_equal heaviside sign sgn".split()]
+)
+_COMPARISON_METHODS = frozenset("gt ge lt le eq ne greater greater_equal less less_equal heaviside sign sgn".split())
+
+
+def is_surrogate(program: StepProgram, node: fx.Node) -> bool:
+    """Tells whether a node is one of the opaque surrogate functions that capture kept."""
+    return node.op == "call_module" and str(node.target) in program.leaves
+
+
+def is_comparison(node: fx.Node) -> bool:
+    """Tells whether a node's value is piecewise constant in its input."""
+    if node.op == "call_method":
+        return node.target in _COMPARISON_METHODS
+    return node.op == "call_function" and node.target in _COMPARISONS
+
+
+def is_pointwise(program: StepProgram, node: fx.Node) -> bool:
+    """Tells whether every element of a node's value depends on the same element of its inputs alone."""
+    if not isinstance(example_value(node), torch.Tensor):
+        return False
+    if node.op == "call_module":
+        module = program.resolve(str(node.target))
+        known = is_surrogate(program, node) and acts_elementwise(module, node) or isinstance(module, _MODULES)
+    elif node.op == "call_method":
+        known = node.target in _METHODS
+    else:
+        known = node.op == "call_function" and node.target in _FUNCTIONS
+    return known and _keeps_shape(node)
+
+
+def _keeps_shape(node: fx.Node) -> bool:
+    shapes = [value.shape for value in map(example_value, node.all_input_nodes) if isinstance(value, torch.Tensor)]
+    return bool(shapes) and torch.broadcast_shapes(*shapes) == example_value(node).shape
+
+
+def acts_elementwise(function: Callable[..., Any], node: fx.Node) -> bool:
+    """Probes an opaque function: permuting the elements of its inputs must permute those of its value."""
+    values = [example_value(argument) if isinstance(argument, fx.Node) else argument for argument in node.args]
+    tensors = [value for value in values if isinstance(value, torch.Tensor)]
+    size = 64
+    order = torch.arange(size - 1, -1, -1, device=tensors[0].device)
+    probes = [torch.linspace(-2 - i, 2 + i, size).to(tensors[0]) for i, _ in enumerate(tensors)]
+
+    def call(inputs: list[torch.Tensor]) -> Any:
+        remaining = iter(inputs)
+        return function(*[next(remaining) if isinstance(value, torch.Tensor) else value for value in values])
+
+    with torch.no_grad():
+        straight, reversed_ = call(probes), call([probe[order] for probe in probes])
+    return isinstance(straight, torch.Tensor) and straight.shape == (size,) and torch.equal(straight[order], reversed_)
+
+
+def emits_spikes(program: StepProgram, node: fx.Node) -> bool:
+    """Probes a surrogate on [-2, 2]: a spike function takes a few integer values and takes more than one."""
+    if not is_surrogate(program, node) or len(node.all_input_nodes) != 1:
+        return False
+    value = example_value(node.all_input_nodes[0])
+    probe = torch.linspace(-2, 2, 257).to(value)
+    with torch.no_grad():
+        result = program.resolve(str(node.target))(probe)
+    if not isinstance(result, torch.Tensor) or result.shape != probe.shape:
+        return False
+    levels = torch.unique(result)
+    return 1 < len(levels) <= 16 and torch.equal(levels, levels.round())

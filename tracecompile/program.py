@@ -1,0 +1,185 @@
+"""StepProgram: the one thing that capture makes and that the passes exchange.
+
+A program is one time step as a pure function, with what runs before the loop over time (``prologue``) and after it
+(``epilogue``). All three are ``torch.fx`` graph modules over values, never over the user's Python state:
+
+    prologue(*leaves of the user's arguments) -> (sequence inputs, invariants, initial states)
+    step(*inputs_t, *invariants, *states)     -> (outputs_t, states')
+    epilogue(*collected, *final states, *invariants) -> leaves of the user's return value
+
+Every group is a tuple. Every node carries ``meta["where"]`` (a SourceLine or None) and every node of the step
+``meta["val"]``, the value that it had while the model was captured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import fx, nn
+
+if TYPE_CHECKING:
+    from torch.utils._pytree import TreeSpec
+
+    from tracecompile.layers import Block, Core, Emitted, Layer, Statics, Trace
+
+Collect = Literal["stack", "last", "sum", "step"]
+"""How the per-step values of one output reach the epilogue: all of them along a new axis 0, the last one, their running
+sum in the order of time, or (step models) this step's."""
+
+
+@dataclass(frozen=True)
+class SequenceInput:
+    """An input that the loop consumes one slice at a time.
+
+    Attributes:
+        name: Name of its placeholder in the step.
+        dim: Its time axis in the value that the prologue hands over; -1 for a step model, where it is one slice already.
+    """
+
+    name: str
+    dim: int
+
+
+@dataclass(frozen=True)
+class Carry:
+    """A value handed from one step to the next.
+
+    Attributes:
+        name: The user's name for it ("lif1.mem", "state[0]", "mem").
+        placeholder: Name of the step's placeholder that receives it.
+        explicit: True where the caller of a step model passes it in and gets it back.
+    """
+
+    name: str
+    placeholder: str
+    explicit: bool = False
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """A per-step value that the epilogue reads.
+
+    Attributes:
+        name: The user's name for it, else that of its node.
+        collect: How it is handed to the epilogue.
+    """
+
+    name: str
+    collect: Collect
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user asked of ``convert``; see there."""
+
+    rule: Literal["measured", "analytic", "bptt"] = "measured"
+    bins: int = 1
+    decay: float | Mapping[str, float] | None = None
+    backend: Literal["auto", "eager", "inductor"] = "auto"
+    chunk: int | None = None
+
+
+@dataclass(frozen=True)
+class StepProgram:
+    """One model, as the compiler sees it.
+
+    Attributes:
+        kind: "sequence" (the model loops over time itself) or "step" (each call is one time step).
+        root: Deep copy of the user's model that shares its Parameters; targets of ``get_attr`` and ``call_module`` nodes
+            resolve in it.
+        leaves: Modules added by capture (opaque surrogate functions), by target name; not part of ``root``.
+        prologue, step, epilogue: See the module docstring.
+        inputs: The sequence inputs, in the order of the step's placeholders.
+        invariants: Names of the step's placeholders for values that do not change over time.
+        carries: The states, in the order of the step's last placeholders and of its second result.
+        outputs: The per-step outputs, in the order of the step's first result.
+        length: Number of steps where the model fixes it, else None (read off the first sequence input).
+        signature: Pytree of the user's (args, kwargs) at capture.
+        result: Pytree of the user's return value; its leaves are what the epilogue returns.
+        explicit_states: For a step model whose caller holds the state: positions of the states among the leaves of the
+            arguments, in the order of the explicit carries. Empty otherwise.
+        notes: Sentences for the report.
+        cores, statics, layers, traces, blocks: Annotations, filled by the passes in this order.
+        emitted: What emit_module makes.
+    """
+
+    kind: Literal["sequence", "step"]
+    root: nn.Module
+    leaves: dict[str, nn.Module]
+    prologue: fx.GraphModule
+    step: fx.GraphModule
+    epilogue: fx.GraphModule
+    inputs: tuple[SequenceInput, ...]
+    invariants: tuple[str, ...]
+    carries: tuple[Carry, ...]
+    outputs: tuple[StepOutput, ...]
+    length: int | None
+    signature: TreeSpec
+    result: TreeSpec
+    explicit_states: tuple[int, ...] = ()
+    settings: Settings = field(default_factory=Settings)
+    notes: tuple[str, ...] = ()
+    cores: tuple[Core, ...] = ()
+    statics: Statics | None = None
+    layers: tuple[Layer, ...] = ()
+    traces: tuple[Trace, ...] = ()
+    blocks: tuple[Block, ...] = ()
+    emitted: Emitted | None = None
+
+    def evolve(self, **changes: Any) -> StepProgram:
+        """Returns a copy with some attributes replaced."""
+        return replace(self, **changes)
+
+    def resolve(self, target: str) -> Any:
+        """Returns the module, parameter or buffer that a node's target names."""
+        value: Any = self.leaves.get(target)
+        if value is None:
+            value = self.root
+            for part in target.split("."):
+                value = getattr(value, part)
+        return value
+
+    def graph_module(self, graph: fx.Graph, name: str) -> fx.GraphModule:
+        """Wraps a graph whose ``call_module`` nodes name modules of this program."""
+        graph.lint()
+        owned = {str(node.target): self.resolve(str(node.target)) for node in graph.nodes if node.op in ("call_module", "get_attr")}
+        return fx.GraphModule(owned, graph, name)
+
+
+def step_results(step: fx.GraphModule) -> tuple[tuple[fx.Node, ...], tuple[fx.Node, ...]]:
+    """Returns the nodes of a step's (outputs, next states)."""
+    output = next(node for node in reversed(step.graph.nodes) if node.op == "output")
+    outputs, states = output.args[0]  # type: ignore[misc]
+    return tuple(outputs), tuple(states)  # type: ignore[arg-type]
+
+
+def example_value(node: fx.Node) -> Any:
+    """Returns the value that a node had while the model was captured."""
+    return node.meta.get("val")
+
+
+def is_tensor(node: fx.Node) -> bool:
+    """Tells whether a node holds a tensor."""
+    return isinstance(example_value(node), torch.Tensor)
+
+
+def static_nodes(program: StepProgram) -> set[fx.Node]:
+    """Returns the nodes of the step whose value is the same at every time step: parameters and what depends on them alone."""
+    found: set[fx.Node] = set()
+    for node in program.step.graph.nodes:
+        if node.op == "placeholder":
+            if node.name in program.invariants:
+                found.add(node)
+        elif node.op != "output" and all(source in found for source in node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+def final_states_read(program: StepProgram) -> tuple[bool, ...]:
+    """Tells for each carry whether the epilogue reads its last value."""
+    placeholders = [node for node in program.epilogue.graph.nodes if node.op == "placeholder"]
+    first = len(program.outputs)
+    return tuple(bool(node.users) for node in placeholders[first : first + len(program.carries)])

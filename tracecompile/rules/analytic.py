@@ -1,0 +1,175 @@
+"""The analytic rule: the mean output of a neuron from its mean current, by a rate curve (``gradient-rules``, section 1).
+
+The constants of the curve (leak, input gain, threshold) are read off the user's own core by evaluating it at a few states, so they
+are functions of the user's parameters and carry their gradients. A core that is no leaky neuron is replayed for a fixed
+number of steps under its constant mean current.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, fx
+from torch.nn import functional as F
+
+from tracecompile.layers import Layer
+from tracecompile.program import StepProgram, example_value
+
+SHARPNESS = 10.0
+"""How sharply the softened curves bend at rheobase and saturation, per unit of rate."""
+REPLAY_STEPS = 64
+"""Steps for which a core without a known curve is replayed."""
+
+Curve = Literal["subtract", "zero", "integrator", "replay"]
+
+
+@dataclass(frozen=True)
+class RateCurve:
+    """The local graph of one core under the analytic rule.
+
+    Attributes:
+        layer: The layer.
+        kind: Leaky neuron with subtractive reset or reset to zero, leaky integrator, or anything else.
+        drive: (currents, states, statics) -> (spike argument, next state); None for "replay" and "integrator".
+    """
+
+    layer: Layer
+    kind: Curve
+    drive: fx.GraphModule | None
+
+    def mean_outputs(self, currents: Mapping[str, Tensor], statics: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Returns the mean of every output under constant currents, with a graph to the currents and statics."""
+        values = [statics[name] for name in self.layer.core_statics]
+        given = [currents[name] for name in self.layer.currents]
+        if self.kind == "replay":
+            return self._replay(given, values)
+        (current,) = given
+        leak, gain, offset = _linear_core(self._next_state, torch.zeros_like(current), values)
+        drive = gain * current + offset
+        if self.kind == "integrator":
+            return {self.layer.outputs[0]: drive / (1 - leak).clamp_min(1e-6)}
+        threshold = self._threshold(torch.zeros_like(current), gain, values)
+        curve = subtractive_rate if self.kind == "subtract" else zero_reset_rate
+        return {self.layer.outputs[0]: curve(drive, leak, threshold)}
+
+    def _next_state(self, current: Tensor, state: Tensor, statics: list[Tensor]) -> Tensor:
+        assert self.layer.core is not None
+        next_state: Tensor = self.layer.core(current, state, *statics)[1][0]
+        return next_state
+
+    def _threshold(self, zero: Tensor, gain: Tensor, statics: list[Tensor]) -> Tensor:
+        """Reads theta off the argument of the spike, k (u - theta): -theta k at rest, and k times the gain per unit of current."""
+        assert self.drive is not None
+        at_rest = self.drive(zero, zero, *statics)
+        slope = self.drive(torch.ones_like(zero), zero, *statics) - at_rest
+        return -at_rest * gain / slope
+
+    def _replay(self, currents: list[Tensor], statics: list[Tensor]) -> dict[str, Tensor]:
+        layer = self.layer
+        assert layer.core is not None
+        shape = torch.broadcast_shapes(*(current.shape for current in currents)) if currents else ()
+        states = [torch.zeros(shape, dtype=currents[0].dtype, device=currents[0].device) for _ in layer.states]
+        totals: list[Tensor] | None = None
+        for _ in range(REPLAY_STEPS):
+            outputs, states = layer.core(*currents, *states, *statics)
+            totals = list(outputs) if totals is None else [total + output for total, output in zip(totals, outputs, strict=True)]
+        assert totals is not None
+        return {name: total / REPLAY_STEPS for name, total in zip(layer.outputs, totals, strict=True)}
+
+
+def subtractive_rate(drive: Tensor, leak: Tensor, threshold: Tensor) -> Tensor:
+    """Rate of a leaky neuron whose reset subtracts the threshold, from the balance of charge.
+
+    clamp((I - theta (1 - beta)) / (beta theta), 0, 1), softened at both ends so that a silent neuron still has a slope.
+    """
+    rate = (drive - threshold * (1 - leak)) / (leak * threshold).clamp_min(1e-6)
+    return _soft_clamp(rate)
+
+
+def zero_reset_rate(drive: Tensor, leak: Tensor, threshold: Tensor) -> Tensor:
+    """Rate of a leaky neuron that is reset to zero, from its interspike interval.
+
+    ln(beta) / ln(1 - theta (1 - beta) / I), with a softplus on I - theta (1 - beta) before the logarithm.
+    """
+    leak = leak.clamp(1e-3, 1 - 1e-6)
+    rheobase = threshold * (1 - leak)
+    above = F.softplus((drive - rheobase) / threshold, beta=SHARPNESS) * threshold
+    rate = torch.log(leak) / torch.log(above / (above + rheobase))
+    return rate - F.softplus(rate - 1, beta=SHARPNESS)
+
+
+def _soft_clamp(rate: Tensor) -> Tensor:
+    return F.softplus(rate, beta=SHARPNESS) - F.softplus(rate - 1, beta=SHARPNESS)
+
+
+def _linear_core(next_state: object, zero: Tensor, statics: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns (leak, gain, offset) of v' = leak v + gain I + offset near rest, differentiable in the statics."""
+    assert callable(next_state)
+    small = torch.full_like(zero, 2.0**-10)
+    offset = next_state(zero, zero, statics)
+    leak = (next_state(zero, small, statics) - offset) / small
+    gain = (next_state(small, zero, statics) - offset) / small
+    return leak, gain, offset
+
+
+def rate_curve(program: StepProgram, layer: Layer) -> RateCurve:
+    """Chooses the curve of a core by evaluating it, on the example, far below and far above its threshold."""
+    replay = RateCurve(layer, "replay", None)
+    assert layer.core is not None
+    if len(layer.states) != 1 or len(layer.currents) != 1 or len(layer.outputs) != 1:
+        return replay
+    nodes = {node.name: node for node in program.step.graph.nodes}
+    current = torch.zeros_like(example_value(nodes[layer.currents[0]]))
+    statics = [example_value(nodes[name]) for name in layer.core_statics]
+    with torch.no_grad():
+        if not layer.spikes:
+            return RateCurve(layer, "integrator", None) if _is_integrator(layer, current, statics) else replay
+        if layer.outputs != layer.spikes:
+            return replay
+        drive = _spike_argument(layer)
+        return _classify(RateCurve(layer, "subtract", drive), current, statics) if drive is not None else replay
+
+
+def _is_integrator(layer: Layer, zero: Tensor, statics: list[Tensor]) -> bool:
+    assert layer.core is not None
+    curve = RateCurve(layer, "integrator", None)
+    leak, gain, offset = _linear_core(curve._next_state, zero, statics)
+    (output,), (state,) = layer.core(torch.full_like(zero, 3.0), torch.full_like(zero, 5.0), *statics)
+    linear = 5 * leak + 3 * gain + offset
+    return torch.equal(output, state) and torch.allclose(state, linear, rtol=1e-3) and bool((leak < 1).all())
+
+
+def _classify(curve: RateCurve, zero: Tensor, statics: list[Tensor]) -> RateCurve:
+    layer = curve.layer
+    assert layer.core is not None
+    leak, gain, offset = _linear_core(curve._next_state, zero, statics)
+    threshold = curve._threshold(zero, gain, statics)
+    above = 3 * threshold / leak
+    (spikes,), (state,) = layer.core(zero, above, *statics)
+    (silent,), _ = layer.core(zero, zero, *statics)
+    if not (torch.equal(spikes, torch.ones_like(spikes)) and not silent.any()):
+        return RateCurve(layer, "replay", None)
+    if torch.allclose(state, leak * above + offset - threshold, rtol=1e-3, atol=1e-4):
+        return curve
+    if torch.equal(state, torch.zeros_like(state)) and bool((leak < 1).all()):
+        return RateCurve(layer, "zero", curve.drive)
+    return RateCurve(layer, "replay", None)
+
+
+def _spike_argument(layer: Layer) -> fx.GraphModule | None:
+    """Returns the core's graph cut at the argument of its spike function."""
+    assert layer.core is not None
+    graph = fx.Graph()
+    values: dict[fx.Node, fx.Node] = {}
+    for node in layer.core.graph.nodes:
+        if node.name == layer.spikes[0]:
+            sources = node.all_input_nodes
+            if len(sources) != 1:
+                return None
+            graph.output(values[sources[0]])
+            return fx.GraphModule(layer.core, graph, "SpikeArgument")
+        values[node] = graph.node_copy(node, values.__getitem__)
+    return None

@@ -1,0 +1,237 @@
+"""Forward-mode differentiation of a core: the graph that computes a step and its per-neuron derivatives.
+
+A core is elementwise, so its Jacobian is a handful of numbers per neuron: the derivative of every result (outputs and next
+states) by every variable (currents, states, parameters). They are written down symbolically, once, from the user's own
+operations; ``detach`` and comparisons have no derivative, surrogates have that of their own ``backward``.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from tracecompile.layers import Jacobian
+from tracecompile.pointwise import is_comparison
+from tracecompile.program import StepProgram
+from tracecompile.rules.slopes import WithSlopes
+
+Derivative = fx.Node | int | float
+"""A derivative: a node of the graph, or a number that holds for every neuron."""
+
+Tangent = dict[str, Derivative]
+"""Derivatives of one value by name of the variable; a missing one is zero."""
+
+_FLAT = frozenset([*(torch.detach, torch.zeros_like, torch.ones_like, torch.full_like, torch.floor, torch.ceil, torch.round)])
+_FLAT_METHODS = frozenset("detach bool int long zeros_like ones_like full_like floor ceil round trunc".split())
+_SAME_METHODS = frozenset("float double half bfloat16 to type type_as contiguous clone".split())
+
+
+def differentiate(program: StepProgram, core: fx.GraphModule, variables: frozenset[str]) -> Jacobian:
+    """Builds the Jacobian of a core.
+
+    Args:
+        program: Owner of the modules that the core calls.
+        core: (*placeholders) -> (outputs, next states).
+        variables: Placeholders to differentiate by.
+
+    Returns:
+        A Jacobian whose graph maps the core's arguments to ((outputs, next states), derivatives).
+    """
+    builder = _Builder(program, core, variables)
+    return builder.build()
+
+
+class _Builder:
+    def __init__(self, program: StepProgram, core: fx.GraphModule, variables: frozenset[str]) -> None:
+        self.program = program
+        self.core = core
+        self.variables = variables
+        self.graph = fx.Graph()
+        self.value: dict[fx.Node, fx.Node] = {}
+        self.tangent: dict[fx.Node, Tangent] = {}
+        self.owned: dict[str, nn.Module] = {}
+
+    def build(self) -> Jacobian:
+        for node in self.core.graph.nodes:
+            if node.op == "placeholder":
+                self.value[node] = self.graph.placeholder(node.name)
+                self.tangent[node] = {node.name: 1} if node.name in self.variables else {}
+            elif node.op == "output":
+                return self._finish(node)
+            else:
+                self.tangent[node] = self._visit(node)
+        raise AssertionError("a graph without an output node")
+
+    def _finish(self, output: fx.Node) -> Jacobian:
+        outputs, states = output.args[0]  # type: ignore[misc]
+        results = [(node.name, node) for node in outputs]  # type: ignore[union-attr]
+        results += [(f"next:{position}", node) for position, node in enumerate(states)]  # type: ignore[arg-type]
+        derivatives: list[fx.Node] = []
+        rows: dict[tuple[str, str], int | float] = {}
+        constants: dict[tuple[str, str], float] = {}
+        for name, node in results:
+            for variable, slope in self.tangent[node].items():
+                if isinstance(slope, fx.Node):
+                    if slope not in derivatives:
+                        derivatives.append(slope)
+                    rows[name, variable] = derivatives.index(slope)
+                else:
+                    constants[name, variable] = float(slope)
+        values = fx.node.map_arg((outputs, states), self.value.__getitem__)
+        self.graph.output((values, tuple(derivatives)))
+        module = fx.GraphModule(self.owned, self.graph, "Jacobian")
+        module.graph.eliminate_dead_code()
+        module.recompile()
+        return Jacobian(module, rows | constants)
+
+    # One node.
+
+    def _visit(self, node: fx.Node) -> Tangent:
+        flows = [s for s in node.all_input_nodes if self.tangent[s]]
+        method = node.target if node.op == "call_method" else None
+        flat = is_comparison(node) or node.target in _FLAT or method in _FLAT_METHODS
+        if not flows or flat:
+            self._copy(node)
+            return {}
+        rule = _RULES.get(node.target)
+        if rule is None and method in _SAME_METHODS:
+            rule = _same
+        if rule is not None and not node.kwargs:
+            self._copy(node)
+            found = rule(self, node, *node.args)
+            if found is not None:
+                return found
+        return self._by_product_of_ones(node)
+
+    def _copy(self, node: fx.Node) -> fx.Node:
+        copy = self.graph.node_copy(node, self.value.__getitem__)
+        self.value[node] = copy
+        if node.op in ("call_module", "get_attr"):
+            self.owned[str(node.target)] = self.program.resolve(str(node.target))
+        return copy
+
+    def _by_product_of_ones(self, node: fx.Node) -> Tangent:
+        wanted = tuple(i for i, a in enumerate(node.args) if isinstance(a, fx.Node) and self.tangent[a])
+        operation = self.program.resolve(str(node.target)) if node.op == "call_module" else node.target
+        target = f"slopes_{node.name}"
+        self.owned[target] = WithSlopes(operation, node.op, wanted)  # type: ignore[arg-type]
+        args = fx.node.map_arg(node.args, self.value.__getitem__)
+        kwargs = fx.node.map_arg(node.kwargs, self.value.__getitem__)
+        call = self.graph.call_module(target, args, kwargs)  # type: ignore[arg-type]
+        self.value[node] = self.graph.call_function(operator.getitem, (call, 0))
+        slopes = [self.graph.call_function(operator.getitem, (call, i + 1)) for i in range(len(wanted))]
+        return self.total(*((slope, self.tangent[node.args[i]]) for slope, i in zip(slopes, wanted, strict=True)))  # type: ignore[index]
+
+    # Arithmetic on derivatives, with the zeros and ones left out.
+
+    def total(self, *terms: tuple[Derivative, Tangent]) -> Tangent:
+        """Returns the sum of factor times tangent."""
+        found: Tangent = {}
+        for factor, tangent in terms:
+            for variable, slope in tangent.items():
+                product = self.times(factor, slope)
+                found[variable] = self.plus(found[variable], product) if variable in found else product
+        return {variable: slope for variable, slope in found.items() if isinstance(slope, fx.Node) or slope != 0}
+
+    def times(self, left: Derivative, right: Derivative) -> Derivative:
+        """Returns a product."""
+        if not isinstance(left, fx.Node) and not isinstance(right, fx.Node):
+            return left * right
+        for one, other in ((left, right), (right, left)):
+            if not isinstance(one, fx.Node):
+                if one in (0, 1):
+                    return other if one == 1 else 0
+                if one == -1:
+                    return self.graph.call_function(operator.neg, (other,))
+        return self.graph.call_function(operator.mul, (left, right))
+
+    def plus(self, left: Derivative, right: Derivative) -> Derivative:
+        """Returns a sum."""
+        if not isinstance(left, fx.Node) and not isinstance(right, fx.Node):
+            return left + right
+        if left == 0 or right == 0:
+            return right if left == 0 else left
+        return self.graph.call_function(operator.add, (left, right))
+
+    def of(self, argument: Any) -> Tangent:
+        """Returns the tangent of an argument."""
+        return self.tangent[argument] if isinstance(argument, fx.Node) else {}
+
+    def val(self, argument: Any) -> Any:
+        """Returns the value of an argument in the new graph."""
+        return self.value[argument] if isinstance(argument, fx.Node) else argument
+
+    def call(self, function: Callable[..., Any], *args: Any) -> fx.Node:
+        """Adds a call."""
+        return self.graph.call_function(function, args)
+
+
+def _same(b: _Builder, node: fx.Node, a: Any, *rest: Any) -> Tangent:
+    return dict(b.of(a))
+
+
+def _add(b: _Builder, node: fx.Node, left: Any, right: Any) -> Tangent:
+    return b.total((1, b.of(left)), (1, b.of(right)))
+
+
+def _sub(b: _Builder, node: fx.Node, left: Any, right: Any) -> Tangent:
+    return b.total((1, b.of(left)), (-1, b.of(right)))
+
+
+def _rsub(b: _Builder, node: fx.Node, left: Any, right: Any) -> Tangent:
+    return _sub(b, node, right, left)
+
+
+def _mul(b: _Builder, node: fx.Node, left: Any, right: Any) -> Tangent:
+    return b.total((b.val(right), b.of(left)), (b.val(left), b.of(right)))
+
+
+def _div(b: _Builder, node: fx.Node, left: Any, right: Any) -> Tangent:
+    one_over = b.call(operator.truediv, 1, b.val(right)) if isinstance(right, fx.Node) else 1 / right
+    terms = [(one_over, b.of(left))]
+    if b.of(right):
+        terms.append((b.times(-1, b.times(one_over, b.value[node])), b.of(right)))
+    return b.total(*terms)
+
+
+def _neg(b: _Builder, node: fx.Node, a: Any) -> Tangent:
+    return b.total((-1, b.of(a)))
+
+
+def _exp(b: _Builder, node: fx.Node, a: Any) -> Tangent:
+    return b.total((b.value[node], b.of(a)))
+
+
+def _sigmoid(b: _Builder, node: fx.Node, a: Any) -> Tangent:
+    value = b.value[node]
+    return b.total((b.call(operator.mul, value, b.call(operator.sub, 1, value)), b.of(a)))
+
+
+def _tanh(b: _Builder, node: fx.Node, a: Any) -> Tangent:
+    value = b.value[node]
+    return b.total((b.call(operator.sub, 1, b.call(operator.mul, value, value)), b.of(a)))
+
+
+def _where(b: _Builder, node: fx.Node, condition: Any, left: Any, right: Any) -> Tangent:
+    found: Tangent = {}
+    for variable in {**b.of(left), **b.of(right)}:
+        sides = [b.of(side).get(variable, 0) for side in (left, right)]
+        filled = [b.graph.call_function(torch.full_like, (b.value[node], float(s))) if not isinstance(s, fx.Node) else s for s in sides]
+        found[variable] = b.call(torch.where, b.val(condition), *filled)
+    return found
+
+
+_Rule = Callable[..., Tangent | None]
+_RULES: dict[Any, _Rule] = {
+    operator.add: _add, torch.add: _add, "add": _add, "__add__": _add,
+    operator.sub: _sub, torch.sub: _sub, "sub": _sub, "__sub__": _sub, torch.rsub: _rsub,
+    operator.mul: _mul, torch.mul: _mul, "mul": _mul, "__mul__": _mul,
+    operator.truediv: _div, torch.div: _div, "div": _div, torch.true_divide: _div,
+    operator.neg: _neg, torch.neg: _neg, "neg": _neg,
+    torch.exp: _exp, "exp": _exp, torch.sigmoid: _sigmoid, "sigmoid": _sigmoid, torch.tanh: _tanh, "tanh": _tanh,
+    torch.where: _where, torch.clone: _same,
+}  # fmt: skip

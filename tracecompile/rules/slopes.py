@@ -1,0 +1,52 @@
+"""Derivatives of single operations that have no entry in the table of ``jacobian``: taken from the operation itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class WithSlopes(nn.Module):
+    """Calls an elementwise operation and returns its value with its derivative for chosen arguments.
+
+    The derivatives are one vector-Jacobian product of ones, so they are those of the user's own ``backward``: a surrogate's
+    derivative is whatever the user wrote. Arguments that broadcast are expanded first, so that every element of the
+    value has a derivative of its own.
+    """
+
+    def __init__(self, operation: Callable[..., Any], kind: str, wanted: tuple[int, ...]) -> None:
+        """Keeps the operation.
+
+        Args:
+            operation: A module, a function, or for ``kind`` "call_method" the method's name.
+            kind: The fx opcode.
+            wanted: Positions of the arguments to differentiate by.
+        """
+        super().__init__()
+        self.operation = operation
+        self.kind = kind
+        self.wanted = wanted
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, ...]:
+        """Returns (value, derivative by the first wanted argument, ...), each of the value's shape, without a graph."""
+        shape = torch.broadcast_shapes(*(a.shape for a in args if isinstance(a, torch.Tensor)))
+        with torch.enable_grad():
+            leaves = {position: args[position].detach().expand(shape).requires_grad_() for position in self.wanted}
+            given = [leaves.get(position, argument) for position, argument in enumerate(args)]
+            value = self._call(*given, **kwargs)
+            if not value.requires_grad:
+                slopes = tuple(torch.zeros_like(leaf) for leaf in leaves.values())
+            else:
+                found = torch.autograd.grad(value, list(leaves.values()), torch.ones_like(value), allow_unused=True)
+                slopes = tuple(
+                    torch.zeros_like(leaf) if slope is None else slope for slope, leaf in zip(found, leaves.values(), strict=True)
+                )
+        return (value.detach(), *slopes)
+
+    def _call(self, *args: Any, **kwargs: Any) -> Any:
+        if self.kind == "call_method":
+            return getattr(args[0], str(self.operation))(*args[1:], **kwargs)
+        return self.operation(*args, **kwargs)

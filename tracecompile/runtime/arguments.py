@@ -1,0 +1,113 @@
+"""Lays the arguments of a call over those that the model was captured with."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from tracecompile.errors import InvalidInput
+from tracecompile.program import StepProgram
+
+
+@dataclass(frozen=True)
+class Call:
+    """The leaves of one call.
+
+    Attributes:
+        leaves: Tensors and numbers that are no states, in the order of the prologue's placeholders.
+        states: States that the caller handed in, in the order of the explicit carries; None where it left them out.
+    """
+
+    leaves: tuple[Any, ...]
+    states: tuple[Tensor, ...] | None
+
+
+class Arguments:
+    """Binds calls of one model to its captured signature."""
+
+    def __init__(self, model: nn.Module, program: StepProgram, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Remembers the call that the model was captured with; whatever was no tensor or number there stays fixed."""
+        self.signature = inspect.signature(model.forward)
+        count = program.signature.num_leaves
+        positional, keywords = pytree.tree_unflatten(list(range(count)), program.signature)
+        self.positions: dict[str, Any] = self.signature.bind(*positional, **keywords).arguments
+        self.states = frozenset(program.explicit_states)
+        self.order = program.explicit_states
+        self.count = count
+        given = self.signature.bind(*args, **kwargs).arguments
+        self.fixed = {
+            name: [leaf for leaf in pytree.tree_leaves(value) if not _varies(leaf)]
+            for name, value in given.items()
+            if not self._is_state(name)
+        }
+        placeholders = [node for node in program.prologue.graph.nodes if node.op == "placeholder"]
+        self.ranks = [value.ndim if isinstance(value := node.meta.get("val"), Tensor) else None for node in placeholders]
+        self.names = [node.name for node in placeholders]
+
+        self.kinds = self._kinds(given)
+
+    def fits(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Tells whether the tensors of a call have the dtypes and devices of the captured one."""
+        try:
+            return self._kinds(self.signature.bind(*args, **kwargs).arguments) == self.kinds
+        except TypeError:
+            return True  # bind says what is wrong
+
+    def _kinds(self, given: dict[str, Any]) -> list[tuple[torch.dtype, torch.device]]:
+        tensors = [leaf for name, value in given.items() if not self._is_state(name) for leaf in pytree.tree_leaves(value)]
+        return [(leaf.dtype, leaf.device) for leaf in tensors if isinstance(leaf, Tensor)]
+
+    def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        """Returns the leaves of a call.
+
+        Raises:
+            InvalidInput: The structure, a rank or a fixed argument differs from the call that was captured, an input is
+                not finite, or a tensor has no elements.
+        """
+        try:
+            given = self.signature.bind(*args, **kwargs).arguments
+        except TypeError as fault:
+            raise InvalidInput(f"The call does not fit the model: {fault}.") from None
+        leaves: dict[int, Any] = {}
+        for name, positions in self.positions.items():
+            value = given.get(name, self.signature.parameters[name].default)
+            if self._is_state(name) and (value is None or value is inspect.Parameter.empty):
+                continue
+            flat, spec = pytree.tree_flatten(value)
+            places, expected = pytree.tree_flatten(positions)
+            if spec != expected:
+                raise InvalidInput(f"The argument {name} has another structure than at conversion.", "Convert again with it.")
+            if not self._is_state(name) and [leaf for leaf in flat if not _varies(leaf)] != self.fixed.get(name, []):
+                raise InvalidInput(f"The argument {name} has another value than at conversion.", "Convert again with that value.")
+            leaves.update(zip(places, flat, strict=True))
+        states = tuple(leaves[place] for place in self.order if place in leaves)
+        varying = tuple(leaves[place] for place in range(self.count) if place in leaves and place not in self.states and _varies(leaves[place]))
+        self._check(varying)
+        return Call(varying, states if len(states) == len(self.order) and states else None)
+
+    def _is_state(self, name: str) -> bool:
+        places = pytree.tree_leaves(self.positions.get(name))
+        return bool(places) and all(place in self.states for place in places)
+
+    def _check(self, leaves: tuple[Any, ...]) -> None:
+        for name, rank, leaf in zip(self.names, self.ranks, leaves, strict=False):
+            if not isinstance(leaf, Tensor):
+                continue
+            if rank is not None and leaf.ndim != rank:
+                raise InvalidInput(
+                    f"The input {name} has {leaf.ndim} dimensions {tuple(leaf.shape)}, but the model was converted with {rank}.",
+                    "Pass an input of the same rank, or convert again with one.",
+                )
+            if leaf.numel() == 0:
+                raise InvalidInput(f"The input {name} is empty: its shape is {tuple(leaf.shape)}.", "Pass at least one time step and one sample.")
+            if leaf.is_floating_point() and not bool(torch.isfinite(leaf).all()):
+                raise InvalidInput(f"The input {name} holds NaN or infinity.", "Clean the data before it reaches the network.")
+
+
+def _varies(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) or (isinstance(leaf, (int, float)) and not isinstance(leaf, bool))

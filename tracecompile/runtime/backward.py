@@ -1,0 +1,162 @@
+"""From learning signals on the outputs of a sequence to gradients of its parameters, initial states and inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tracecompile.layers import Jacobian, Layer, Source
+from tracecompile.passes.insert_input_traces import layer_decay
+from tracecompile.program import StepProgram
+from tracecompile.rules.analytic import RateCurve
+from tracecompile.runtime.local import LocalGraph, Response, Signals
+from tracecompile.runtime.record import Record
+from tracecompile.runtime.solve import Solver
+from tracecompile.runtime.statistics import Responses
+
+
+@dataclass(frozen=True)
+class MeasuredResponse:
+    """Responses as they were recorded."""
+
+    responses: Responses
+
+    def signal(self, layer: Layer, current: str, signals: Signals, index: int) -> Tensor | None:
+        """See Response."""
+        return self.responses.pulled(current, signals, index)
+
+    def parameter_signals(self, layer: Layer, signals: Signals) -> dict[str, Tensor]:
+        """See Response."""
+        names = [name for name in self.responses.slots if name not in layer.currents]
+        found = ((name, self.responses.pulled(name, signals, 0)) for name in names)
+        return {name: signal for name, signal in found if signal is not None}
+
+
+@dataclass(frozen=True)
+class JunctionResponse:
+    """A junction hands on what it receives."""
+
+    def signal(self, layer: Layer, current: str, signals: Signals, index: int) -> Tensor | None:
+        """See Response."""
+        return signals[layer.outputs[0]][index]
+
+    def parameter_signals(self, layer: Layer, signals: Signals) -> dict[str, Tensor]:
+        """See Response."""
+        return {}
+
+
+class AnalyticResponse:
+    """Slopes of the rate curve at the mean currents."""
+
+    def __init__(self, curve: RateCurve, currents: Mapping[str, Tensor], statics: Mapping[str, Tensor]) -> None:
+        """Evaluates the curve, with a graph."""
+        with torch.enable_grad():
+            self.currents = {name: value.detach().requires_grad_() for name, value in currents.items()}
+            names = curve.layer.core_statics
+            self.statics = {name: statics[name] for name in names if statics[name].requires_grad}
+            self.outputs = curve.mean_outputs(self.currents, statics)
+
+    def signal(self, layer: Layer, current: str, signals: Signals, index: int) -> Tensor | None:
+        """See Response."""
+        return self._pull([self.currents[current]], signals)[0]
+
+    def parameter_signals(self, layer: Layer, signals: Signals) -> dict[str, Tensor]:
+        """See Response."""
+        found = self._pull(list(self.statics.values()), signals)
+        return {name: signal for name, signal in zip(self.statics, found, strict=True) if signal is not None}
+
+    def _pull(self, inputs: list[Tensor], signals: Signals) -> Sequence[Tensor | None]:
+        given = {name: rows[0] for name, rows in signals.items() if rows[0] is not None and self.outputs[name].requires_grad}
+        if not given or not inputs:
+            return [None] * len(inputs)
+        outputs = [self.outputs[name] for name in given]
+        pulls = [signal.to(out.dtype) for signal, out in zip(given.values(), outputs, strict=True) if signal is not None]
+        return torch.autograd.grad(outputs, inputs, pulls, retain_graph=True, allow_unused=True)
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """What one backward pass found.
+
+    Attributes:
+        parameters: Gradients of Parameters.
+        initial: Of initial states, by placeholder.
+        inputs: Of the mean input per bin, by the input's placeholder.
+        solver: Residuals of the recurrent blocks are there.
+    """
+
+    parameters: dict[nn.Parameter, Tensor]
+    initial: dict[str, Tensor]
+    inputs: dict[str, list[Tensor | None]]
+    solver: Solver
+
+
+class BackwardPass:
+    """Runs the local graphs of one record."""
+
+    def __init__(self, program: StepProgram, record: Record, statics: Mapping[str, Tensor], wanted_inputs: set[str]) -> None:
+        """Prepares the pass.
+
+        Args:
+            program: After all passes.
+            record: Of the sequence.
+            statics: Static values with their graph to the parameters.
+            wanted_inputs: Placeholders of the inputs whose gradient is wanted.
+        """
+        self.program, self.record = program, record
+        self.statics = statics
+        self.wanted = wanted_inputs | {output for layer in program.layers for output in layer.outputs}
+
+    def run(self, signals: Sequence[tuple[Source, Tensor]]) -> Gradients:
+        """Turns learning signals on what the user read, each (bins, *shape), into gradients."""
+        leaves = {
+            name: value.detach().requires_grad_(value.requires_grad) if isinstance(value, Tensor) else value
+            for name, value in self.statics.items()
+        }
+        graphs = {layer.name: self._graph(layer, leaves) for layer in self.program.layers}
+        responses = {layer.name: self._response(layer, graphs[layer.name], leaves) for layer in self.program.layers}
+        delays = {s.delay for layer in self.program.layers for s in layer.sources} | {s.delay for s, _ in signals}
+        overlap = {delay: self.record.bins.overlap(delay) for delay in delays if delay}
+        solver = Solver(self.program, overlap, self.record.bins.count, responses, graphs)
+        for source, rows in signals:
+            for index, signal in enumerate(rows):
+                solver.add(source.origin, source.delay, index, signal)
+        solver.run()
+        inputs = {x.name: solver.signals[x.name] for x in self.program.inputs if x.name in solver.signals}
+        return Gradients(self._through_statics(solver), solver.initial, inputs, solver)
+
+    def _graph(self, layer: Layer, statics: Mapping[str, Tensor]) -> LocalGraph:
+        decay = layer_decay(self.program, layer)
+        buffers = {source.value: self.record.traces[source.value, decay] for source in layer.sources}
+        means = [{name: buffer.mean(index) for name, buffer in buffers.items()} for index in range(self.record.bins.count)]
+        return LocalGraph(layer, means, statics, {s.value for s in layer.sources if s.origin in self.wanted})
+
+    def _response(self, layer: Layer, graph: LocalGraph, statics: Mapping[str, Tensor]) -> Response:
+        if isinstance(layer.response, Jacobian):
+            return MeasuredResponse(self.record.responses[layer.name])
+        if isinstance(layer.response, RateCurve):
+            currents = dict(zip(layer.currents, graph.currents[0], strict=True))
+            return AnalyticResponse(layer.response, currents, statics)
+        return JunctionResponse()
+
+    def _through_statics(self, solver: Solver) -> dict[nn.Parameter, Tensor]:
+        """Adds to the synapses' gradients what reaches parameters through static values."""
+        found = dict(solver.weights)
+        names = [name for name in solver.statics if self.statics[name].requires_grad]
+        if names:
+            outputs = [self.statics[name] for name in names]
+            pulls = [_reduced(solver.statics[name], value) for name, value in zip(names, outputs, strict=True)]
+            parameters = [p for p in self.program.root.parameters() if p.requires_grad]
+            gradients = torch.autograd.grad(outputs, parameters, pulls, retain_graph=True, allow_unused=True)
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                if gradient is not None:
+                    found[parameter] = found[parameter] + gradient if parameter in found else gradient
+        return found
+
+
+def _reduced(signal: Tensor, value: Tensor) -> Tensor:
+    """Sums a signal that is per neuron and sample to the shape of a value that they share."""
+    return signal.sum_to_size(value.shape).to(value.dtype)

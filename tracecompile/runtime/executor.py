@@ -1,0 +1,230 @@
+"""Runs the emitted code of a program: prologue, steps, epilogue."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tracecompile.errors import InvalidInput
+from tracecompile.program import StepProgram
+from tracecompile.runtime.anchors import spread, total
+from tracecompile.runtime.bins import Bins
+from tracecompile.runtime.window import Window, find_ports
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a sequence starts from."""
+
+    inputs: tuple[Tensor, ...]
+    invariants: tuple[Any, ...]
+    initial: tuple[Tensor, ...]
+    device: torch.device | None
+
+
+class Executor:
+    """The code of one program, ready to run on tensors of any batch size, length, dtype and device."""
+
+    def __init__(self, program: StepProgram) -> None:
+        """Takes a program that has gone through all passes."""
+        assert program.emitted is not None and program.statics is not None
+        self.program = program
+        self.emitted = program.emitted
+        self.static_code = program.statics
+        self.ports = find_ports(program)
+        self.rule = program.settings.rule
+
+    # Pieces.
+
+    def attributes(self, paths: Sequence[str], device: torch.device | None) -> list[Any]:
+        """Returns the model's parameters and buffers as they are now."""
+        found = [self.program.resolve(path) for path in paths]
+        return [_on_device(value, device) for value in found]
+
+    def prepare(self, leaves: Sequence[Any], given: Sequence[Tensor] | None = None) -> Prepared:
+        """Runs the prologue.
+
+        Args:
+            leaves: The call's leaves.
+            given: States that the caller handed in instead of the initial ones.
+        """
+        device = next((leaf.device for leaf in leaves if isinstance(leaf, Tensor)), None)
+        code = self.emitted.prologue if given is None else self.emitted.arguments
+        attributes = self.attributes(self.emitted.prologue_attributes, device)
+        found = code(*attributes, *leaves)
+        inputs, invariants = found[:2]
+        initial = tuple(given) if given is not None else found[2]
+        missing = [c.name for c, value in zip(self.program.carries, initial, strict=True) if value is None]
+        if missing:
+            raise InvalidInput(f"The model needs a state for {', '.join(missing)}.", "Hand it in, as the model itself requires it.")
+        return Prepared(tuple(inputs), tuple(invariants), tuple(initial), device)
+
+    def statics(self, prepared: Prepared) -> dict[str, Any]:
+        """Returns what does not change over time, with its graph to the parameters if grad is enabled."""
+        attributes = self.attributes(self.static_code.attributes, prepared.device)
+        values = self.static_code.graph(*attributes, *prepared.invariants)
+        return dict(zip(self.static_code.names, values, strict=True))
+
+    def finish(self, collected: Sequence[Any], states: Sequence[Tensor], invariants: Sequence[Any]) -> list[Any]:
+        """Runs the epilogue."""
+        device = next((s.device for s in (*collected, *states) if isinstance(s, Tensor)), None)
+        attributes = self.attributes(self.emitted.epilogue_attributes, device)
+        return list(self.emitted.epilogue(*attributes, *collected, *states, *invariants))
+
+    def wants_record(self, prepared: Prepared) -> bool:
+        """Tells whether this call will be trained by the rule."""
+        if not torch.is_grad_enabled() or self.rule == "bptt":
+            return False
+        trained = any(parameter.requires_grad for parameter in self.program.root.parameters())
+        return trained or any(value.requires_grad for value in (*prepared.inputs, *prepared.initial))
+
+    # Whole sequences.
+
+    def sequence(self, leaves: Sequence[Any], bins: int) -> tuple[list[Any], Window | None]:
+        """Runs a whole sequence; returns the leaves of the model's result, and the window where it was recorded."""
+        prepared = self.prepare(leaves)
+        steps = self._length(prepared)
+        if self.wants_record(prepared):
+            return self._recorded(prepared, steps, bins)
+        states: Sequence[Tensor] = prepared.initial
+        collector = Collector(self.program)
+        statics = self._argument_statics(self.statics(prepared))
+        for time in range(steps):
+            inputs = self._slices(prepared.inputs, time)
+            outputs, states = self.emitted.plain(*inputs, *prepared.invariants, *states, *statics)
+            collector.add(outputs)
+        return self.finish(collector.results(), states, prepared.invariants), None
+
+    def _recorded(self, prepared: Prepared, steps: int, bins: int) -> tuple[list[Any], Window]:
+        window = Window(self.program, Bins.over(steps, bins), self.statics(prepared), prepared.initial)
+        collector = Collector(self.program)
+        with torch.no_grad():
+            states: Sequence[Tensor] = [state.detach() for state in prepared.initial]
+            inputs_of = [value.detach() for value in prepared.inputs]
+            statics = [_detached(value) for value in self._argument_statics(window.statics)]
+            invariants = [_detached(value) for value in prepared.invariants]
+            for time in range(steps):
+                inputs = self._slices(inputs_of, time)
+                (outputs, states), traced, of_layers = self.emitted.traced(*inputs, *invariants, *states, *statics)
+                window.record.add(states, traced, of_layers)
+                collector.add(outputs)
+            collected = collector.results()
+        axes = {x.name: (value, x.dim) for x, value in zip(self.program.inputs, prepared.inputs, strict=True)}
+        window.anchor(self.ports, [*collector.one_step(), *states], axes)
+        widths = window.record.bins.widths()
+        outputs = [
+            value if anchor is None else value + _collected_anchor(anchor, output.collect, widths)
+            for value, anchor, output in zip(collected, window.anchors, self.program.outputs, strict=False)
+        ]
+        states = with_anchors(states, window.anchors[len(outputs) :])
+        return self.finish(outputs, states, prepared.invariants), window
+
+    def _argument_statics(self, statics: Mapping[str, Any]) -> list[Any]:
+        placeholders = set(self.program.invariants)
+        return [statics[name] for name in self.static_code.names if name not in placeholders]
+
+    def _slices(self, inputs: Sequence[Tensor], time: int) -> list[Tensor]:
+        return [value.select(x.dim, time) for x, value in zip(self.program.inputs, inputs, strict=True)]
+
+    def _length(self, prepared: Prepared) -> int:
+        if self.program.length is not None:
+            return self.program.length
+        lengths = {value.shape[x.dim] for x, value in zip(self.program.inputs, prepared.inputs, strict=True)}
+        if len(lengths) > 1 or 0 in lengths:
+            raise InvalidInput(f"The inputs have {sorted(lengths)} time steps.", "Pass inputs of one length, at least one step.")
+        return int(lengths.pop())
+
+    # Single steps.
+
+    def time_axes(self) -> list[int] | None:
+        """Returns the time axis of each sequence input where these are the call's own arguments, else None."""
+        prologue = self.program.prologue
+        placeholders = [node for node in prologue.graph.nodes if node.op == "placeholder"]
+        output = next(node for node in reversed(prologue.graph.nodes) if node.op == "output")
+        sequences = list(output.args[0][0])  # type: ignore[index]
+        return [x.dim for x in self.program.inputs] if sequences == placeholders else None
+
+    def one_step(self, prepared: Prepared, states: Sequence[Tensor] | None) -> Prepared:
+        """Takes the only step out of sequences of length one, to go on from the given states."""
+        return Prepared(
+            tuple(self._slices(prepared.inputs, 0)),
+            prepared.invariants,
+            prepared.initial if states is None else tuple(states),
+            prepared.device,
+        )
+
+    def step(self, prepared: Prepared, states: Sequence[Tensor], window: Window | None) -> tuple[list[Tensor], list[Tensor]]:
+        """Runs one step; returns outputs and next states as they are, without anchors.
+
+        With a window the step is recorded, and the window's anchors are made if it has none yet.
+        """
+        inputs = prepared.inputs
+        if window is None:
+            statics = self._argument_statics(self.statics(prepared))
+            outputs, states = self.emitted.plain(*inputs, *prepared.invariants, *states, *statics)
+            return list(outputs), list(states)
+        with torch.no_grad():
+            statics = [_detached(value) for value in self._argument_statics(window.statics)]
+            arguments = [_detached(value) for value in (*inputs, *prepared.invariants, *states)]
+            (outputs, states), traced, of_layers = self.emitted.traced(*arguments, *statics)
+            window.record.add(states, traced, of_layers)
+        if not window.anchors:
+            window.anchor(self.ports, [*outputs, *states], {})
+        return list(outputs), list(states)
+
+
+class Collector:
+    """Gathers per-step outputs the way the epilogue wants them."""
+
+    def __init__(self, program: StepProgram) -> None:
+        """Starts empty."""
+        self.outputs = program.outputs
+        self.steps: list[list[Tensor]] = [[] for _ in program.outputs]
+        self.latest: list[Tensor] = []
+
+    def add(self, outputs: Sequence[Tensor]) -> None:
+        """Takes one step's outputs."""
+        for kept, value, output in zip(self.steps, outputs, self.outputs, strict=True):
+            if output.collect == "stack" or not kept:
+                kept.append(value)
+            elif output.collect == "sum":
+                kept[0] = kept[0] + value
+            else:
+                kept[0] = value
+        self.latest = list(outputs)
+
+    def one_step(self) -> list[Tensor]:
+        """Returns the last step's outputs."""
+        return self.latest
+
+    def results(self) -> list[Tensor]:
+        """Returns what the epilogue reads."""
+        return [
+            torch.stack(kept) if output.collect == "stack" else kept[0] for kept, output in zip(self.steps, self.outputs, strict=True)
+        ]
+
+
+def with_anchors(values: Sequence[Tensor], anchors: Sequence[Tensor | None]) -> list[Tensor]:
+    """Adds to each of one step's values the last slot of its anchor."""
+    return [value if anchor is None else value + anchor[-1] for value, anchor in zip(values, anchors, strict=True)]
+
+
+def _collected_anchor(anchor: Tensor, collect: str, widths: tuple[int, ...]) -> Tensor:
+    if collect == "stack":
+        return spread(anchor, widths)
+    return total(anchor, widths) if collect == "sum" else anchor[-1]
+
+
+def _detached(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) else value
+
+
+def _on_device(value: Any, device: torch.device | None) -> Any:
+    """Moves a constant of the capture to where the input is; parameters and buffers are where the user put them."""
+    if device is None or not isinstance(value, Tensor) or isinstance(value, torch.nn.Parameter):
+        return value
+    return value if value.device == device or value.ndim == 0 else value.to(device)

@@ -1,0 +1,76 @@
+"""Local graphs, and what a rule answers about a core: the two halves of a layer's backward step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from tracecompile.layers import Layer
+
+Signals = Mapping[str, list[Tensor | None]]
+"""Learning signals by the node that made a value: one per time bin, of the value's shape, None where there is none."""
+
+
+class Response(Protocol):
+    """How a core's mean outputs answer to its currents and parameters, as its rule knows it."""
+
+    def signal(self, layer: Layer, current: str, signals: Signals, index: int) -> Tensor | None:
+        """Returns the learning signal on a current in one bin."""
+
+    def parameter_signals(self, layer: Layer, signals: Signals) -> dict[str, Tensor]:
+        """Returns the learning signal on every parameter and initial state (``init:<state>``) of the core."""
+
+
+class LocalGraph:
+    """A layer's synapse, evaluated on the mean input of every bin, with a graph."""
+
+    def __init__(self, layer: Layer, means: list[dict[str, Tensor]], statics: Mapping[str, Tensor], wanted: set[str]) -> None:
+        """Evaluates the synapse.
+
+        Args:
+            layer: The layer.
+            means: Mean input by source value, per bin.
+            statics: Static values.
+            wanted: Sources whose learning signal someone upstream needs.
+        """
+        self.layer = layer
+        self.leaves: list[dict[str, Tensor]] = []
+        self.currents: list[tuple[Tensor, ...]] = []
+        self.parameters = dict.fromkeys(p for p in layer.synapse.parameters() if p.requires_grad)
+        self.statics = {name: statics[name] for name in layer.synapse_statics}
+        with torch.enable_grad():
+            for given in means:
+                leaves = {
+                    name: value.detach().requires_grad_(name in wanted and value.is_floating_point()) for name, value in given.items()
+                }
+                self.leaves.append(leaves)
+                self.currents.append(layer.synapse(*leaves.values(), *self.statics.values()))
+
+    def upstream(self, index: int, signals: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Returns the learning signal on the sources of one bin; keeps the graph."""
+        leaves = {name: leaf for name, leaf in self.leaves[index].items() if leaf.requires_grad}
+        found = self._pull([index], [signals], list(leaves.values()))
+        return {name: signal for name, signal in zip(leaves, found, strict=True) if signal is not None}
+
+    def weight_gradients(self, signals: Sequence[Mapping[str, Tensor]]) -> tuple[dict[nn.Parameter, Tensor], dict[str, Tensor]]:
+        """Returns the gradients of the synapse's parameters and the learning signals of its static values."""
+        statics = {name: value for name, value in self.statics.items() if isinstance(value, Tensor) and value.requires_grad}
+        found = self._pull(range(len(signals)), signals, [*self.parameters, *statics.values()])
+        split = len(self.parameters)
+        weights = {p: g for p, g in zip(self.parameters, found[:split], strict=True) if g is not None}
+        return weights, {name: g for name, g in zip(statics, found[split:], strict=True) if g is not None}
+
+    def _pull(self, bins: Sequence[int], signals: Sequence[Mapping[str, Tensor]], inputs: list[Tensor]) -> list[Tensor | None]:
+        outputs: list[Tensor] = []
+        pulls: list[Tensor] = []
+        for index, given in zip(bins, signals, strict=True):
+            for name, current in zip(self.layer.currents, self.currents[index], strict=True):
+                if name in given and current.requires_grad:
+                    outputs.append(current)
+                    pulls.append(given[name].to(current.dtype).expand_as(current))
+        if not outputs or not inputs:
+            return [None] * len(inputs)
+        return list(torch.autograd.grad(outputs, inputs, pulls, retain_graph=True, allow_unused=True))

@@ -1,0 +1,228 @@
+"""TracedModule: the converted network."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from tracecompile.compile import Compiled, compile_model
+from tracecompile.diagnostics.report import ConversionReport
+from tracecompile.errors import ConversionError, InvalidInput
+from tracecompile.program import Settings
+from tracecompile.runtime.arguments import Call
+from tracecompile.runtime.bins import Bins
+from tracecompile.runtime.executor import Executor, Prepared, with_anchors
+from tracecompile.runtime.live import LiveState
+from tracecompile.runtime.window import Window
+
+
+class TracedModule(nn.Module):
+    """A model in trace form: the values of the model, trained in memory that does not grow with the number of time steps.
+
+    Made by ``tracecompile.convert``. It has the submodules, parameters (the very same objects) and buffers of the model, the
+    signature of its forward, and the structure of its result. ``loss.backward()`` on anything computed from the outputs
+    runs the local graphs once.
+    """
+
+    def __init__(self, copy: nn.Module, settings: Settings) -> None:
+        """Takes a copy of the model that shares its Parameters; compile with ``compile_with`` or at the first call."""
+        super().__init__()
+        self._settings = settings
+        self._compiled: Compiled | None = None
+        self._executor: Executor | None = None
+        self._live = LiveState()
+        self._adopt(copy)
+        # In a list, so that it does not become a submodule: its tables are this module's own.
+        self._copy = [copy]
+
+    def _adopt(self, copy: nn.Module) -> None:
+        """Takes over the tables of a copy: what is moved or loaded here is moved or loaded there."""
+        self._parameters, self._buffers, self._modules = copy._parameters, copy._buffers, copy._modules
+        self._non_persistent_buffers_set = copy._non_persistent_buffers_set
+        self.training = copy.training
+
+    def compile_with(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Captures and compiles the model from the inputs of one call.
+
+        Raises:
+            ConversionError: The model is refused.
+        """
+        training = self.training
+        copy = self._copy[0]
+        copy.training = training
+        self._compiled = compile_model(copy, args, kwargs, self._settings)
+        self._executor = Executor(self._compiled.program)
+        self._adopt(self._compiled.program.root)
+        self._copy[0] = self._compiled.program.root
+        self.training = training
+
+    @property
+    def _ready(self) -> Compiled:
+        if self._compiled is None:
+            raise InvalidInput("The model is not captured yet.", "Call the module once, or pass example_inputs to convert.")
+        return self._compiled
+
+    @property
+    def report(self) -> ConversionReport:
+        """What the compiler found and what it made of it."""
+        return self._ready.report
+
+    @property
+    def stages(self) -> list[tuple[str, str]]:
+        """The program after capture and after each pass as readable Python, (pass name, text), in order."""
+        return list(self._ready.stages)
+
+    # Calls.
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the model.
+
+        Args:
+            *args: As the model's forward takes them; batch size, sequence length, dtype and device are free.
+            **kwargs: Likewise.
+
+        Returns:
+            What the model's forward returns.
+
+        Raises:
+            InvalidInput: The arguments do not fit the model.
+        """
+        executor, call = self._prepared_for(args, kwargs)
+        program = executor.program
+        try:
+            if program.kind == "sequence":
+                leaves, window = executor.sequence(call.leaves, self._settings.bins)
+                self._live.sequence = None if window is None else weakref.ref(window)
+            else:
+                leaves = self._step(executor, call)
+        except ConversionError:
+            raise
+        except (RuntimeError, IndexError) as fault:
+            raise _explained(fault, call) from fault
+        return pytree.tree_unflatten(leaves, program.result)
+
+    def _prepared_for(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Executor, Call]:
+        """Binds a call; captures the model first if it never was, or was with tensors of other dtypes or devices.
+
+        A model may read ``x.dtype`` and ``x.device`` as plain Python values, so they are part of what was captured.
+        """
+        if self._compiled is None or not self._compiled.arguments.fits(args, kwargs):
+            self.compile_with(args, kwargs)
+        executor = self._executor
+        assert executor is not None
+        return executor, self._ready.arguments.bind(args, kwargs)
+
+    def _step(self, executor: Executor, call: Call) -> list[Any]:
+        live = self._live
+        given = live.states if call.states is None and not executor.program.explicit_states else self._handed_in(call)
+        prepared = executor.prepare(call.leaves, given)
+        outputs, states = self._advance(executor, prepared)
+        leaves = executor.finish(outputs, states, prepared.invariants)
+        if executor.program.explicit_states:
+            live.returned = tuple(states)
+        return leaves
+
+    def _handed_in(self, call: Call) -> Sequence[Tensor] | None:
+        """Returns the states to go on from; a state that is not the one returned last begins another sequence."""
+        live = self._live
+        if call.states is None:
+            live.clear()
+            return None
+        explicit = [i for i, carry in enumerate(self._ready.program.carries) if carry.explicit]
+        is_next = live.returned is not None and all(
+            state is live.returned[position] for state, position in zip(call.states, explicit, strict=True)
+        )
+        if is_next and live.states is not None:
+            return live.states
+        live.clear()
+        if len(explicit) < len(self._ready.program.carries):
+            raise InvalidInput("The model keeps part of its state itself.", "Call reset and begin without a state.")
+        return call.states
+
+    def _advance(self, executor: Executor, prepared: Prepared) -> tuple[list[Tensor], list[Tensor]]:
+        """Runs one step from the prepared states; returns outputs and next states with their anchors."""
+        live = self._live
+        window = None
+        if executor.wants_record(prepared) or (live.window is not None and torch.is_grad_enabled()):
+            if live.window is None or live.window.closed:
+                live.window = Window(executor.program, Bins(None, 1), executor.statics(prepared), prepared.initial)
+                live.window.load(live.pending)
+                live.pending = {}
+            window = live.window
+        else:
+            live.window = None
+        outputs, states = executor.step(prepared, prepared.initial, window)
+        live.states = [state.detach() if executor.rule != "bptt" else state for state in states]
+        if window is None:
+            return outputs, states
+        anchors = window.anchors
+        return with_anchors(outputs, anchors[: len(outputs)]), with_anchors(states, anchors[len(outputs) :])
+
+    # State over time.
+
+    def reset(self) -> None:
+        """Forgets states and traces: the next call starts a new sequence."""
+        self._live.clear()
+
+    def stream(self, steps: Iterable[Any]) -> Iterator[Any]:
+        """Runs a sequence model one step at a time, in memory that does not grow with their number.
+
+        It goes on from the live states (those of an earlier stream, or of ``restore``); call ``reset`` to start afresh.
+        ``backward`` may be called at any point; it covers the steps since the last one.
+
+        Args:
+            steps: Per step, the slice that the model would take out of its sequence (a tuple for several inputs).
+
+        Yields:
+            The step's output (a tuple where the model has several): what the model collects over time.
+
+        Raises:
+            InvalidInput: The model is a step model (call it instead), or computes on its input before the loop.
+        """
+        for step in steps:
+            given = step if isinstance(step, tuple) else (step,)
+            if self._compiled is None:
+                raise InvalidInput("The model is not captured yet.", "Pass example_inputs to convert before streaming.")
+            executor = self._executor
+            assert executor is not None
+            executor, call = self._prepared_for(_as_sequences(executor, given), {})
+            prepared = executor.one_step(executor.prepare(call.leaves, None), self._live.states)
+            outputs, _ = self._advance(executor, prepared)
+            yield outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """Returns the live states and traces as a plain dict of tensors.
+
+        Learning signals that were not backpropagated yet are not part of it.
+        """
+        return self._live.snapshot()
+
+    def restore(self, snapshot: dict[str, Tensor]) -> None:
+        """Puts back what ``snapshot`` returned; the run goes on as if it had not been interrupted."""
+        self._live.restore(snapshot)
+
+    def extra_repr(self) -> str:
+        """Returns the rule for printing."""
+        return f"rule={self._settings.rule!r}, bins={self._settings.bins}"
+
+
+def _as_sequences(executor: Executor, given: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Gives each per-step input a time axis of one step, where the model's argument has it."""
+    program = executor.program
+    axes = executor.time_axes()
+    if program.kind != "sequence" or axes is None or len(axes) != len(given):
+        raise InvalidInput(
+            "Only a model that takes a whole sequence, and slices it as it is given, can be streamed.",
+            "Call a step model directly; move work on the whole input into the loop.",
+        )
+    return tuple(value.unsqueeze(axis) for value, axis in zip(given, axes, strict=True))
+
+
+def _explained(fault: Exception, call: Call) -> InvalidInput:
+    shapes = ", ".join(str(tuple(leaf.shape)) for leaf in call.leaves if isinstance(leaf, Tensor))
+    return InvalidInput(f"The model cannot run on inputs of shape {shapes}: {str(fault).splitlines()[0]}.", "Compare with the model's own input.")

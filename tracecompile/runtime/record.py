@@ -1,0 +1,110 @@
+"""The record of one sequence (or of one window of a stream): statistics going in, gradients coming out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from tracecompile.layers import Jacobian
+from tracecompile.passes.insert_input_traces import layer_decay
+from tracecompile.passes.insert_rate_inversion import trainable_statics
+from tracecompile.program import StepProgram
+from tracecompile.runtime.bins import Bins
+from tracecompile.runtime.statistics import Responses, TraceBuffer
+
+LayerStep = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
+"""(outputs of a core, its derivatives) in one step."""
+
+
+class Record:
+    """Statistics of the steps since the sequence or the window began.
+
+    Attributes:
+        bins: The time bins; a window of unknown length has one.
+        steps: Steps recorded so far.
+    """
+
+    def __init__(self, program: StepProgram, bins: Bins, statics: Mapping[str, Tensor], initial: Sequence[Tensor]) -> None:
+        """Opens a record.
+
+        Args:
+            program: After all passes.
+            bins: The time bins.
+            statics: Static values by name; those that require grad get gradients.
+            initial: Initial states in the order of the carries; those that require grad get gradients.
+        """
+        self.program, self.bins = program, bins
+        self.steps = 0
+        self.traces = {(t.value, t.decay): TraceBuffer(t, bins.count) for t in program.traces}
+        wanted = trainable_statics(program)
+        trainable = [name for name, value in statics.items() if name in wanted and value.requires_grad]
+        states = {carry.placeholder: value for carry, value in zip(program.carries, initial, strict=True)}
+        self.responses: dict[str, Responses] = {}
+        for layer in program.layers:
+            if isinstance(layer.response, Jacobian):
+                parameters = [name for name in layer.core_statics if name in trainable]
+                learned = [name for name in layer.states if states[name].requires_grad]
+                responses = Responses(layer, parameters, learned, bins.count, layer_decay(program, layer))
+                responses.begin(states)
+                self.responses[layer.name] = responses
+        positions = {carry.placeholder: position for position, carry in enumerate(program.carries)}
+        self._states_of = {layer.name: [positions[state] for state in layer.states] for layer in program.layers}
+
+    def add(self, states: Sequence[Tensor], traced: Sequence[Tensor], of_layers: Sequence[LayerStep]) -> None:
+        """Adds one step, as the traced step returns it.
+
+        Args:
+            states: Next states, in the order of the carries.
+            traced: Values of the traces.
+            of_layers: Per layer (outputs of the core, its derivatives).
+        """
+        index = self.bins.of(self.steps)
+        for buffer, value in zip(self.traces.values(), traced, strict=True):
+            buffer.add(value, index)
+        for layer, (outputs, entries) in zip(self.program.layers, of_layers, strict=True):
+            if isinstance(layer.response, Jacobian):
+                rows = {k: entries[v] if isinstance(v, int) else v for k, v in layer.response.rows.items()}
+                like = dict(zip(layer.outputs, outputs, strict=True))
+                like |= {f"next:{i}": states[position] for i, position in enumerate(self._states_of[layer.name])}
+                self.responses[layer.name].add(rows, index, like)
+        self.steps += 1
+
+    def close(self) -> None:
+        """Ends a record of unknown length: its one bin has the steps that were recorded."""
+        if self.bins.steps is None:
+            self.bins = Bins(self.steps, 1)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Returns everything that was recorded, by a name."""
+        found = {"steps": torch.tensor(self.steps)}
+        for (value, decay), trace in self.traces.items():
+            found[f"trace|{value}|{decay}|weights"] = torch.tensor(trace.weights, dtype=torch.float64)
+            if trace.sums is not None:
+                found[f"trace|{value}|{decay}|sums"] = trace.sums
+        for layer, responses in self.responses.items():
+            found[f"response|{layer}|weights"] = torch.tensor(responses.weights, dtype=torch.float64)
+            found |= {f"tangent|{layer}|{v}|{s}": t for (v, s), t in responses.tangents.items()}
+            found |= {f"response|{layer}|{o}|{v}": t for (o, v), t in responses.sums.items()}
+        return found
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Puts back what ``tensors`` returned."""
+        self.steps = int(tensors["steps"])
+        for (value, decay), trace in self.traces.items():
+            trace.weights = tensors[f"trace|{value}|{decay}|weights"].tolist()
+            trace.sums = _cloned(tensors.get(f"trace|{value}|{decay}|sums"))
+        for layer, responses in self.responses.items():
+            responses.weights = tensors[f"response|{layer}|weights"].tolist()
+            responses.tangents, responses.sums = {}, {}
+            for key, tensor in tensors.items():
+                kind, *parts = key.split("|")
+                if len(parts) == 3 and parts[0] == layer:
+                    target = {"tangent": responses.tangents, "response": responses.sums}.get(kind)
+                    if target is not None:
+                        target[parts[1], parts[2]] = tensor.clone()
+
+
+def _cloned(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.clone()

@@ -1,0 +1,218 @@
+"""The backward pass: layers from the last to the first, bins from the last to the first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from tracecompile.layers import Layer
+from tracecompile.program import StepProgram
+from tracecompile.runtime.local import LocalGraph, Response
+
+LATERAL_TERMS = 2
+"""Fewest Neumann iterations of a recurrent block."""
+MOST_LATERAL_TERMS = 8
+"""Most Neumann iterations of a recurrent block."""
+SETTLED = 0.01
+"""Relative change below which a recurrent block counts as solved."""
+
+Handed = list[tuple[str, int, Tensor]]
+"""Learning signals that a bin hands upstream: (maker of the value, delay, signal)."""
+
+
+class Solver:
+    """Learning signals of every layer of a program, from those on the values that the user read.
+
+    Attributes:
+        signals: Learning signals by the node that made a value, one per bin.
+        weights: Gradients of the parameters of synapses.
+        statics: Learning signals of static values.
+        initial: Learning signals of initial states, by placeholder.
+        residuals: Last relative change of each recurrent block, by the names of its layers.
+        unsettled: Samples of each recurrent block for which the iteration stopped contracting and was cut off.
+    """
+
+    def __init__(
+        self,
+        program: StepProgram,
+        overlap: Mapping[int, list[list[float]]],
+        bins: int,
+        responses: Mapping[str, Response],
+        graphs: Mapping[str, LocalGraph],
+    ) -> None:
+        """Prepares an empty solve.
+
+        Args:
+            program: What was run.
+            overlap: For every delay that occurs, the share of each bin's delayed steps made in each bin.
+            bins: K.
+            responses: By layer name.
+            graphs: By layer name.
+        """
+        self.program, self.overlap, self.bins = program, overlap, bins
+        self.responses, self.graphs = responses, graphs
+        self.signals: dict[str, list[Tensor | None]] = {}
+        self.weights: dict[nn.Parameter, Tensor] = {}
+        self.statics: dict[str, Tensor] = {}
+        self.initial: dict[str, Tensor] = {}
+        self.residuals: dict[str, float] = {}
+        self.unsettled: dict[str, int] = {}
+
+    def add(self, origin: str, delay: int, index: int, signal: Tensor, *, own: bool = True) -> None:
+        """Adds a learning signal on the values read in bin ``index`` to the bins in which they were made.
+
+        Args:
+            origin: Maker of the values.
+            delay: Steps between making and reading.
+            index: The bin.
+            signal: dL/d(mean value read in the bin).
+            own: False to leave out what was made in the same bin.
+        """
+        rows = self.signals.setdefault(origin, [None] * self.bins)
+        shares = self.overlap[delay][index] if delay else [float(made == index) for made in range(self.bins)]
+        for made, share in enumerate(shares):
+            if share and (own or made != index):
+                rows[made] = _plus(rows[made], signal * share if share != 1.0 else signal)
+
+    def run(self) -> None:
+        """Goes through the blocks from the last to the first."""
+        for block in reversed(self.program.blocks):
+            layers = [self.program.layers[index] for index in block.layers]
+            if block.recurrent:
+                self._recurrent(layers)
+            else:
+                self._feed_forward(layers[0])
+
+    def _feed_forward(self, layer: Layer) -> None:
+        if not any(name in self.signals for name in layer.outputs):
+            return
+        pulled = [self._currents(layer, index) for index in range(self.bins)]
+        for index, signals in enumerate(pulled):
+            for origin, delay, signal in self._handed(layer, index, signals):
+                self.add(origin, delay, index, signal)
+        self._finish(layer, pulled)
+
+    def _recurrent(self, layers: list[Layer]) -> None:
+        """Solves a block bin by bin from the last to the first."""
+        inside = {output for layer in layers for output in layer.outputs}
+        name = "+".join(layer.name for layer in layers)
+        self.residuals[name], self.unsettled[name] = 0.0, 0
+        pulled: dict[str, list[Mapping[str, Tensor]]] = {layer.name: [{}] * self.bins for layer in layers}
+        for index in reversed(range(self.bins)):
+            solve = _BinSolve(self, layers, inside, index)
+            handed = solve.run()
+            self.residuals[name] = max(self.residuals[name], solve.residual)
+            self.unsettled[name] = max(self.unsettled[name], solve.unsettled)
+            for layer in layers:
+                pulled[layer.name][index] = solve.pulled[layer.name]
+            for origin, delay, signal in handed:
+                self.add(origin, delay, index, signal, own=origin not in inside)
+        for layer in layers:
+            self._finish(layer, pulled[layer.name])
+
+    def _currents(self, layer: Layer, index: int) -> dict[str, Tensor]:
+        """Returns the learning signals on a layer's currents in one bin."""
+        signals = {name: self.signals[name] for name in layer.outputs if name in self.signals}
+        if not signals:
+            return {}
+        response = self.responses[layer.name]
+        found = ((current, response.signal(layer, current, signals, index)) for current in layer.currents)
+        return {current: signal for current, signal in found if signal is not None}
+
+    def _handed(self, layer: Layer, index: int, signals: Mapping[str, Tensor]) -> Handed:
+        if not signals:
+            return []
+        upstream = self.graphs[layer.name].upstream(index, signals)
+        return [(s.origin, s.delay, upstream[s.value]) for s in layer.sources if s.value in upstream]
+
+    def _finish(self, layer: Layer, pulled: Sequence[Mapping[str, Tensor]]) -> None:
+        """Takes the gradients of a layer whose learning signals are settled."""
+        signals = {name: self.signals[name] for name in layer.outputs if name in self.signals}
+        if not signals:
+            return
+        weights, statics = self.graphs[layer.name].weight_gradients(pulled)
+        for parameter, gradient in weights.items():
+            self.weights[parameter] = _plus(self.weights.get(parameter), gradient)
+        of_core = self.responses[layer.name].parameter_signals(layer, signals)
+        for name, gradient in [*statics.items(), *of_core.items()]:
+            if name.startswith("init:"):
+                self.initial[name.removeprefix("init:")] = gradient
+            else:
+                self.statics[name] = _plus(self.statics.get(name), gradient)
+
+
+class _BinSolve:
+    """One bin of one recurrent block: what a bin's own delayed values feed back is found by Neumann iterations.
+
+    A sample whose change grows from one iteration to the next is not contracting: it keeps its last safe iterate.
+    """
+
+    def __init__(self, solver: Solver, layers: list[Layer], inside: set[str], index: int) -> None:
+        self.solver, self.layers, self.inside, self.index = solver, layers, inside, index
+        self.pulled: dict[str, dict[str, Tensor]] = {}
+        self.residual, self.unsettled = 0.0, 0
+        self.base = {name: solver.signals[name][index] if name in solver.signals else None for name in inside}
+        self.fed: dict[str, Tensor] = {}
+        self.last_change: Tensor | None = None
+        self.safe: Tensor | None = None
+
+    def run(self) -> Handed:
+        """Iterates until settled; returns what the bin hands upstream and to earlier bins."""
+        for term in range(MOST_LATERAL_TERMS + 1):
+            handed, fed = self._sweep()
+            if not fed or term == MOST_LATERAL_TERMS:
+                break
+            self._advance(fed)
+            if term >= LATERAL_TERMS and self.residual < SETTLED:
+                break
+        return handed
+
+    def _sweep(self) -> tuple[Handed, dict[str, Tensor]]:
+        rows = self.solver.signals
+        for name in self.inside:
+            signal = self.base[name]
+            fed = self.fed.get(name)
+            now = signal if fed is None else _plus(signal, fed)
+            if now is not None or name in rows:
+                rows.setdefault(name, [None] * self.solver.bins)[self.index] = now
+        handed: Handed = []
+        fed_back: dict[str, Tensor] = {}
+        for layer in reversed(self.layers):
+            self.pulled[layer.name] = self.solver._currents(layer, self.index)
+            for origin, delay, signal in self.solver._handed(layer, self.index, self.pulled[layer.name]):
+                if origin in self.inside and delay == 0:
+                    self.solver.add(origin, 0, self.index, signal)
+                    continue
+                handed.append((origin, delay, signal))
+                share = self.solver.overlap[delay][self.index][self.index] if delay else 0.0
+                if origin in self.inside and share:
+                    fed_back[origin] = _plus(fed_back.get(origin), signal * share)
+        return handed, fed_back
+
+    def _advance(self, fed: dict[str, Tensor]) -> None:
+        """Takes the next iterate for the samples that still contract."""
+        change = sum(_square_norms(signal - self.fed.get(name, torch.zeros_like(signal))) for name, signal in fed.items())
+        size = sum(_square_norms(signal) for signal in fed.values())
+        assert isinstance(change, Tensor) and isinstance(size, Tensor)
+        contracting = torch.isfinite(change)
+        if self.last_change is not None:
+            contracting &= change <= self.last_change
+        self.safe = contracting if self.safe is None else self.safe & contracting
+        for name, signal in fed.items():
+            keep = self.safe.reshape(-1, *([1] * (signal.ndim - 1))) if signal.ndim else self.safe.all()
+            self.fed[name] = torch.where(keep, signal, self.fed.get(name, torch.zeros_like(signal)))
+        self.last_change = change
+        moving = torch.where(self.safe, change, torch.zeros_like(change)).sum()
+        self.residual = float((moving / size.sum().clamp_min(torch.finfo(size.dtype).tiny)).sqrt())
+        self.unsettled = int((~self.safe).sum())
+
+
+def _square_norms(signal: Tensor) -> Tensor:
+    """Returns the squared norm per sample."""
+    return signal.square().reshape(signal.shape[0] if signal.ndim else 1, -1).sum(1)
+
+
+def _plus(left: Tensor | None, right: Tensor) -> Tensor:
+    return right if left is None else left + right

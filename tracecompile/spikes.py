@@ -1,0 +1,95 @@
+"""Finds the nodes of a step whose values are spikes, whatever way they were written."""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+
+import torch
+from torch import fx
+
+from tracecompile.pointwise import emits_spikes, is_comparison, is_surrogate
+from tracecompile.program import StepProgram, is_tensor, step_results
+
+_CASTS = frozenset("float double half bfloat16 to type type_as clone contiguous detach".split())
+_SUMS = {operator.add: 1, torch.add: 1, "add": 1, operator.sub: -1, torch.sub: -1, "sub": -1}
+
+
+def spike_nodes(program: StepProgram) -> set[fx.Node]:
+    """Returns every node whose value is a spike: surrogates, cast comparisons, and the straight-through form of either.
+
+    A comparison that only selects (``torch.where``, a mask) is not a spike; the value it is cast to is one.
+    """
+    found: set[fx.Node] = set()
+    values: dict[fx.Node, Counter[fx.Node]] = {}
+    for node in program.step.graph.nodes:
+        values[node] = _linear_value(node, values)
+        if emits_spikes(program, node) or _casts_comparison(node, found):
+            found.add(node)
+        elif not is_surrogate(program, node) and node.op in ("call_function", "call_method"):
+            terms = values[node]
+            (only, weight) = next(iter(terms.items())) if len(terms) == 1 else (node, 0)
+            if only is not node and weight == 1 and only in found:
+                found.add(node)
+    return {node for node in found if is_tensor(node) and node.meta["val"].dtype.is_floating_point}
+
+
+def _casts_comparison(node: fx.Node, found: set[fx.Node]) -> bool:
+    if is_comparison(node):
+        found.add(node)
+        return False
+    is_cast = node.op == "call_method" and node.target in _CASTS
+    if is_cast and isinstance(node.args[0], fx.Node) and node.args[0] in found:
+        return True
+    if node.op == "call_function" and node.target is torch.where and len(node.args) == 3:
+        levels = {value for value in node.args[1:] if isinstance(value, (int, float))}
+        return levels == {0, 1} and node.args[0] in found
+    return False
+
+
+def _linear_value(node: fx.Node, values: dict[fx.Node, Counter[fx.Node]]) -> Counter[fx.Node]:
+    """Returns the value of a node as a signed sum of others, blind to detach: ``soft - soft.detach()`` is nothing."""
+    if node.op == "call_method" and node.target == "detach" or node.target is torch.detach:
+        (inner,) = node.all_input_nodes
+        return values[inner]
+    sign = _SUMS.get(node.target) if node.op in ("call_function", "call_method") and not node.kwargs else None
+    if sign is not None and len(node.args) == 2 and all(isinstance(argument, fx.Node) for argument in node.args):
+        left, right = (values[argument] for argument in node.args)  # type: ignore[index]
+        total = Counter(left)
+        for term, weight in right.items():
+            total[term] += sign * weight
+        remaining = Counter({term: weight for term, weight in total.items() if weight})
+        if len(remaining) == 1 or not remaining:
+            return remaining or Counter({node: 1})
+        return remaining
+    return Counter({node: 1})
+
+
+def reset_style(program: StepProgram, nodes: list[fx.Node], spikes: set[fx.Node]) -> str:
+    """Says how the reset of a core meets the gradient: "none", "in graph" or "detached".
+
+    The reset is whatever leads from a spike of the core to one of its next states other than the spike itself. A surrogate
+    all of whose ways there cross ``detach`` is a reset gate, and a detached one; so is a bare comparison.
+    """
+    inside = set(nodes)
+    carried = dict(zip(step_results(program.step)[1], (carry.placeholder for carry in program.carries), strict=True))
+    placeholders = {node.name: node for node in program.step.graph.nodes if node.op == "placeholder"}
+    starts = [node for node in nodes if node in spikes and not any(source in spikes for source in node.all_input_nodes)]
+    pending = [(node, any(is_comparison(source) for source in node.all_input_nodes)) for node in starts]
+    pending += [(node, True) for node in nodes if is_comparison(node)]
+    reached: set[tuple[fx.Node, bool]] = set()
+    styles: set[bool] = set()
+    while pending:
+        node, detached = pending.pop()
+        if (node, detached) in reached:
+            continue
+        reached.add((node, detached))
+        if node in carried:
+            if node not in spikes:
+                styles.add(detached)
+                continue
+            pending.append((placeholders[carried[node]], detached))
+        pending += [(user, detached or user.target in ("detach", torch.detach)) for user in node.users if user in inside]
+    if not styles:
+        return "none"
+    return "in graph" if False in styles else "detached"
