@@ -39,7 +39,7 @@ class Spike(torch.autograd.Function):
 class Accumulator(nn.Module):
     """Spiking neurons that listen to the clicks, and an evidence variable that sums what they say."""
 
-    def __init__(self, hidden: int = 32, leak: float = 0.9, memory: float = 0.9995, gain: float = 0.1) -> None:
+    def __init__(self, hidden: int = 32, leak: float = 0.9, memory: float = 0.9995, gain: float = 0.02) -> None:
         super().__init__()
         self.hidden, self.leak, self.memory, self.gain = hidden, leak, memory, gain
         self.clicks = nn.Linear(2, hidden)
@@ -62,31 +62,32 @@ class Accumulator(nn.Module):
         return torch.stack(history)
 
 
-def draw_trials(batch: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns click probabilities per step [batch, 2] and the side that has more, [batch]: 0 left, 1 right."""
-    side = torch.arange(batch) % 2
-    difference = 0.02 + 0.06 * torch.rand((batch + 1) // 2, generator=generator).repeat_interleave(2)[:batch]
+def draw_trials(pairs: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns click probabilities per step [pairs, 2] and, for twice as many trials, the side with more: 0 left, 1 right."""
+    side = torch.randint(2, (pairs,), generator=generator)
+    difference = 0.02 + 0.06 * torch.rand(pairs, generator=generator)
     right = 0.15 + torch.where(side == 1, 0.5, -0.5) * difference
-    return torch.stack([0.3 - right, right], dim=1), side
+    return torch.stack([0.3 - right, right], dim=1), torch.cat([side, 1 - side])
 
 
 def clicks_of(chance: torch.Tensor, steps: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
-    """Yields the clicks of one step after another, [batch, 2]."""
+    """Yields one step's clicks after another, [2 pairs, 2]: every trial and its mirror image."""
     for _ in range(steps):
-        yield torch.bernoulli(chance, generator=generator)
+        clicks = torch.bernoulli(chance, generator=generator)
+        yield torch.cat([clicks, clicks.flip(1)])
 
 
 def run_trials(
-    net: Any, batch: int, steps: int, segment: int, generator: torch.Generator, optimizer: torch.optim.Optimizer | None
+    net: Any, pairs: int, steps: int, segment: int, generator: torch.Generator, optimizer: torch.optim.Optimizer | None
 ) -> tuple[float, float]:
-    """Streams one batch of trials and, with an optimizer, learns after every segment.
+    """Streams one batch of mirrored trials and, with an optimizer, learns after every segment.
 
     Returns:
         Mean loss of the last segment, and the share of trials decided correctly at the end.
     """
-    chance, side = draw_trials(batch, generator)
+    chance, side = draw_trials(pairs, generator)
     net.reset()
-    loss, evidence, last = torch.zeros(()), torch.zeros(batch, 2), 0.0
+    loss, evidence, last = torch.zeros(()), torch.zeros(2 * pairs, 2), 0.0
     for step, evidence in enumerate(net.stream(clicks_of(chance, steps, generator)), start=1):
         loss = loss + functional.cross_entropy(evidence, side) / segment
         if step % segment == 0:
@@ -104,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> tuple[float, float]:
     parser = argparse.ArgumentParser(description="Which side clicked more often, over 10,000 streamed steps?")
     parser.add_argument("--steps", type=int, default=10_000, help="time steps of a trial")
     parser.add_argument("--rounds", type=int, default=4, help="batches of trials to learn from")
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--pairs", type=int, default=32, help="trials per batch, each with its mirror image")
     parser.add_argument("--hidden", type=int, default=32)
     parser.add_argument("--segment", type=int, default=250, help="steps between two updates of the weights")
     parser.add_argument("--seed", type=int, default=0)
@@ -112,20 +113,20 @@ def main(argv: Sequence[str] | None = None) -> tuple[float, float]:
     torch.manual_seed(options.seed)
     generator = torch.Generator().manual_seed(options.seed)
     model = Accumulator(options.hidden)
-    net = tracecompile.convert(model, torch.bernoulli(torch.full((8, options.batch, 2), 0.15), generator=generator))
+    net = tracecompile.convert(model, torch.bernoulli(torch.full((8, options.pairs, 2), 0.15), generator=generator))
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
 
     def test() -> float:
         net.eval()
         with torch.no_grad():
             fixed = torch.Generator().manual_seed(options.seed + 1)
-            return run_trials(net, 256, options.steps, options.segment, fixed, None)[1]
+            return run_trials(net, 128, options.steps, options.segment, fixed, None)[1]
 
     before = test()
     for turn in range(options.rounds):
         start = time.perf_counter()
         net.train()
-        loss, correct = run_trials(net, options.batch, options.steps, options.segment, generator, optimizer)
+        loss, correct = run_trials(net, options.pairs, options.steps, options.segment, generator, optimizer)
         seconds = time.perf_counter() - start
         held = live_state_bytes(net) / 1e3
         print(f"round {turn + 1}: loss {loss:.3f}, {correct:.1%} correct, {held:.1f} kB of state, {seconds:.1f} s")

@@ -94,8 +94,9 @@ BAD_EXAMPLES: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize("make", BAD_EXAMPLES.values(), ids=BAD_EXAMPLES.keys())
 def test_examples_that_do_not_fit(make: Callable[[], Any]) -> None:
     model = LOOP.factory()
+    example = make()
     with refused(model):
-        tracecompile.convert(model, make())
+        tracecompile.convert(model, example)
 
 
 BAD_CALLS: dict[str, Callable[[], Any]] = {
@@ -112,8 +113,9 @@ BAD_CALLS: dict[str, Callable[[], Any]] = {
 def test_calls_that_do_not_fit(make: Callable[[], Any], training: bool) -> None:
     model = LOOP.factory()
     net = tracecompile.convert(model, LOOP.example_inputs(5, 2)).train(training)
+    bad = make()
     with refused(model):
-        net(make())
+        net(bad)
     good = LOOP.make_inputs(6, 3)
     assert torch.equal(net(good), LOOP.factory()(good)), "a refused call must not spoil the next one"
 
@@ -161,8 +163,9 @@ class NoState(nn.Module):
 @pytest.mark.parametrize("cls", [NoLoop, NoState])
 def test_a_model_without_state(cls: type[nn.Module]) -> None:
     model = cls()
+    example = torch.randn(5, 2, 4)
     with refused(model, NoSpikingLayer):
-        tracecompile.convert(model, torch.randn(5, 2, 4))
+        tracecompile.convert(model, example)
 
 
 class BranchOnSpikes(RecurrentLoop):
@@ -217,8 +220,9 @@ class ReadsANumber(RecurrentLoop):
 )
 def test_control_flow_that_depends_on_data(cls: type[nn.Module], shape: tuple[int, ...]) -> None:
     model = cls()
+    example = torch.randn(shape)
     with refused(model, UnsupportedControlFlow) as caught:
-        tracecompile.convert(model, torch.randn(shape))
+        tracecompile.convert(model, example)
     where = caught.value.where
     assert where is not None
     assert where.file == __file__
@@ -244,5 +248,6 @@ class TimeDependent(RecurrentLoop):
 
 def test_a_loop_body_that_changes_with_time() -> None:
     model = TimeDependent()
+    example = torch.randn(6, 2, 4)
     with refused(model):
-        tracecompile.convert(model, torch.randn(6, 2, 4))
+        tracecompile.convert(model, example)

@@ -5,14 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from tracecompile.capture import capture_program
+from tracecompile.capture.copies import share_parameters
 from tracecompile.diagnostics.report import ConversionReport
+from tracecompile.errors import ConversionError, InvalidInput
 from tracecompile.passes.pipeline import Stages, run_pipeline
 from tracecompile.program import Settings, StepProgram
 from tracecompile.reporting import describe
-from tracecompile.runtime.arguments import Arguments
+from tracecompile.runtime.arguments import Arguments, check_tensor
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,24 @@ def compile_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     Raises:
         ConversionError: The model is refused.
     """
-    captured = capture_program(model, args, kwargs).evolve(settings=settings)
-    program, stages = run_pipeline(captured)
+    for leaf in pytree.tree_leaves((args, kwargs)):
+        if isinstance(leaf, Tensor):
+            check_tensor("An example input", leaf)
+    try:
+        captured = capture_program(model, args, kwargs)
+    except ConversionError:
+        raise
+    except (RuntimeError, TypeError, IndexError, ValueError) as fault:
+        raise _does_not_run(model, args, kwargs, fault) from fault
+    program, stages = run_pipeline(captured.evolve(settings=settings))
     return Compiled(program, stages, describe(program), Arguments(model, program, args, kwargs))
+
+
+def _does_not_run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], fault: Exception) -> Exception:
+    """Tells an input that the model itself cannot take from a fault of the capture, which stays as it is."""
+    try:
+        with torch.no_grad(), torch.random.fork_rng():
+            share_parameters(model)(*args, **kwargs)
+    except (RuntimeError, TypeError, IndexError, ValueError) as own:
+        return InvalidInput(f"The model itself cannot run on the example: {str(own).splitlines()[0]}.", "Pass an input that it can run on.")
+    return fault

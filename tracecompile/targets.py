@@ -80,20 +80,26 @@ def _import_file(path: Path) -> ModuleType:
     folder = str(path.resolve().parent)
     if folder not in sys.path:
         sys.path.insert(0, folder)
-    specification = importlib.util.spec_from_file_location(path.stem, path)
+    name = _free_name(path)
+    specification = importlib.util.spec_from_file_location(name, path)
     if specification is None or specification.loader is None:
         raise UsageError(f"{path} is not a Python file.")
     module = importlib.util.module_from_spec(specification)
-    previous = sys.modules.get(path.stem)
-    sys.modules[path.stem] = module
+    sys.modules[name] = module  # where pickle and dataclasses look for it
     try:
         specification.loader.exec_module(module)
     except Exception as error:
+        del sys.modules[name]
         raise UsageError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
-    finally:
-        if previous is not None:
-            sys.modules[path.stem] = previous
     return module
+
+
+def _free_name(path: Path) -> str:
+    """Returns the name of a file's module: its stem, with underscores where another module has that name already."""
+    name = path.stem
+    while name in sys.modules and getattr(sys.modules[name], "__file__", None) != str(path):
+        name += "_"
+    return name
 
 
 def parse_shapes(text: str) -> list[tuple[int, ...]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -135,6 +136,7 @@ class Assembler:
         taken = set(self.carries.values())
         for site in self.body:
             item = self.roller.slices.get(site)
+            item = None if item is None else replace(item, keep=False)
             if item is not None and item not in self.inputs:
                 self.inputs[item] = unique(f"{item.sequence.name}_t", taken)
 
@@ -184,7 +186,11 @@ class Assembler:
         for site in self.body:
             template = self.loop.template(site)
             if site in self.roller.slices:
-                cutter.copies[template] = slices[self.roller.slices[site]]
+                item = self.roller.slices[site]
+                one = slices[replace(item, keep=False)]
+                if item.keep:
+                    one = cutter.add("call_method", "unsqueeze", (one, item.dim), {}, None, template.meta.get("where"))
+                cutter.copies[template] = one
                 continue
             for position, slot in enumerate(leaves_of((template.args, template.kwargs))):
                 past = self.roller.past(site, position)

@@ -109,7 +109,7 @@ def match_states(model: nn.Module, parameters: list[Parameter], result: Any) -> 
     pairs: list[Pair] = []
     free = set(range(len(items)))
     candidates = [item for item in parameters if item.given and any(same_structure(item.value, other) for other in items)]
-    states = [item for item in candidates if is_state(item, parameters)]
+    states = [item for item in candidates if item.name in returned or is_state(item, parameters)]
     for parameter in reversed(states):
         fitting = [position for position in sorted(free) if same_structure(parameter.value, items[position])]
         if not fitting:

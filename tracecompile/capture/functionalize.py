@@ -96,11 +96,10 @@ def in_place_on_copy(tensor: torch.Tensor, method: str, *args: Any, **kwargs: An
     return written
 
 
-def write_through(base: torch.Tensor, value: torch.Tensor, view: Callable[..., Any] | str, *args: Any) -> torch.Tensor:
-    """Returns a copy of ``base`` in which the part that ``view`` shows holds ``value``."""
+def write_through(base: torch.Tensor, value: torch.Tensor, view: str, *args: Any) -> torch.Tensor:
+    """Returns a copy of ``base`` in which the part that the method ``view`` shows holds ``value``."""
     written = base.clone()
-    part = getattr(written, view)(*args) if isinstance(view, str) else view(written, *args)
-    part.copy_(value)
+    getattr(written, view)(*args).copy_(value)
     return written
 
 

@@ -83,6 +83,9 @@ def replace_moving(
     for position, (one, other) in enumerate(zip(*slots, strict=True)):
         if type(one) is not int or type(other) is not int or other - one != lengths[1] - lengths[0]:
             continue
+        if any(flat(node)[position] != value for group, value in zip(groups, (one, other), strict=True) for node in group):
+            # It changes from step to step as well: an index that runs backwards, and no length.
+            continue
         offset = one - lengths[0]
         for group, symbol in zip(groups, symbols, strict=True):
             for node in group:

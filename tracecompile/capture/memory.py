@@ -124,11 +124,13 @@ class Memory:
         while entry.base is not None and entry.base in self.entries:
             base = self.entries[entry.base]
             made = entry.made
-            if made.op not in ("call_method", "call_function") or made.kwargs or not made.args or base.stale:
+            view = made.target if isinstance(made.target, str) else getattr(made.target, "__name__", "")
+            view = "__getitem__" if view == "getitem" else view
+            if not hasattr(torch.Tensor, view) or made.kwargs or not made.args or base.stale:
                 break
             old = base.node
             base.node = self.recorder.add_node(
-                "call_function", write_through, (old, entry.node, made.target, *made.args[1:]), {}, base.tensor.detach().clone()
+                "call_function", write_through, (old, entry.node, view, *made.args[1:]), {}, base.tensor.detach().clone()
             )
             base.written, base.outdated = True, False
             chain.add(id(base.tensor))

@@ -115,10 +115,13 @@ def sort_into_steps(tape: Tape, steps: int, per_step: dict[Any, int]) -> Loop:
         if not times:
             continue
         missing = steps * times - counts[key]
-        if missing not in (0, times):
+        if missing not in (0, times, -times):
             raise body_changes(node, "runs in some time steps only")
         turn = seen[key] = seen.get(key, -1) + 1
         step, site = turn // times + missing // times, (key, turn % times)
+        if step < 0:
+            # The condition of a while loop is looked at once more than its body runs.
+            continue
         loop.when[node] = (step, site)
         loop.visits.setdefault(site, [None] * steps)[step] = node
         loop.irregular |= missing > 0
@@ -341,7 +344,10 @@ def sliced_at(node: fx.Node, step: int) -> Slice | None:
         if isinstance(source.meta["val"], (tuple, list)):
             return unbound(source) if node.args[1] == step and type(node.args[1]) is int else None
         dim = axis_of_index(node.args[1], step)
-        return Slice(source, dim) if dim is not None else None
+        kept = axis_of_index(node.args[1], slice(step, step + 1))
+        if dim is None and kept is None:
+            return None
+        return Slice(source, dim) if dim is not None else Slice(source, kept or 0, keep=True)
     if node.target in ("select", torch.select) and len(node.args) == 3 and node.args[2] == step:
         source = node.args[0]
         assert isinstance(source, fx.Node)
@@ -350,21 +356,25 @@ def sliced_at(node: fx.Node, step: int) -> Slice | None:
 
 
 def unbound(source: fx.Node) -> Slice | None:
-    """Returns the sequence that an ``unbind`` takes apart."""
-    if source.target not in ("unbind", torch.unbind):
+    """Returns the sequence that ``unbind``, or ``split`` into single steps, takes apart."""
+    name = source.target if isinstance(source.target, str) else getattr(source.target, "__name__", "")
+    whole = source.args[0] if source.args else None
+    if name not in ("unbind", "split", "chunk") or not isinstance(whole, fx.Node):
         return None
-    whole = source.args[0]
-    assert isinstance(whole, fx.Node)
-    dim = source.args[1] if len(source.args) > 1 else source.kwargs.get("dim", 0)
-    return Slice(whole, int(dim) % whole.meta["val"].dim())  # type: ignore[arg-type]
+    place = 1 if name == "unbind" else 2
+    dim: Any = source.args[place] if len(source.args) > place else source.kwargs.get("dim", 0)
+    dim = dim % whole.meta["val"].dim()
+    if name != "unbind" and len(source.meta["val"]) != whole.meta["val"].shape[dim]:
+        return None
+    return Slice(whole, dim, keep=name != "unbind")
 
 
-def axis_of_index(index: Any, step: int) -> int | None:
+def axis_of_index(index: Any, step: int | slice) -> int | None:
     """Returns the axis along which an index picks the step, if it takes everything along the others."""
     items = index if isinstance(index, tuple) else (index,)
     axis, before = None, 0
     for position, item in enumerate(items):
-        if type(item) is int and item == step and axis is None:
+        if type(item) is type(step) and item == step and axis is None:
             axis, before = position, position
         elif item is Ellipsis and axis is not None:
             continue

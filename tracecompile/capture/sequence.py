@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 from tracecompile.capture.assemble import Assembler
 from tracecompile.capture.build import cone, same_graph
 from tracecompile.capture.copies import share_parameters
+from tracecompile.capture.forwarding import forward_stacked_values
 from tracecompile.capture.lengths import make_lengths_symbolic
 from tracecompile.capture.roll import sort_into_steps, visit_counts
 from tracecompile.capture.signature import leaf_names
@@ -46,6 +47,7 @@ def capture_fixed_loop(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str
     """Captures a loop whose length the model fixes; None where there is none."""
     copy = share_parameters(model)
     tape = Recorder(copy).run(args, kwargs, leaf_names(model, args, kwargs))
+    forward_stacked_values(tape)
     counts = visit_counts(tape)
     refusal: UnrollableLoop | None = None
     for steps in likely_lengths(counts):
@@ -119,7 +121,7 @@ def short_trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any],
         tape = Recorder(copy, VISITS).run(short_args, short_kwargs, names)
         if tape.written:
             tape.again = Recorder(share_parameters(copy), VISITS).run(short_args, short_kwargs, names)
-        return tape
+        return forward_stacked_values(tape)
     except (ModelFailure, TooManySteps):
         return None
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import linecache
 import sys
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from types import CodeType
 
 import torch
 
@@ -16,6 +18,19 @@ PACKAGE = str(Path(__file__).parent.parent) + "/"
 CAPTURE = str(Path(__file__).parent) + "/"
 
 
+Position = tuple[int | None, int | None, int | None, int | None]
+
+
+@lru_cache(maxsize=1024)
+def positions(code: CodeType) -> tuple[Position, ...]:
+    """Returns the stretch of source text of each instruction.
+
+    The instruction itself is no name for a place: the interpreter replaces it by a faster one once a loop is warm, and
+    the call then happens one instruction earlier.
+    """
+    return tuple(code.co_positions())
+
+
 @dataclass(frozen=True)
 class Place:
     """One point of the user's program, with the calls that led to it.
@@ -23,17 +38,17 @@ class Place:
     Two operations at the same place are two visits of one expression: the time loop came round again.
 
     Attributes:
-        frames: (file, bytecode offset) of every frame from the model's ``forward`` inwards, outermost first.
+        frames: (file, function, position in it) of every frame from the model's ``forward`` inwards, outermost first.
         module_path: Dotted path of the submodule that was running.
     """
 
-    frames: tuple[tuple[str, str, int], ...]
+    frames: tuple[tuple[str, str, Position], ...]
     module_path: str
 
 
 def current_place(module_path: str) -> tuple[Place, SourceLine | None]:
     """Returns the place of the running operation and the user's innermost line."""
-    frames: list[tuple[str, str, int]] = []
+    frames: list[tuple[str, str, Position]] = []
     where: SourceLine | None = None
     frame = sys._getframe(1)
     while frame is not None:
@@ -43,7 +58,7 @@ def current_place(module_path: str) -> tuple[Place, SourceLine | None]:
             if code.co_name == "run_user_code":
                 break
         elif not file.startswith(TORCH):
-            frames.append((file, code.co_name, frame.f_lasti))
+            frames.append((file, code.co_name, positions(code)[frame.f_lasti // 2]))
             if where is None and not file.startswith(PACKAGE):
                 where = source_line(file, frame.f_lineno, module_path)
         frame = frame.f_back  # type: ignore[assignment]

@@ -124,9 +124,10 @@ class Recorder(fx.Tracer):
         value = dict(tensor_attributes(self.root))[name]
         node = self.graph.placeholder(valid_name(name))
         node.meta.update(val=value.detach().clone(), where=None, place=None)
-        if learning:
-            value = as_computed(value)
-            replace_attribute(self.root, name, value)
+        # A tensor of its own for every state: two entries of a delay line may still be one and the same zero tensor.
+        value = as_computed(value) if learning else value.detach().clone()
+        replace_attribute(self.root, name, value)
+        self.kept.append(value)
         self.memory.bind(value, node)
         self.tape.states[name] = node
 
@@ -199,11 +200,13 @@ class Recorder(fx.Tracer):
             raise self.refusal(UnsupportedOperation, f"{name}(..., out=...) writes into a tensor that exists already.",
                                "Use the value that the function returns.")
         if kwargs.get("inplace"):
-            kwargs = {**kwargs, "inplace": False}
+            result = self.record(function, args, {**kwargs, "inplace": False})
+            return self.memory.mutate(torch.Tensor.copy_, "copy_", (args[0], result), {})
         value = self.really(function, args, kwargs)
         if not any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(value)):
             return value
-        op, target, args, kwargs = canonical(*(("call_method", name) if method else ("call_function", function)), args, kwargs)
+        spelling = ("call_method", name) if method else ("call_function", function)
+        op, target, args, kwargs = canonical(spelling[0], spelling[1], args, kwargs)
         return self.write_down(op, target, args, kwargs, value)
 
     def record_property(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from tracecompile.diagnostics.fidelity import GradientComparison, call_or_loop, compare_gradients
-from tracecompile.diagnostics.held import run_and_count
+from tracecompile.diagnostics.held import count_held
 from tracecompile.errors import InvalidInput
 from tracecompile.runtime.module import TracedModule
 
@@ -99,7 +99,9 @@ def projection_loss(outputs: Any) -> torch.Tensor:
 
 
 def measure_step(model: nn.Module, inputs: Any, loss_fn: Callable[[Any], torch.Tensor]) -> Cost:
-    """Runs forward and backward once, without an update; the gradients stay in the parameters.
+    """Runs forward and backward once, without an update, and then forward once more to count what it leaves behind.
+
+    The gradients of the model's parameters are None afterwards.
 
     Args:
         model: What to run.
@@ -108,9 +110,10 @@ def measure_step(model: nn.Module, inputs: Any, loss_fn: Callable[[Any], torch.T
     """
     model.zero_grad(set_to_none=True)
     start = time.perf_counter()
-    loss, held = run_and_count(lambda: loss_fn(call_or_loop(model, inputs)))
-    loss.backward()  # type: ignore[no-untyped-call]
-    return Cost(held, time.perf_counter() - start)
+    loss_fn(call_or_loop(model, inputs)).backward()  # type: ignore[no-untyped-call]
+    seconds = time.perf_counter() - start
+    model.zero_grad(set_to_none=True)
+    return Cost(count_held(lambda: loss_fn(call_or_loop(model, inputs))), seconds)
 
 
 def _seconds(cost: Cost) -> float:

@@ -17,7 +17,7 @@ class _Saved:
         self.tensor = tensor
 
 
-def run_and_count(forward: Callable[[], Tensor]) -> tuple[Tensor, int]:
+def count_held(forward: Callable[[], Tensor]) -> int:
     """Runs a forward pass and counts the bytes that it leaves behind.
 
     Counted are the distinct storages that came into being meanwhile and are still alive afterwards, held by the
@@ -25,10 +25,10 @@ def run_and_count(forward: Callable[[], Tensor]) -> tuple[Tensor, int]:
     before (parameters, inputs) is not counted, nor what was saved and let go again on the way.
 
     Args:
-        forward: Returns the loss; backward is not to be called in it.
+        forward: Returns the loss, without calling backward.
 
     Returns:
-        The loss, and the number of bytes.
+        The number of bytes.
     """
     gc.collect()
     # The storages themselves are kept, so that none of their addresses can be given to a new one.
@@ -45,7 +45,8 @@ def run_and_count(forward: Callable[[], Tensor]) -> tuple[Tensor, int]:
     gc.collect()
     in_graph = [holder.tensor for reference in saved if (holder := reference()) is not None]
     after = {_key(tensor): tensor.untyped_storage().nbytes() for tensor in (*in_graph, *_tensors_alive())}
-    return loss, sum(size for key, size in after.items() if key not in before)
+    del loss
+    return sum(size for key, size in after.items() if key not in before)
 
 
 def _tensors_alive() -> Iterable[Tensor]:

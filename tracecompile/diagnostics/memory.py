@@ -24,40 +24,62 @@ class HasSnapshot(Protocol):
 
 
 class SavedBytes:
-    """What autograd saved for backward so far; see ``saved_bytes``.
+    """What autograd holds for backward; see ``saved_bytes``.
 
     Attributes:
-        bytes: Sum of the sizes of the distinct storages that were saved.
         tensors: Number of times that a tensor was saved, repetitions and excluded ones included.
     """
 
     def __init__(self, exclude: Iterable[Tensor] = ()) -> None:
-        self.bytes = 0
         self.tensors = 0
         # A storage is known by its address, which is unique only while the storage lives: hence the references.
-        self._seen = {_key(tensor): tensor.untyped_storage() for tensor in exclude}
+        self._excluded = {_key(tensor): tensor.untyped_storage() for tensor in exclude}
+        self._held: dict[int, tuple[int, int]] = {}
+        self._final: int | None = None
 
-    def add(self, tensor: Tensor) -> None:
-        """Counts one saved tensor."""
+    @property
+    def bytes(self) -> int:
+        """Sum of the sizes of the distinct storages that are held now, or were when the block ended."""
+        return self._final if self._final is not None else sum(size for _, size in self._held.values())
+
+    def add(self, tensor: Tensor) -> int:
+        """Counts one saved tensor; returns what to hand to ``remove`` when it is let go."""
         self.tensors += 1
         key = _key(tensor)
-        if key not in self._seen:
-            storage = tensor.untyped_storage()
-            self._seen[key] = storage
-            self.bytes += storage.nbytes()
+        if key not in self._excluded:
+            times, _ = self._held.get(key, (0, 0))
+            self._held[key] = (times + 1, tensor.untyped_storage().nbytes())
+        return key
 
-    def release(self) -> None:
-        """Lets go of the storages that were seen; the counts stay."""
-        self._seen.clear()
+    def remove(self, key: int) -> None:
+        """Takes back one ``add``."""
+        times, size = self._held.pop(key, (0, 0))
+        if times > 1:
+            self._held[key] = (times - 1, size)
+
+    def finish(self) -> None:
+        """Fixes the count and lets go of the excluded storages."""
+        self._final = self.bytes
+        self._excluded.clear()
+
+
+class _Held:
+    """A tensor in the hands of autograd; counted until autograd lets go of it."""
+
+    def __init__(self, saved: SavedBytes, tensor: Tensor) -> None:
+        self.saved, self.tensor, self.key = saved, tensor, saved.add(tensor)
+
+    def __del__(self) -> None:
+        self.saved.remove(self.key)
 
 
 @contextmanager
 def saved_bytes(exclude: Iterable[Tensor] = ()) -> Iterator[SavedBytes]:
-    """Counts the bytes that autograd saves for backward while the block runs.
+    """Counts the bytes that autograd holds for backward at the end of the block.
 
     It sees what PyTorch's own operations save and what a custom ``autograd.Function`` passes to
-    ``save_for_backward``; it cannot see tensors that a Function stores as plain attributes of its context.
-    What was counted stays in memory until the block ends.
+    ``save_for_backward``; it cannot see tensors that a Function stores as plain attributes of its context. What is
+    saved and let go within the block, such as the local derivatives of one time step, does not count at its end.
 
     Args:
         exclude: Tensors whose storages do not count, such as the parameters and the inputs, which are held anyway.
@@ -72,18 +94,17 @@ def saved_bytes(exclude: Iterable[Tensor] = ()) -> Iterator[SavedBytes]:
     """
     saved = SavedBytes(exclude)
 
-    def pack(tensor: Tensor) -> Tensor:
-        saved.add(tensor)
-        return tensor
+    def pack(tensor: Tensor) -> _Held:
+        return _Held(saved, tensor)
 
-    def unpack(tensor: Tensor) -> Tensor:
-        return tensor
+    def unpack(held: _Held) -> Tensor:
+        return held.tensor
 
     try:
         with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
             yield saved
     finally:
-        saved.release()
+        saved.finish()
 
 
 def live_state_bytes(net: HasSnapshot) -> int:

@@ -96,17 +96,25 @@ class Arguments:
 
     def _check(self, leaves: tuple[Any, ...]) -> None:
         for name, rank, leaf in zip(self.names, self.ranks, leaves, strict=False):
-            if not isinstance(leaf, Tensor):
-                continue
-            if rank is not None and leaf.ndim != rank:
-                raise InvalidInput(
-                    f"The input {name} has {leaf.ndim} dimensions {tuple(leaf.shape)}, but the model was converted with {rank}.",
-                    "Pass an input of the same rank, or convert again with one.",
-                )
-            if leaf.numel() == 0:
-                raise InvalidInput(f"The input {name} is empty: its shape is {tuple(leaf.shape)}.", "Pass at least one time step and one sample.")
-            if leaf.is_floating_point() and not bool(torch.isfinite(leaf).all()):
-                raise InvalidInput(f"The input {name} holds NaN or infinity.", "Clean the data before it reaches the network.")
+            if isinstance(leaf, Tensor):
+                if rank is not None and leaf.ndim != rank:
+                    raise InvalidInput(
+                        f"The input {name} has {leaf.ndim} dimensions {tuple(leaf.shape)}, but the model was converted with {rank}.",
+                        "Pass an input of the same rank, or convert again with one.",
+                    )
+                check_tensor(f"The input {name}", leaf)
+
+
+def check_tensor(name: str, value: Tensor) -> None:
+    """Refuses a tensor that no network can learn from.
+
+    Raises:
+        InvalidInput: It has no elements, or holds NaN or infinity.
+    """
+    if value.numel() == 0:
+        raise InvalidInput(f"{name} is empty: its shape is {tuple(value.shape)}.", "Pass at least one time step and one sample.")
+    if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        raise InvalidInput(f"{name} holds NaN or infinity.", "Clean the data before it reaches the network.")
 
 
 def _varies(leaf: Any) -> bool:

@@ -110,20 +110,20 @@ class BackwardPass:
         self.statics = statics
         self.wanted = wanted_inputs | {output for layer in program.layers for output in layer.outputs}
 
-    def run(self, signals: Sequence[tuple[Source, Tensor]]) -> Gradients:
-        """Turns learning signals on what the user read, each (bins, *shape), into gradients."""
+    def run(self, signals: Sequence[tuple[Source, int, Tensor]]) -> Gradients:
+        """Turns learning signals on what the user read, as (what, bin, dL/d(mean value in the bin)), into gradients."""
         leaves = {
             name: value.detach().requires_grad_(value.requires_grad) if isinstance(value, Tensor) else value
             for name, value in self.statics.items()
         }
         graphs = {layer.name: self._graph(layer, leaves) for layer in self.program.layers}
         responses = {layer.name: self._response(layer, graphs[layer.name], leaves) for layer in self.program.layers}
-        delays = {s.delay for layer in self.program.layers for s in layer.sources} | {s.delay for s, _ in signals}
-        overlap = {delay: self.record.bins.overlap(delay) for delay in delays if delay}
-        solver = Solver(self.program, overlap, self.record.bins.count, responses, graphs)
-        for source, rows in signals:
-            for index, signal in enumerate(rows):
-                solver.add(source.origin, source.delay, index, signal)
+        bins = self.record.bins
+        delays = {s.delay for layer in self.program.layers for s in layer.sources} | {source.delay for source, _, _ in signals}
+        overlap = {delay: bins.overlap(delay) for delay in delays if delay}
+        solver = Solver(self.program, overlap, bins.count, responses, graphs)
+        for source, index, signal in signals:
+            solver.add(source.origin, source.delay, index, signal)
         solver.run()
         inputs = {x.name: solver.signals[x.name] for x in self.program.inputs if x.name in solver.signals}
         return Gradients(self._through_statics(solver), solver.initial, inputs, solver)

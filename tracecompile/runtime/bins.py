@@ -2,38 +2,39 @@
 
 from __future__ import annotations
 
+import bisect
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Bins:
-    """K bins of (nearly) equal length over T steps; step t lies in bin floor(t K / T).
+    """Bins of consecutive steps.
 
     Attributes:
-        steps: T; None while a stream is open, which then has one bin.
-        count: K; never more than T.
+        edges: First step of each bin, then the number of steps.
     """
 
-    steps: int | None
-    count: int
+    edges: tuple[int, ...]
 
     @classmethod
-    def over(cls, steps: int, bins: int) -> Bins:
-        """Divides ``steps`` steps into at most ``bins`` bins."""
-        return cls(steps, max(1, min(bins, steps)))
+    def over(cls, steps: int, count: int) -> Bins:
+        """Divides a sequence into at most ``count`` bins of (nearly) equal length: step t lies in bin floor(t K / T)."""
+        count = max(1, min(count, steps))
+        return cls(tuple(-(-index * steps // count) for index in range(count + 1)))
+
+    @property
+    def count(self) -> int:
+        """Number of bins, K."""
+        return len(self.edges) - 1
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Number of steps in each bin."""
+        return tuple(after - before for before, after in zip(self.edges[:-1], self.edges[1:], strict=True))
 
     def of(self, step: int) -> int:
         """Returns the bin of a step."""
-        return 0 if self.steps is None else min(step, self.steps - 1) * self.count // self.steps
-
-    def start(self, index: int) -> int:
-        """Returns the first step of a bin."""
-        assert self.steps is not None
-        return -(-index * self.steps // self.count)
-
-    def widths(self) -> tuple[int, ...]:
-        """Returns the number of steps in each bin."""
-        return tuple(self.start(i + 1) - self.start(i) for i in range(self.count))
+        return bisect.bisect_right(self.edges, step, hi=self.count) - 1
 
     def overlap(self, delay: int) -> list[list[float]]:
         """Returns the share of each bin's delayed steps that were made in each bin.
@@ -42,8 +43,81 @@ class Bins:
         in no bin.
         """
         shares = []
-        for c, width in enumerate(self.widths()):
-            first, last = self.start(c) - delay, self.start(c) + width - delay
-            row = [max(0, min(last, self.start(b + 1)) - max(first, self.start(b))) / width for b in range(self.count)]
-            shares.append(row)
+        for first, last in zip(self.edges[:-1], self.edges[1:], strict=True):
+            made = [
+                max(0, min(last - delay, after) - max(first - delay, before))
+                for before, after in zip(self.edges[:-1], self.edges[1:], strict=True)
+            ]
+            shares.append([steps / (last - first) for steps in made])
         return shares
+
+
+class SequenceClock:
+    """Says in which bin the next step of a sequence of known length lies."""
+
+    def __init__(self, bins: Bins) -> None:
+        """Starts before the first step."""
+        self.bins = bins
+        self.capacity = bins.count
+        self.steps = 0
+
+    def must_merge(self) -> bool:
+        """Tells whether the slots are full; never, here."""
+        return False
+
+    def tick(self) -> int:
+        """Counts one step and returns its slot."""
+        self.steps += 1
+        return self.bins.of(self.steps - 1)
+
+    def merge(self) -> None:
+        """Is never needed here."""
+        raise AssertionError("a sequence of known length never merges its bins")
+
+
+class StreamClock:
+    """Says in which bin the next step of a stream lies: K slots of one width, which doubles when they are full.
+
+    Attributes:
+        capacity: K.
+        width: Steps per slot.
+        generation: How often neighbours were merged; width is 2 to that power.
+        slot: Slot of the last step.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        """Starts before the first step, with slots of one step."""
+        self.capacity = capacity
+        self.generation = 0
+        self.steps = 0
+        self.slot = 0
+
+    @property
+    def width(self) -> int:
+        """Steps per slot."""
+        return 1 << self.generation
+
+    def must_merge(self) -> bool:
+        """Tells whether the slots are full; a single slot takes everything."""
+        return self.capacity > 1 and self.steps == self.capacity * self.width
+
+    def merge(self) -> None:
+        """Doubles the width."""
+        self.generation += 1
+
+    def tick(self) -> int:
+        """Counts one step and returns its slot."""
+        self.slot = self.steps // self.width if self.capacity > 1 else 0
+        self.steps += 1
+        return self.slot
+
+    @property
+    def bins(self) -> Bins:
+        """The bins of the steps so far."""
+        if self.capacity == 1:
+            return Bins((0, self.steps))
+        used = -(-self.steps // self.width)
+        return Bins(tuple(min(index * self.width, self.steps) for index in range(used + 1)))
+
+
+Clock = SequenceClock | StreamClock

@@ -12,7 +12,7 @@ from torch import Tensor
 from tracecompile.errors import InvalidInput
 from tracecompile.program import StepProgram
 from tracecompile.runtime.anchors import spread, total
-from tracecompile.runtime.bins import Bins
+from tracecompile.runtime.bins import Bins, SequenceClock
 from tracecompile.runtime.window import Window, find_ports
 
 
@@ -100,7 +100,7 @@ class Executor:
         return self.finish(collector.results(), states, prepared.invariants), None
 
     def _recorded(self, prepared: Prepared, steps: int, bins: int) -> tuple[list[Any], Window]:
-        window = Window(self.program, Bins.over(steps, bins), self.statics(prepared), prepared.initial)
+        window = Window(self.program, SequenceClock(Bins.over(steps, bins)), self.statics(prepared), prepared.initial)
         collector = Collector(self.program)
         with torch.no_grad():
             states: Sequence[Tensor] = [state.detach() for state in prepared.initial]
@@ -114,13 +114,13 @@ class Executor:
                 collector.add(outputs)
             collected = collector.results()
         axes = {x.name: (value, x.dim) for x, value in zip(self.program.inputs, prepared.inputs, strict=True)}
-        window.anchor(self.ports, [*collector.one_step(), *states], axes)
-        widths = window.record.bins.widths()
+        anchors = window.sequence_anchors(self.ports, [*collector.latest, *states], axes)
+        widths = window.record.bins.widths
         outputs = [
             value if anchor is None else value + _collected_anchor(anchor, output.collect, widths)
-            for value, anchor, output in zip(collected, window.anchors, self.program.outputs, strict=False)
+            for value, anchor, output in zip(collected, anchors, self.program.outputs, strict=False)
         ]
-        states = with_anchors(states, window.anchors[len(outputs) :])
+        states = with_anchors(states, [None if anchor is None else anchor[0] for anchor in anchors[len(outputs) :]])
         return self.finish(outputs, states, prepared.invariants), window
 
     def _argument_statics(self, statics: Mapping[str, Any]) -> list[Any]:
@@ -160,7 +160,7 @@ class Executor:
     def step(self, prepared: Prepared, states: Sequence[Tensor], window: Window | None) -> tuple[list[Tensor], list[Tensor]]:
         """Runs one step; returns outputs and next states as they are, without anchors.
 
-        With a window the step is recorded, and the window's anchors are made if it has none yet.
+        With a window the step is recorded.
         """
         inputs = prepared.inputs
         if window is None:
@@ -172,8 +172,6 @@ class Executor:
             arguments = [_detached(value) for value in (*inputs, *prepared.invariants, *states)]
             (outputs, states), traced, of_layers = self.emitted.traced(*arguments, *statics)
             window.record.add(states, traced, of_layers)
-        if not window.anchors:
-            window.anchor(self.ports, [*outputs, *states], {})
         return list(outputs), list(states)
 
 
@@ -197,10 +195,6 @@ class Collector:
                 kept[0] = value
         self.latest = list(outputs)
 
-    def one_step(self) -> list[Tensor]:
-        """Returns the last step's outputs."""
-        return self.latest
-
     def results(self) -> list[Tensor]:
         """Returns what the epilogue reads."""
         return [
@@ -209,8 +203,8 @@ class Collector:
 
 
 def with_anchors(values: Sequence[Tensor], anchors: Sequence[Tensor | None]) -> list[Tensor]:
-    """Adds to each of one step's values the last slot of its anchor."""
-    return [value if anchor is None else value + anchor[-1] for value, anchor in zip(values, anchors, strict=True)]
+    """Adds to each of one step's values its anchor."""
+    return [value if anchor is None else value + anchor for value, anchor in zip(values, anchors, strict=True)]
 
 
 def _collected_anchor(anchor: Tensor, collect: str, widths: tuple[int, ...]) -> Tensor:

@@ -15,7 +15,7 @@ from tracecompile.diagnostics.report import ConversionReport
 from tracecompile.errors import ConversionError, InvalidInput
 from tracecompile.program import Settings
 from tracecompile.runtime.arguments import Call
-from tracecompile.runtime.bins import Bins
+from tracecompile.runtime.bins import StreamClock
 from tracecompile.runtime.executor import Executor, Prepared, with_anchors
 from tracecompile.runtime.live import LiveState
 from tracecompile.runtime.window import Window
@@ -150,7 +150,7 @@ class TracedModule(nn.Module):
         window = None
         if executor.wants_record(prepared) or (live.window is not None and torch.is_grad_enabled()):
             if live.window is None or live.window.closed:
-                live.window = Window(executor.program, Bins(None, 1), executor.statics(prepared), prepared.initial)
+                live.window = Window(executor.program, StreamClock(self._settings.bins), executor.statics(prepared), prepared.initial)
                 live.window.load(live.pending)
                 live.pending = {}
             window = live.window
@@ -160,7 +160,7 @@ class TracedModule(nn.Module):
         live.states = [state.detach() if executor.rule != "bptt" else state for state in states]
         if window is None:
             return outputs, states
-        anchors = window.anchors
+        anchors = window.step_anchors(executor.ports, [*outputs, *states])
         return with_anchors(outputs, anchors[: len(outputs)]), with_anchors(states, anchors[len(outputs) :])
 
     # State over time.

@@ -11,7 +11,7 @@ from tracecompile.layers import Jacobian
 from tracecompile.passes.insert_input_traces import layer_decay
 from tracecompile.passes.insert_rate_inversion import trainable_statics
 from tracecompile.program import StepProgram
-from tracecompile.runtime.bins import Bins
+from tracecompile.runtime.bins import Bins, Clock, StreamClock
 from tracecompile.runtime.statistics import Responses, TraceBuffer
 
 LayerStep = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
@@ -22,22 +22,20 @@ class Record:
     """Statistics of the steps since the sequence or the window began.
 
     Attributes:
-        bins: The time bins; a window of unknown length has one.
-        steps: Steps recorded so far.
+        clock: Which bin each step falls into.
     """
 
-    def __init__(self, program: StepProgram, bins: Bins, statics: Mapping[str, Tensor], initial: Sequence[Tensor]) -> None:
+    def __init__(self, program: StepProgram, clock: Clock, statics: Mapping[str, Tensor], initial: Sequence[Tensor]) -> None:
         """Opens a record.
 
         Args:
             program: After all passes.
-            bins: The time bins.
+            clock: Of a sequence or a stream.
             statics: Static values by name; those that require grad get gradients.
             initial: Initial states in the order of the carries; those that require grad get gradients.
         """
-        self.program, self.bins = program, bins
-        self.steps = 0
-        self.traces = {(t.value, t.decay): TraceBuffer(t, bins.count) for t in program.traces}
+        self.program, self.clock = program, clock
+        self.traces = {(t.value, t.decay): TraceBuffer(t, clock.capacity) for t in program.traces}
         wanted = trainable_statics(program)
         trainable = [name for name, value in statics.items() if name in wanted and value.requires_grad]
         states = {carry.placeholder: value for carry, value in zip(program.carries, initial, strict=True)}
@@ -46,7 +44,7 @@ class Record:
             if isinstance(layer.response, Jacobian):
                 parameters = [name for name in layer.core_statics if name in trainable]
                 learned = [name for name in layer.states if states[name].requires_grad]
-                responses = Responses(layer, parameters, learned, bins.count, layer_decay(program, layer))
+                responses = Responses(layer, parameters, learned, clock.capacity, layer_decay(program, layer))
                 responses.begin(states)
                 self.responses[layer.name] = responses
         positions = {carry.placeholder: position for position, carry in enumerate(program.carries)}
@@ -60,7 +58,11 @@ class Record:
             traced: Values of the traces.
             of_layers: Per layer (outputs of the core, its derivatives).
         """
-        index = self.bins.of(self.steps)
+        if self.clock.must_merge():
+            self.clock.merge()
+            for kept in (*self.traces.values(), *self.responses.values()):
+                kept.merge()
+        index = self.clock.tick()
         for buffer, value in zip(self.traces.values(), traced, strict=True):
             buffer.add(value, index)
         for layer, (outputs, entries) in zip(self.program.layers, of_layers, strict=True):
@@ -69,16 +71,15 @@ class Record:
                 like = dict(zip(layer.outputs, outputs, strict=True))
                 like |= {f"next:{i}": states[position] for i, position in enumerate(self._states_of[layer.name])}
                 self.responses[layer.name].add(rows, index, like)
-        self.steps += 1
 
-    def close(self) -> None:
-        """Ends a record of unknown length: its one bin has the steps that were recorded."""
-        if self.bins.steps is None:
-            self.bins = Bins(self.steps, 1)
+    @property
+    def bins(self) -> Bins:
+        """The bins of the steps so far."""
+        return self.clock.bins
 
     def tensors(self) -> dict[str, Tensor]:
         """Returns everything that was recorded, by a name."""
-        found = {"steps": torch.tensor(self.steps)}
+        found = {"steps": torch.tensor(self.clock.steps), "generation": torch.tensor(getattr(self.clock, "generation", 0))}
         for (value, decay), trace in self.traces.items():
             found[f"trace|{value}|{decay}|weights"] = torch.tensor(trace.weights, dtype=torch.float64)
             if trace.sums is not None:
@@ -91,7 +92,9 @@ class Record:
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Puts back what ``tensors`` returned."""
-        self.steps = int(tensors["steps"])
+        self.clock.steps = int(tensors["steps"])
+        if isinstance(self.clock, StreamClock):
+            self.clock.generation = int(tensors["generation"])
         for (value, decay), trace in self.traces.items():
             trace.weights = tensors[f"trace|{value}|{decay}|weights"].tolist()
             trace.sums = _cloned(tensors.get(f"trace|{value}|{decay}|sums"))

@@ -45,6 +45,12 @@ class TraceBuffer:
         self.sums[index].add_(value)
         self.weights[index] += 1.0
 
+    def merge(self) -> None:
+        """Adds neighbouring bins up: bins 2 i and 2 i + 1 become bin i."""
+        self.weights = _merged_weights(self.weights)
+        if self.sums is not None:
+            self.sums = _padded(_pairs_added(self.sums, 0), 0, self.bins)
+
     def mean(self, index: int) -> Tensor:
         """Returns the mean input of a bin, with the shape of one step's value."""
         assert self.sums is not None
@@ -137,6 +143,18 @@ class Responses:
             row.mul_(self.decay)
         row[: change.shape[0]].add_(change)
 
+    def merge(self) -> None:
+        """Adds neighbouring bins up: a merged current acts in both, a merged output is the sum over both."""
+        self.weights = _merged_weights(self.weights)
+        for (variable, state), tangent in self.tangents.items():
+            if self.slots[variable] > 1:
+                self.tangents[variable, state] = _pairs_added(tangent, 0)
+        for (output, variable), sums in self.sums.items():
+            merged = _padded(_pairs_added(sums, 0), 0, self.bins)
+            if self.slots[variable] > 1:
+                merged = _padded(_pairs_added(merged, 1), 1, self.slots[variable])
+            self.sums[output, variable] = merged
+
     def pulled(self, variable: str, signals: Mapping[str, list[Tensor | None]], slot: int) -> Tensor | None:
         """Returns the learning signal on one slot of a variable: the sum over outputs and bins of M[bin, slot] h[bin].
 
@@ -151,7 +169,7 @@ class Responses:
             sums = self.sums.get((output, variable))
             if sums is None:
                 continue
-            for index in range(first, self.bins):
+            for index in range(first, len(signal)):
                 given = signal[index]
                 if given is not None:
                     term = sums[index, slot] * (given / self.weights[index])
@@ -164,3 +182,25 @@ def _with_slots(tangent: Tensor, slots: int) -> Tensor:
     if tangent.shape[0] >= slots:
         return tangent
     return torch.cat([tangent, tangent.new_zeros((slots - tangent.shape[0], *tangent.shape[1:]))])
+
+
+def _pairs_added(values: Tensor, axis: int) -> Tensor:
+    """Returns the sums of neighbours 2 i and 2 i + 1 along an axis; a last one without a neighbour stays."""
+    even, odd = values.unfold(axis, 1, 2).squeeze(-1), values.narrow(axis, 1, values.shape[axis] - 1)
+    total = even.clone()
+    if values.shape[axis] > 1:
+        odd = odd.unfold(axis, 1, 2).squeeze(-1)
+        total.narrow(axis, 0, odd.shape[axis]).add_(odd)
+    return total
+
+
+def _padded(values: Tensor, axis: int, size: int) -> Tensor:
+    """Returns values with zeros behind them along an axis."""
+    missing = list(values.shape)
+    missing[axis] = size - values.shape[axis]
+    return torch.cat([values, values.new_zeros(missing)], axis)
+
+
+def _merged_weights(weights: list[float]) -> list[float]:
+    merged = [sum(weights[index : index + 2]) for index in range(0, len(weights), 2)]
+    return merged + [0.0] * (len(weights) - len(merged))

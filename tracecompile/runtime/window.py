@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +16,13 @@ from tracecompile.layers import Source
 from tracecompile.program import StepProgram, final_states_read, step_results
 from tracecompile.runtime.anchors import AnchorFunction
 from tracecompile.runtime.backward import BackwardPass
-from tracecompile.runtime.bins import Bins
+from tracecompile.runtime.bins import Bins, Clock, StreamClock
 from tracecompile.runtime.record import Record
+
+Inputs = Mapping[str, tuple[Tensor, int]]
+"""Sequence inputs by placeholder, each with its time axis."""
+
+Shape = tuple[tuple[int, ...], torch.dtype, torch.device]
 
 
 @dataclass(frozen=True)
@@ -48,53 +54,93 @@ def find_ports(program: StepProgram) -> tuple[Port | None, ...]:
     return tuple(ports)
 
 
+MOST_MERGES = 40
+"""How often the bins of a stream may merge: its length is below K times two to this power."""
+
+
 class Window:
     """A record that is open, and the anchors through which its learning signals will come.
 
     Attributes:
         record: What was recorded so far.
-        anchors: One per port, (bins, *shape of one step's value); None where there is no port.
         closed: True once backward has run: the next step opens another window.
-        residuals: Residuals of the recurrent blocks, after backward.
+        residuals, unsettled: Of the recurrent blocks, after backward; see Solver.
     """
 
-    def __init__(self, program: StepProgram, bins: Bins, statics: Mapping[str, Tensor], initial: Sequence[Tensor]) -> None:
+    def __init__(self, program: StepProgram, clock: Clock, statics: Mapping[str, Any], initial: Sequence[Tensor]) -> None:
         """Opens a window."""
         self.program = program
         self.statics = statics
         self.initial = tuple(initial)
-        self.record = Record(program, bins, statics, initial)
-        self.anchors: list[Tensor | None] = []
+        self.record = Record(program, clock, statics, initial)
         self.closed = False
         self.residuals: dict[str, float] = {}
         self.unsettled: dict[str, int] = {}
-        self.versions: list[tuple[nn.Parameter, int]] = []
+        self._versions: list[tuple[nn.Parameter, int]] = []
+        self._anchors: dict[tuple[int, int], Tensor] = {}
+        """By (port, generation * K + slot) for a stream, by (port, 0) for a sequence."""
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Goes on from what an interrupted window had recorded; nothing where that is empty."""
         if tensors:
             self.record.load(tensors)
 
-    def anchor(self, ports: Sequence[Port | None], values: Sequence[Tensor], inputs: Mapping[str, tuple[Tensor, int]]) -> None:
-        """Makes the anchors.
+    def sequence_anchors(self, ports: Sequence[Port | None], values: Sequence[Tensor], inputs: Inputs) -> list[Tensor | None]:
+        """Makes the anchors of a sequence.
 
         Args:
             ports: As ``find_ports`` returns them.
             values: One step's value of each.
             inputs: Sequence inputs by placeholder, with their time axis, whose gradient is wanted if they require grad.
+
+        Returns:
+            One per port, (bins, *shape of one step's value), or (1, *shape) for a final state; None where there is no port.
         """
+        slots = self.record.clock.capacity
+        shapes = {
+            (index, 0): ((slots if port.every_step else 1, *value.shape), value.dtype, value.device)
+            for index, (port, value) in enumerate(zip(ports, values, strict=True))
+            if port is not None
+        }
+        self._make(ports, shapes, inputs)
+        return [self._anchors.get((index, 0)) for index in range(len(ports))]
+
+    def step_anchors(self, ports: Sequence[Port | None], values: Sequence[Tensor]) -> list[Tensor | None]:
+        """Returns for each port the anchor of the step just recorded, of the shape of its value."""
+        clock = self.record.clock
+        assert isinstance(clock, StreamClock)
+        if not self._anchors:
+            used = range(clock.generation, MOST_MERGES) if clock.capacity > 1 else range(1)
+            slots = [g * clock.capacity + slot for g in used for slot in range(clock.capacity)]
+            shapes = {
+                (index, slot): (tuple(value.shape), value.dtype, value.device)
+                for index, (port, value) in enumerate(zip(ports, values, strict=True))
+                if port is not None
+                for slot in slots
+            }
+            self._make(ports, shapes, {})
+        now = clock.generation * clock.capacity + clock.slot
+        return [self._anchors.get((index, now)) for index in range(len(ports))]
+
+    def _make(self, ports: Sequence[Port | None], shapes: Mapping[tuple[int, int], Shape], inputs: Inputs) -> None:
         parameters = [p for p in self.program.root.parameters() if p.requires_grad]
-        self.versions = [(p, p._version) for p in parameters]
+        self._versions = [(p, p._version) for p in parameters]
         learned = [state for state in self.initial if state.requires_grad]
         wanted = {name: given for name, given in inputs.items() if given[0].requires_grad}
         self._refuse_unreachable_initial()
-        chosen = [(port, value) for port, value in zip(ports, values, strict=True) if port is not None]
-        slots = self.record.bins.count
-        shapes = [((slots if port.every_step else 1, *v.shape), v.dtype, v.device) for port, v in chosen]
-        run = functools.partial(self._backward, [port for port, _ in chosen], parameters, wanted)
-        made = AnchorFunction.apply(run, shapes, *parameters, *learned, *(value for value, _ in wanted.values()))
-        remaining = iter(made)
-        self.anchors = [None if port is None else next(remaining) for port in ports]
+        run = functools.partial(self._backward, ports, list(shapes), parameters, wanted)
+        made = AnchorFunction.apply(run, list(shapes.values()), *parameters, *learned, *(value for value, _ in wanted.values()))
+        self._anchors = dict(zip(shapes, made, strict=True))
+
+    def _by_bin(self, port: Port, slot: int, signal: Tensor) -> list[tuple[int, Tensor]]:
+        """Returns (bin, learning signal) of what one anchor received."""
+        clock = self.record.clock
+        if isinstance(clock, StreamClock):
+            generation, made = divmod(slot, clock.capacity)
+            return [(made >> (clock.generation - generation), signal)]
+        if not port.every_step:
+            return [(clock.bins.count - 1, signal[0])]
+        return list(enumerate(signal))
 
     def _refuse_unreachable_initial(self) -> None:
         held = {state for layer in self.program.layers for state in layer.states}
@@ -107,28 +153,24 @@ class Window:
 
     def _backward(
         self,
-        ports: list[Port],
+        ports: Sequence[Port | None],
+        keys: list[tuple[int, int]],
         parameters: list[nn.Parameter],
-        inputs: Mapping[str, tuple[Tensor, int]],
+        inputs: Inputs,
         signals: list[Tensor | None],
     ) -> list[Tensor | None]:
         self.closed = True
-        self.record.close()
-        for parameter, version in self.versions:
+        for parameter, version in self._versions:
             if parameter._version != version:
                 raise RuntimeError(
                     "A parameter was modified in place between the forward and the backward pass; its gradient would be wrong. "
                     "Call backward before the optimizer's step."
                 )
-        last = self.record.bins.count - 1
         rows = []
-        for port, signal in zip(ports, signals, strict=True):
-            if signal is not None:
-                if not port.every_step:
-                    padded = signal.new_zeros((last + 1, *signal.shape[1:]))
-                    padded[last] = signal[0]
-                    signal = padded
-                rows.append((port.source, signal))
+        for (index, slot), signal in zip(keys, signals, strict=True):
+            port = ports[index]
+            if signal is not None and port is not None:
+                rows += [(port.source, made, part) for made, part in self._by_bin(port, slot, signal)]
         backward = BackwardPass(self.program, self.record, self.statics, set(inputs))
         with torch.no_grad():
             found = backward.run(rows)
@@ -147,10 +189,8 @@ def _over_time(rows: list[Tensor | None] | None, bins: Bins, value: Tensor, dim:
     """Shares the gradient of each bin's mean input among the steps of the bin."""
     if rows is None:
         return None
-    if dim < 0:
-        return rows[0]
     gradient = torch.zeros_like(value)
-    for index, (row, width) in enumerate(zip(rows, bins.widths(), strict=True)):
+    for index, (row, width) in enumerate(zip(rows, bins.widths, strict=True)):
         if row is not None:
-            gradient.narrow(dim, bins.start(index), width).add_((row / width).unsqueeze(dim))
+            gradient.narrow(dim, bins.edges[index], width).add_((row / width).unsqueeze(dim))
     return gradient

@@ -1,0 +1,50 @@
+"""Values that are stacked only to be taken apart again."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import fx
+
+from tracecompile.capture.tracer import Tape
+
+
+def forward_stacked_values(tape: Tape) -> Tape:
+    """Lets a later loop read the values of an earlier one directly, where it reads them out of their stack.
+
+    A network that runs one layer over the whole sequence, then the next, becomes one that runs both at every step.
+    """
+    for node in list(tape.graph.nodes):
+        value = picked_from_stack(node)
+        if value is not None:
+            node.replace_all_uses_with(value)
+    return tape
+
+
+def picked_from_stack(node: fx.Node) -> fx.Node | None:
+    """Returns the value that an index picks out of a stack of values."""
+    if node.target is not operator.getitem or not isinstance(node.args[0], fx.Node):
+        return None
+    source, index = node.args
+    items = stacked_items(source)
+    if items is None and source.target in ("unbind", torch.unbind) and leading(source):  # type: ignore[union-attr]
+        items = stacked_items(source.args[0])  # type: ignore[union-attr]
+    if items is None or type(index) is not int or not -len(items) <= index < len(items):
+        return None
+    return items[index]
+
+
+def stacked_items(node: Any) -> list[fx.Node] | None:
+    """Returns what a node stacks along a new first axis."""
+    if not isinstance(node, fx.Node) or node.target is not torch.stack or not leading(node):
+        return None
+    items = node.args[0]
+    return list(items) if isinstance(items, (list, tuple)) else None  # type: ignore[arg-type]
+
+
+def leading(node: fx.Node) -> bool:
+    """Tells whether a node works along the first axis."""
+    dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+    return dim == 0
