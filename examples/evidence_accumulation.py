@@ -37,57 +37,60 @@ class Spike(torch.autograd.Function):
 
 
 class Accumulator(nn.Module):
-    """Spiking neurons that listen to the clicks, and an evidence variable that sums what they say."""
+    """Spiking neurons on either side hear the clicks of that side; the evidence for a side sums what they say.
 
-    def __init__(self, hidden: int = 32, leak: float = 0.9, memory: float = 0.9995, gain: float = 0.02) -> None:
+    The two sides mirror each other: they share their weights, so neither is preferred before anything is heard.
+    """
+
+    def __init__(self, hidden: int = 16, leak: float = 0.9, memory: float = 0.9995, gain: float = 0.02) -> None:
         super().__init__()
         self.hidden, self.leak, self.memory, self.gain = hidden, leak, memory, gain
-        self.clicks = nn.Linear(2, hidden)
+        self.clicks = nn.Linear(1, hidden)
         self.lateral = nn.Linear(hidden, hidden, bias=False)
-        self.decision = nn.Linear(hidden, 2, bias=False)
-        nn.init.zeros_(self.lateral.weight)
+        self.decision = nn.Linear(hidden, 1, bias=False)
         nn.init.zeros_(self.decision.weight)  # undecided at first
 
     def forward(self, clicks: torch.Tensor) -> torch.Tensor:
         """Returns the evidence for left and right at every step, [time, batch, 2], for clicks [time, batch, 2]."""
-        membrane = clicks.new_zeros(clicks.shape[1], self.hidden)
-        fired = clicks.new_zeros(clicks.shape[1], self.hidden)
-        evidence = clicks.new_zeros(clicks.shape[1], 2)
+        batch = clicks.shape[1]
+        membrane = clicks.new_zeros(batch, 2, self.hidden)
+        fired = clicks.new_zeros(batch, 2, self.hidden)
+        evidence = clicks.new_zeros(batch, 2)
         history = []
         for click in clicks:
-            membrane = self.leak * membrane + self.clicks(click) + self.lateral(fired) - fired.detach()
+            current = self.clicks(click.unsqueeze(2)) + self.lateral(fired)
+            membrane = self.leak * membrane + current - fired.detach()
             fired = Spike.apply(membrane - 1.0)
-            evidence = self.memory * evidence + self.gain * self.decision(fired)
+            evidence = self.memory * evidence + self.gain * self.decision(fired).squeeze(2)
             history.append(evidence)
         return torch.stack(history)
 
 
-def draw_trials(pairs: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns click probabilities per step [pairs, 2] and, for twice as many trials, the side with more: 0 left, 1 right."""
-    side = torch.randint(2, (pairs,), generator=generator)
-    difference = 0.02 + 0.06 * torch.rand(pairs, generator=generator)
+def draw_trials(batch: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns click probabilities per step [batch, 2] and the side that has more, [batch]: 0 left, 1 right."""
+    side = torch.randint(2, (batch,), generator=generator)
+    difference = 0.02 + 0.06 * torch.rand(batch, generator=generator)
     right = 0.15 + torch.where(side == 1, 0.5, -0.5) * difference
-    return torch.stack([0.3 - right, right], dim=1), torch.cat([side, 1 - side])
+    return torch.stack([0.3 - right, right], dim=1), side
 
 
 def clicks_of(chance: torch.Tensor, steps: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
-    """Yields one step's clicks after another, [2 pairs, 2]: every trial and its mirror image."""
+    """Yields the clicks of one step after another, [batch, 2]."""
     for _ in range(steps):
-        clicks = torch.bernoulli(chance, generator=generator)
-        yield torch.cat([clicks, clicks.flip(1)])
+        yield torch.bernoulli(chance, generator=generator)
 
 
 def run_trials(
-    net: Any, pairs: int, steps: int, segment: int, generator: torch.Generator, optimizer: torch.optim.Optimizer | None
+    net: Any, batch: int, steps: int, segment: int, generator: torch.Generator, optimizer: torch.optim.Optimizer | None
 ) -> tuple[float, float]:
-    """Streams one batch of mirrored trials and, with an optimizer, learns after every segment.
+    """Streams one batch of trials and, with an optimizer, learns after every segment.
 
     Returns:
         Mean loss of the last segment, and the share of trials decided correctly at the end.
     """
-    chance, side = draw_trials(pairs, generator)
+    chance, side = draw_trials(batch, generator)
     net.reset()
-    loss, evidence, last = torch.zeros(()), torch.zeros(2 * pairs, 2), 0.0
+    loss, evidence, last = torch.zeros(()), torch.zeros(batch, 2), 0.0
     for step, evidence in enumerate(net.stream(clicks_of(chance, steps, generator)), start=1):
         loss = loss + functional.cross_entropy(evidence, side) / segment
         if step % segment == 0:
@@ -105,28 +108,28 @@ def main(argv: Sequence[str] | None = None) -> tuple[float, float]:
     parser = argparse.ArgumentParser(description="Which side clicked more often, over 10,000 streamed steps?")
     parser.add_argument("--steps", type=int, default=10_000, help="time steps of a trial")
     parser.add_argument("--rounds", type=int, default=4, help="batches of trials to learn from")
-    parser.add_argument("--pairs", type=int, default=32, help="trials per batch, each with its mirror image")
-    parser.add_argument("--hidden", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=64, help="trials that run at the same time")
+    parser.add_argument("--hidden", type=int, default=16, help="neurons on either side")
     parser.add_argument("--segment", type=int, default=250, help="steps between two updates of the weights")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
     torch.manual_seed(options.seed)
     generator = torch.Generator().manual_seed(options.seed)
     model = Accumulator(options.hidden)
-    net = tracecompile.convert(model, torch.bernoulli(torch.full((8, options.pairs, 2), 0.15), generator=generator))
+    net = tracecompile.convert(model, torch.bernoulli(torch.full((8, options.batch, 2), 0.15), generator=generator))
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
 
     def test() -> float:
         net.eval()
         with torch.no_grad():
             fixed = torch.Generator().manual_seed(options.seed + 1)
-            return run_trials(net, 128, options.steps, options.segment, fixed, None)[1]
+            return run_trials(net, 256, options.steps, options.segment, fixed, None)[1]
 
     before = test()
     for turn in range(options.rounds):
         start = time.perf_counter()
         net.train()
-        loss, correct = run_trials(net, options.pairs, options.steps, options.segment, generator, optimizer)
+        loss, correct = run_trials(net, options.batch, options.steps, options.segment, generator, optimizer)
         seconds = time.perf_counter() - start
         held = live_state_bytes(net) / 1e3
         print(f"round {turn + 1}: loss {loss:.3f}, {correct:.1%} correct, {held:.1f} kB of state, {seconds:.1f} s")

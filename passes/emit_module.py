@@ -49,7 +49,9 @@ class EmitModule(Pass):
         assert after.emitted is not None
         taken = [node.name for node in after.emitted.plain.graph.nodes if node.op == "placeholder"]
         wanted = [node.name for node in after.step.graph.nodes if node.op == "placeholder"]
-        return None if taken[: len(wanted)] == wanted else "the emitted step takes other arguments than the captured one"
+        return (
+            None if taken[: len(wanted)] == wanted else "the emitted step takes other arguments than the captured one"
+        )
 
 
 class _Glue:
@@ -144,4 +146,3 @@ def _lift_attributes(program: StepProgram, module: fx.GraphModule, name: str) ->
     for node in module.graph.nodes:
         values[node] = made[str(node.target)] if node.op == "get_attr" else graph.node_copy(node, values.__getitem__)
     return program.graph_module(graph, name), paths
-

@@ -35,7 +35,9 @@ class InsertInputTraces(Pass):
         floating = {
             node.name
             for node in program.step.graph.nodes
-            if node.op != "output" and getattr(example_value(node), "dtype", None) is not None and example_value(node).dtype.is_floating_point
+            if node.op != "output"
+            and getattr(example_value(node), "dtype", None) is not None
+            and example_value(node).dtype.is_floating_point
         }
         readers: dict[tuple[str, float | None], list[str]] = {}
         for layer in program.layers:
@@ -59,7 +61,9 @@ def _decays(program: StepProgram) -> dict[str, float | None]:
         return dict.fromkeys(names, setting)
     unknown = sorted(set(setting) - set(names))
     if unknown:
-        raise InvalidInput(f"The decay names layers that do not exist: {', '.join(unknown)}.", f"The layers are: {', '.join(names)}.")
+        raise InvalidInput(
+            f"The decay names layers that do not exist: {', '.join(unknown)}.", f"The layers are: {', '.join(names)}."
+        )
     return {name: setting.get(name) for name in names}
 
 

@@ -58,7 +58,7 @@ class NetSpec:
 
     @property
     def kind(self) -> str:
-        """"step" or "sequence"."""
+        """ "step" or "sequence"."""
         return "step" if self.loop == "step" else "sequence"
 
     @property

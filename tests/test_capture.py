@@ -50,7 +50,9 @@ def test_loop_equals_model(kind: type[nn.Module], axis: int, fixed: bool) -> Non
     assert snapshot(model) == before
     assert program.kind == "sequence"
     assert program.length == (models.FIXED_STEPS if fixed else None)
-    for length, batch in [(models.FIXED_STEPS, 2), (models.FIXED_STEPS, 3)] + ([] if fixed else [(1, 4), (11, 3), (17, 1)]):
+    for length, batch in [(models.FIXED_STEPS, 2), (models.FIXED_STEPS, 3)] + (
+        [] if fixed else [(1, 4), (11, 3), (17, 1)]
+    ):
         x = sequence(length, batch, axis, seed=length)
         expected, found = untouched(model)(x), run_sequence(program, x)
         assert_equal(expected, found)

@@ -70,7 +70,13 @@ def snapshot(model: nn.Module) -> dict[str, Any]:
     for path, module in model.named_modules():
         for name, value in [*vars(module).items(), *module._buffers.items(), *module._parameters.items()]:
             if isinstance(value, torch.Tensor):
-                noted[f"{path}.{name}"] = (id(value), value._version, value.tolist(), value.requires_grad, value.grad is None)
+                noted[f"{path}.{name}"] = (
+                    id(value),
+                    value._version,
+                    value.tolist(),
+                    value.requires_grad,
+                    value.grad is None,
+                )
             elif isinstance(value, (int, float, str, type(None))):
                 noted[f"{path}.{name}"] = value
             elif isinstance(value, (dict, list)):

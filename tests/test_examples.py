@@ -85,7 +85,7 @@ def test_spoken_digits_without_data_says_how_to_get_it(capsys: pytest.CaptureFix
 
 
 def test_evidence_accumulation(capsys: pytest.CaptureFixture[str]) -> None:
-    size = ["--steps", "400", "--rounds", "3", "--pairs", "16", "--hidden", "8", "--segment", "50"]
+    size = ["--steps", "400", "--rounds", "3", "--batch", "32", "--hidden", "8", "--segment", "50"]
     before, after = example("evidence_accumulation").main(size)
     assert 0.0 <= before <= 1.0
     assert after > before

@@ -82,7 +82,11 @@ def program_of(build: Build, carries: dict[str, int], **settings: Any) -> StepPr
     for name in carries:
         after.placeholder(f"{name}_final")
     after.output(tuple(collected))
-    owned = {n.target: leaves.get(n.target) or _get(root, n.target) for n in graph.nodes if n.op in ("call_module", "get_attr")}
+    owned = {
+        n.target: leaves.get(n.target) or _get(root, n.target)
+        for n in graph.nodes
+        if n.op in ("call_module", "get_attr")
+    }
     module = fx.GraphModule(owned, graph)
     _record_values(module, values)
     return StepProgram(
@@ -185,18 +189,29 @@ def test_partition_needs_cores() -> None:
 
 
 def test_one_trace_per_source_and_decay() -> None:
-    found = after(program_of(lateral_layer, {"mem": 4, "z": 4}), FindSpikingLayers(), PartitionLayers(), InsertInputTraces())
+    found = after(
+        program_of(lateral_layer, {"mem": 4, "z": 4}), FindSpikingLayers(), PartitionLayers(), InsertInputTraces()
+    )
     assert [(t.value, t.decay) for t in found.traces] == [("x", None), ("z", None), ("spike", None)]
 
 
 def test_decay_of_an_unknown_layer_is_refused() -> None:
     with pytest.raises(InvalidInput, match="no_such_layer"):
-        after(program_of(one_layer, {"mem": 4}, decay={"no_such_layer": 0.9}), FindSpikingLayers(), PartitionLayers(), InsertInputTraces())
+        after(
+            program_of(one_layer, {"mem": 4}, decay={"no_such_layer": 0.9}),
+            FindSpikingLayers(),
+            PartitionLayers(),
+            InsertInputTraces(),
+        )
 
 
 def test_derivatives_are_those_of_autograd() -> None:
     program = after(
-        program_of(one_layer, {"mem": 4}), FindSpikingLayers(), PartitionLayers(), InsertInputTraces(), InsertRateInversion()
+        program_of(one_layer, {"mem": 4}),
+        FindSpikingLayers(),
+        PartitionLayers(),
+        InsertInputTraces(),
+        InsertRateInversion(),
     )
     (layer,) = program.layers
     current, mem = torch.randn(5, 4, requires_grad=True), torch.randn(5, 4, requires_grad=True)
@@ -215,7 +230,11 @@ def test_derivatives_are_those_of_autograd() -> None:
 
 def test_bptt_needs_no_derivatives() -> None:
     program = after(
-        program_of(one_layer, {"mem": 4}, rule="bptt"), FindSpikingLayers(), PartitionLayers(), InsertInputTraces(), InsertRateInversion()
+        program_of(one_layer, {"mem": 4}, rule="bptt"),
+        FindSpikingLayers(),
+        PartitionLayers(),
+        InsertInputTraces(),
+        InsertRateInversion(),
     )
     assert all(layer.response is None for layer in program.layers)
 

@@ -1,6 +1,7 @@
 """tracecompile: rewrites recurrent spiking networks so that training memory is constant in the number of time steps."""
 
 from tracecompile import nn
+from tracecompile.artifact import load, save
 from tracecompile.convert import convert
 from tracecompile.diagnostics.fidelity import GradientComparison, compare_gradients
 from tracecompile.diagnostics.report import ConversionReport
@@ -16,5 +17,7 @@ __all__ = [
     "TracedModule",
     "compare_gradients",
     "convert",
+    "load",
     "nn",
+    "save",
 ]

@@ -24,7 +24,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils._pytree import tree_unflatten
 
-import tracecompile
 from tracecompile.errors import InvalidInput
 from tracecompile.program import example_value
 from tracecompile.runtime.module import TracedModule
@@ -148,7 +147,7 @@ def _own_source(module: str) -> str | None:
         Path(sys.prefix),
         Path(sys.base_prefix),
         Path(torch.__file__).parent,
-        Path(tracecompile.__file__).parent,
+        Path(__file__).parent,
     )
     path = Path(file).resolve()
     if path.suffix != ".py" or any(path.is_relative_to(place.resolve()) for place in installed):

@@ -67,5 +67,8 @@ def _does_not_run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
         with torch.no_grad(), torch.random.fork_rng():
             share_parameters(model)(*args, **kwargs)
     except (RuntimeError, TypeError, IndexError, ValueError) as own:
-        return InvalidInput(f"The model itself cannot run on the example: {str(own).splitlines()[0]}.", "Pass an input that it can run on.")
+        return InvalidInput(
+            f"The model itself cannot run on the example: {str(own).splitlines()[0]}.",
+            "Pass an input that it can run on.",
+        )
     return fault

@@ -48,7 +48,9 @@ def convert(
     """
     settings = _settings(rule, bins, decay, backend, chunk)
     if not isinstance(model, nn.Module):
-        raise InvalidInput(f"convert takes a torch.nn.Module, not {type(model).__name__}.", "Wrap the function in a module.")
+        raise InvalidInput(
+            f"convert takes a torch.nn.Module, not {type(model).__name__}.", "Wrap the function in a module."
+        )
     if isinstance(model, TracedModule):
         raise InvalidInput("The model is converted already.", "Convert the original model.")
     net = TracedModule(share_parameters(model), settings)
@@ -67,7 +69,9 @@ def _settings(rule: Any, bins: Any, decay: Any, backend: Any, chunk: Any) -> Set
         raise InvalidInput(f"bins is {bins!r}, but must be a whole number of at least 1.")
     for value in decay.values() if isinstance(decay, Mapping) else [decay]:
         if value is not None and not (isinstance(value, float) and 0 < value < 1):
-            raise InvalidInput(f"decay is {value!r}, but must lie between 0 and 1.", "Leave it out for the mean of the whole sequence.")
+            raise InvalidInput(
+                f"decay is {value!r}, but must lie between 0 and 1.", "Leave it out for the mean of the whole sequence."
+            )
     if backend not in get_args(Backend):
         raise InvalidInput(f"There is no backend {backend!r}.", f"The backends are: {', '.join(get_args(Backend))}.")
     if backend == "inductor" or (chunk is not None and chunk != 1):

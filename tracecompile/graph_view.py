@@ -76,7 +76,9 @@ class StepView:
             origin, delay = self.delayed[origin], delay + 1
             if origin is value:
                 raise UnsupportedState(
-                    f"The state {value.name} is read but never changes.", "Pass it as an input or a buffer.", value.meta.get("where")
+                    f"The state {value.name} is read but never changes.",
+                    "Pass it as an input or a buffer.",
+                    value.meta.get("where"),
                 )
         return origin, delay
 

@@ -18,7 +18,9 @@ def listing(program: StepProgram) -> str:
     else:
         parts.append(_function("step", program.step))
     if program.cores and not program.layers:
-        parts += [f"# core: {', '.join(core.nodes)}; states: {', '.join(core.states) or 'none'}" for core in program.cores]
+        parts += [
+            f"# core: {', '.join(core.nodes)}; states: {', '.join(core.states) or 'none'}" for core in program.cores
+        ]
     parts += [f"# trace of {t.value} (decay {t.decay}), read by {', '.join(t.readers)}" for t in program.traces]
     for block in program.blocks:
         names = ", ".join(program.layers[index].name for index in block.layers)

@@ -40,7 +40,9 @@ class Partition:
 
     def statics(self) -> Statics:
         """Returns the graph of everything that does not change over time."""
-        wanted = [node for node in self.view.nodes if node in self.static and any(u not in self.static for u in node.users)]
+        wanted = [
+            node for node in self.view.nodes if node in self.static and any(u not in self.static for u in node.users)
+        ]
         graph, values = fx.Graph(), dict[fx.Node, fx.Node]()
         attributes: list[str] = []
         for node in self.view.nodes:
@@ -51,7 +53,9 @@ class Partition:
             values[self.node[name]] = graph.placeholder(name)
         for node in self.view.nodes:
             if node in self.static and node not in values:
-                values[node] = made[str(node.target)] if node.op == "get_attr" else graph.node_copy(node, values.__getitem__)
+                values[node] = (
+                    made[str(node.target)] if node.op == "get_attr" else graph.node_copy(node, values.__getitem__)
+                )
         graph.output(tuple(values[node] for node in wanted))
         module = self.program.graph_module(graph, "Statics")
         module.graph.eliminate_dead_code()
@@ -173,10 +177,14 @@ class Partition:
             outputs=outputs,
             spikes=() if isinstance(root, fx.Node) else root.spikes,
             nodes=tuple(node.name for node in cone if is_tensor(node)) + core_nodes,
-            reset="none" if isinstance(root, fx.Node) else reset_style(self.program, [self.node[n] for n in core_nodes], self.spikes),
+            reset="none"
+            if isinstance(root, fx.Node)
+            else reset_style(self.program, [self.node[n] for n in core_nodes], self.spikes),
         )
 
-    def _extract(self, nodes: list[fx.Node], taken: list[str], results: object) -> tuple[fx.GraphModule, tuple[str, ...]]:
+    def _extract(
+        self, nodes: list[fx.Node], taken: list[str], results: object
+    ) -> tuple[fx.GraphModule, tuple[str, ...]]:
         graph, values = fx.Graph(), dict[fx.Node, fx.Node]()
         for name in taken:
             values[self.node[name]] = graph.placeholder(name)

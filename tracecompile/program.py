@@ -145,7 +145,11 @@ class StepProgram:
     def graph_module(self, graph: fx.Graph, name: str) -> fx.GraphModule:
         """Wraps a graph whose ``call_module`` nodes name modules of this program."""
         graph.lint()
-        owned = {str(node.target): self.resolve(str(node.target)) for node in graph.nodes if node.op in ("call_module", "get_attr")}
+        owned = {
+            str(node.target): self.resolve(str(node.target))
+            for node in graph.nodes
+            if node.op in ("call_module", "get_attr")
+        }
         return fx.GraphModule(owned, graph, name)
 
 

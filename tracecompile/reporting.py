@@ -37,7 +37,9 @@ def _layer(program: StepProgram, layer: Layer) -> LayerReport:
         states=tuple(f"{names[s]} ({kind})" for s, kind in zip(layer.states, layer.state_kinds, strict=True)),
         outputs=layer.outputs,
         trace="mean of each time bin" if decay is None else f"decay {decay}",
-        recurrence=", ".join(f"{source.origin} {source.delay} step{'s' * (source.delay > 1)} ago" for source in delayed),
+        recurrence=", ".join(
+            f"{source.origin} {source.delay} step{'s' * (source.delay > 1)} ago" for source in delayed
+        ),
         reset=layer.reset if layer.spikes else "",
     )
 
@@ -66,15 +68,23 @@ def _status(parameter: nn.Parameter, reached: set[nn.Parameter], rule: str, prog
         return ParameterReport("exact", "ordinary backpropagation through time")
     if rule == "analytic":
         return ParameterReport("trace", "rate curve at the mean input")
-    return ParameterReport("trace", f"measured slope, {program.settings.bins} time bin{'s' * (program.settings.bins > 1)}")
+    return ParameterReport(
+        "trace", f"measured slope, {program.settings.bins} time bin{'s' * (program.settings.bins > 1)}"
+    )
 
 
 def _notes(program: StepProgram) -> list[str]:
     notes = []
-    replayed = [layer.name for layer in program.layers if isinstance(layer.response, RateCurve) and layer.response.kind == "replay"]
+    replayed = [
+        layer.name
+        for layer in program.layers
+        if isinstance(layer.response, RateCurve) and layer.response.kind == "replay"
+    ]
     if replayed:
         notes.append(f"No rate curve is known for {', '.join(replayed)}: replayed under their mean current.")
-    styles = {layer.reset for layer in program.layers if layer.spikes and isinstance(layer.response, (Jacobian, RateCurve))}
+    styles = {
+        layer.reset for layer in program.layers if layer.spikes and isinstance(layer.response, (Jacobian, RateCurve))
+    }
     if "detached" in styles:
         notes.append("The reset is detached from the gradient, as in the model's own backpropagation.")
     if "in graph" in styles:

@@ -11,7 +11,7 @@ from torch import fx
 from tracecompile.pointwise import emits_spikes, is_comparison, is_surrogate
 from tracecompile.program import StepProgram, is_tensor, step_results
 
-_CASTS = frozenset("float double half bfloat16 to type type_as clone contiguous detach".split())
+_CASTS = frozenset(["float", "double", "half", "bfloat16", "to", "type", "type_as", "clone", "contiguous", "detach"])
 _SUMS = {operator.add: 1, torch.add: 1, "add": 1, operator.sub: -1, torch.sub: -1, "sub": -1}
 
 
@@ -49,7 +49,7 @@ def _casts_comparison(node: fx.Node, found: set[fx.Node]) -> bool:
 
 def _linear_value(node: fx.Node, values: dict[fx.Node, Counter[fx.Node]]) -> Counter[fx.Node]:
     """Returns the value of a node as a signed sum of others, blind to detach: ``soft - soft.detach()`` is nothing."""
-    if node.op == "call_method" and node.target == "detach" or node.target is torch.detach:
+    if (node.op == "call_method" and node.target == "detach") or node.target is torch.detach:
         (inner,) = node.all_input_nodes
         return values[inner]
     sign = _SUMS.get(node.target) if node.op in ("call_function", "call_method") and not node.kwargs else None
@@ -89,7 +89,9 @@ def reset_style(program: StepProgram, nodes: list[fx.Node], spikes: set[fx.Node]
                 styles.add(detached)
                 continue
             pending.append((placeholders[carried[node]], detached))
-        pending += [(user, detached or user.target in ("detach", torch.detach)) for user in node.users if user in inside]
+        pending += [
+            (user, detached or user.target in ("detach", torch.detach)) for user in node.users if user in inside
+        ]
     if not styles:
         return "none"
     return "in graph" if False in styles else "detached"

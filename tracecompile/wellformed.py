@@ -20,7 +20,11 @@ def check_well_formed(program: StepProgram) -> str | None:
 
 def _check_step(program: StepProgram) -> str | None:
     placeholders = [node.name for node in program.step.graph.nodes if node.op == "placeholder"]
-    expected = [*(x.name for x in program.inputs), *program.invariants, *(carry.placeholder for carry in program.carries)]
+    expected = [
+        *(x.name for x in program.inputs),
+        *program.invariants,
+        *(carry.placeholder for carry in program.carries),
+    ]
     if placeholders != expected:
         return f"the step takes {placeholders}, the program says {expected}"
     outputs, states = step_results(program.step)

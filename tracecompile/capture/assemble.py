@@ -39,7 +39,9 @@ class Assembler:
         self.leaves: dict[str, nn.Module] = dict(self.tape.leaves)
         self.roller = Roller(loop)
         self.movable = movable_nodes(self.tape.graph)
-        self.results, self.spec = pytree.tree_flatten(self.tape.result, is_leaf=lambda leaf: collected(loop, leaf) is not None)
+        self.results, self.spec = pytree.tree_flatten(
+            self.tape.result, is_leaf=lambda leaf: collected(loop, leaf) is not None
+        )
         self.body: list[Site] = []
         self.carries: dict[Past, str] = {}
         self.sums: dict[Site, Site] = {}
@@ -104,7 +106,11 @@ class Assembler:
                 continue
             live.add(site)
             if site not in self.roller.slices:
-                waiting += [self.loop.when[node][1] for node in self.loop.template(site).all_input_nodes if node in self.loop.when]
+                waiting += [
+                    self.loop.when[node][1]
+                    for node in self.loop.template(site).all_input_nodes
+                    if node in self.loop.when
+                ]
         return [site for site in self.loop.body if site in live]
 
     def name_carries(self) -> None:
@@ -201,7 +207,9 @@ class Assembler:
         following = []
         for past in self.carries:
             successor = self.roller.following.get(past)
-            following.append(states[successor] if successor is not None else cutter.copies[self.loop.template(past.site)])
+            following.append(
+                states[successor] if successor is not None else cutter.copies[self.loop.template(past.site)]
+            )
         graph = cutter.finish((outputs, tuple(following)))
         with torch.no_grad():
             evaluate(graph, values, self.root, self.leaves)
@@ -220,7 +228,9 @@ class Assembler:
                 cutter.take(node)
         sequences = tuple(cutter.take(item.sequence) for item in self.inputs)
         invariants = tuple(cutter.take(node) for node in self.invariants)
-        states = tuple(self.shaped(cutter, node, number, past) for (node, number), past in zip(initial, self.carries, strict=True))
+        states = tuple(
+            self.shaped(cutter, node, number, past) for (node, number), past in zip(initial, self.carries, strict=True)
+        )
         return graph_module(cutter.finish((sequences, invariants, states)), self.root, self.leaves, "Prologue")
 
     def initial_node(self, past: Past) -> tuple[fx.Node, float | None]:
@@ -240,7 +250,12 @@ class Assembler:
             if node.op == "placeholder" or any(source in varying for source in node.all_input_nodes):
                 varying.add(node)
                 value = node.meta.get("val")
-                if node in needed and isinstance(value, torch.Tensor) and value.shape == wanted.shape and value.dtype == wanted.dtype:
+                if (
+                    node in needed
+                    and isinstance(value, torch.Tensor)
+                    and value.shape == wanted.shape
+                    and value.dtype == wanted.dtype
+                ):
                     return node
         return later
 
@@ -292,8 +307,12 @@ def find_sums(loop: Loop, roller: Roller, frontier: list[fx.Node]) -> dict[Site,
         others = [arg for arg in node.args if isinstance(arg, fx.Node) and loop.when.get(arg, (-1, None))[0] == last]
         if len(own) != 1 or own[0].site != site or own[0].distance != 1 or len(others) != 1:
             continue
-        readers = {loop.when[user][1] for visit in loop.visits[site] if visit for user in visit.users if user in loop.when}
-        if readers & roller.live != {site} or any(loop.when[one] != (last, site) for one in frontier if loop.when[one][1] == site):
+        readers = {
+            loop.when[user][1] for visit in loop.visits[site] if visit for user in visit.users if user in loop.when
+        }
+        if readers & roller.live != {site} or any(
+            loop.when[one] != (last, site) for one in frontier if loop.when[one][1] == site
+        ):
             continue
         if starts_at_zero(own[0].initial, node, others[0]):
             sums[site] = loop.when[others[0]][1]

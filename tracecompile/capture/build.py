@@ -9,7 +9,9 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-RANDOM = frozenset({"rand", "randn", "rand_like", "randn_like", "randint", "randperm", "bernoulli", "normal", "poisson", "dropout"})
+RANDOM = frozenset(
+    {"rand", "randn", "rand_like", "randn_like", "randint", "randperm", "bernoulli", "normal", "poisson", "dropout"}
+)
 
 
 class GraphCutter:
@@ -24,7 +26,9 @@ class GraphCutter:
         self.copies: dict[fx.Node, Any] = {}
         self.resolve = resolve
 
-    def placeholder(self, name: str, stands_for: Iterable[fx.Node] = (), value: Any = None, where: Any = None) -> fx.Node:
+    def placeholder(
+        self, name: str, stands_for: Iterable[fx.Node] = (), value: Any = None, where: Any = None
+    ) -> fx.Node:
         """Adds a placeholder; it stands for these nodes of the tape."""
         node = self.graph.placeholder(name)
         node.meta.update(val=value, where=where)
@@ -32,7 +36,9 @@ class GraphCutter:
             self.copies[original] = node
         return node
 
-    def add(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any, where: Any = None) -> fx.Node:
+    def add(
+        self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any, where: Any = None
+    ) -> fx.Node:
         """Adds a node that the tape does not have."""
         node = self.graph.create_node(op, target, args, kwargs)
         node.meta.update(val=value, where=where)
@@ -51,9 +57,11 @@ class GraphCutter:
         if isinstance(argument, tuple) and hasattr(argument, "_fields"):
             return type(argument)(*[self.take(item) for item in argument])
         if isinstance(argument, (tuple, list)):
-            return type(argument)([self.take(item) for item in argument]) if isinstance(argument, tuple) else [
-                self.take(item) for item in argument
-            ]
+            return (
+                type(argument)([self.take(item) for item in argument])
+                if isinstance(argument, tuple)
+                else [self.take(item) for item in argument]
+            )
         if isinstance(argument, dict):
             return {key: self.take(item) for key, item in argument.items()}
         if isinstance(argument, slice):
@@ -150,5 +158,7 @@ def evaluate(
             value = node.target(*args, **kwargs)
         environment[node] = value
         if remember:
-            node.meta["val"] = pytree.tree_map(lambda leaf: leaf.detach() if isinstance(leaf, torch.Tensor) else leaf, value)
+            node.meta["val"] = pytree.tree_map(
+                lambda leaf: leaf.detach() if isinstance(leaf, torch.Tensor) else leaf, value
+            )
     raise AssertionError("a graph ends in its output")

@@ -54,11 +54,23 @@ class StateArguments:
             return self
         items = list(first.result)
         chosen = items[-len(self.missing) :] if len(self.missing) < len(items) else []
-        if not chosen or not all(any(isinstance(leaf, fx.Node) for leaf in pytree.tree_leaves(item)) for item in chosen):
+        if not chosen or not all(
+            any(isinstance(leaf, fx.Node) for leaf in pytree.tree_leaves(item)) for item in chosen
+        ):
             return self
-        values = [pytree.tree_map(lambda leaf: leaf.meta["val"].clone() if isinstance(leaf, fx.Node) else leaf, item) for item in chosen]
-        steady = substitute(*self.steady, {parameter.key: value for parameter, value in zip(self.missing, values, strict=True)})
-        return located(replace(self, steady=steady), tuple(parameter.name for parameter in self.missing), first.result, len(items) - len(chosen))
+        values = [
+            pytree.tree_map(lambda leaf: leaf.meta["val"].clone() if isinstance(leaf, fx.Node) else leaf, item)
+            for item in chosen
+        ]
+        steady = substitute(
+            *self.steady, {parameter.key: value for parameter, value in zip(self.missing, values, strict=True)}
+        )
+        return located(
+            replace(self, steady=steady),
+            tuple(parameter.name for parameter in self.missing),
+            first.result,
+            len(items) - len(chosen),
+        )
 
 
 def located(arguments: StateArguments, names: tuple[str, ...], result: Any, start: int) -> StateArguments:
@@ -68,7 +80,9 @@ def located(arguments: StateArguments, names: tuple[str, ...], result: Any, star
     offset = len(pytree.tree_leaves(items[:start]))
     leaves = tuple(leaf for name in names for leaf in parameters[name].leaves)
     results = tuple(range(offset, offset + len(leaves)))
-    return replace(arguments, leaves=leaves, results=results, names=tuple(leaf_names(arguments.model, *arguments.steady)))
+    return replace(
+        arguments, leaves=leaves, results=results, names=tuple(leaf_names(arguments.model, *arguments.steady))
+    )
 
 
 def find_state_arguments(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StateArguments:
@@ -108,7 +122,9 @@ def match_states(model: nn.Module, parameters: list[Parameter], result: Any) -> 
     returned = returned_names(model, len(items))
     pairs: list[Pair] = []
     free = set(range(len(items)))
-    candidates = [item for item in parameters if item.given and any(same_structure(item.value, other) for other in items)]
+    candidates = [
+        item for item in parameters if item.given and any(same_structure(item.value, other) for other in items)
+    ]
     states = [item for item in candidates if item.name in returned or is_state(item, parameters)]
     for parameter in reversed(states):
         fitting = [position for position in sorted(free) if same_structure(parameter.value, items[position])]
@@ -139,7 +155,9 @@ def same_structure(first: Any, second: Any) -> bool:
     if spec != other_spec or not any(isinstance(leaf, torch.Tensor) for leaf in leaves):
         return False
     return all(
-        isinstance(other, torch.Tensor) and leaf.shape == other.shape if isinstance(leaf, torch.Tensor) else type(leaf) is type(other)
+        isinstance(other, torch.Tensor) and leaf.shape == other.shape
+        if isinstance(leaf, torch.Tensor)
+        else type(leaf) is type(other)
         for leaf, other in zip(leaves, others, strict=True)
     )
 

@@ -74,7 +74,9 @@ OPERATORS: dict[str, tuple[Callable[..., Any], bool]] = {
 ``a.add(b)``, ``a + b`` and ``torch.add(a, b)``: two idioms of one network give one graph."""
 
 UNARY = frozenset({"neg", "__neg__", "__invert__", "abs"})
-TWINLESS = frozenset({"normal_", "uniform_", "bernoulli_", "random_", "exponential_", "cauchy_", "log_normal_", "geometric_"})
+TWINLESS = frozenset(
+    {"normal_", "uniform_", "bernoulli_", "random_", "exponential_", "cauchy_", "log_normal_", "geometric_"}
+)
 
 
 def set_item(tensor: torch.Tensor, index: Any, value: Any) -> torch.Tensor:

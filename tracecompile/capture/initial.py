@@ -141,7 +141,9 @@ def label(node: fx.Node) -> tuple[Any, ...]:
 
 def slots(node: fx.Node) -> list[Any]:
     """Returns the leaves of a node's arguments."""
-    return pytree.tree_leaves((list(node.args), dict(node.kwargs)), is_leaf=lambda leaf: isinstance(leaf, (fx.Node, slice)))
+    return pytree.tree_leaves(
+        (list(node.args), dict(node.kwargs)), is_leaf=lambda leaf: isinstance(leaf, (fx.Node, slice))
+    )
 
 
 def take_in_order(cutter: GraphCutter, tape: Tape, node: fx.Node) -> fx.Node:

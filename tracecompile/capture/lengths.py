@@ -13,7 +13,9 @@ from tracecompile.capture.tracer import Tape
 Visits = dict[Any, list[fx.Node]]
 
 
-def make_lengths_symbolic(tapes: tuple[Tape, Tape], lengths: tuple[int, int], growth: dict[Any, int], axis: int) -> None:
+def make_lengths_symbolic(
+    tapes: tuple[Tape, Tape], lengths: tuple[int, int], growth: dict[Any, int], axis: int
+) -> None:
     """Replaces integers that grow with the example's length by the length of the input.
 
     A counter after ``while t < x.shape[0]`` and ``len(x)`` are plain integers: right at the example's length and wrong at
@@ -74,7 +76,10 @@ class Symbol:
 
 
 def replace_moving(
-    pair: tuple[fx.Node, fx.Node], groups: tuple[list[fx.Node], list[fx.Node]], lengths: tuple[int, int], symbols: list[Symbol]
+    pair: tuple[fx.Node, fx.Node],
+    groups: tuple[list[fx.Node], list[fx.Node]],
+    lengths: tuple[int, int],
+    symbols: list[Symbol],
 ) -> None:
     """Replaces what differs between two nodes by exactly the difference of the lengths, in all visits of the place."""
     slots = [flat(node) for node in pair]
@@ -83,7 +88,9 @@ def replace_moving(
     for position, (one, other) in enumerate(zip(*slots, strict=True)):
         if type(one) is not int or type(other) is not int or other - one != lengths[1] - lengths[0]:
             continue
-        if any(flat(node)[position] != value for group, value in zip(groups, (one, other), strict=True) for node in group):
+        if any(
+            flat(node)[position] != value for group, value in zip(groups, (one, other), strict=True) for node in group
+        ):
             # It changes from step to step as well: an index that runs backwards, and no length.
             continue
         offset = one - lengths[0]

@@ -92,11 +92,17 @@ class Memory:
         recorder = self.recorder
         tensor = args[0]
         if self._address(tensor) in {self._address(parameter) for parameter in recorder.root.parameters()}:
-            raise recorder.refusal(UnsupportedState, f"The model writes one of its Parameters ({name}) in forward.",
-                                   "Compute with a new value: clamp or normalise the parameter where it is used.")
+            raise recorder.refusal(
+                UnsupportedState,
+                f"The model writes one of its Parameters ({name}) in forward.",
+                "Compute with a new value: clamp or normalise the parameter where it is used.",
+            )
         if name == "requires_grad_":
-            raise recorder.refusal(UnsupportedState, "The model switches requires_grad of a tensor within forward.",
-                                   "Leave it to autograd; use detach() to stop a gradient.")
+            raise recorder.refusal(
+                UnsupportedState,
+                "The model switches requires_grad of a tensor within forward.",
+                "Leave it to autograd; use detach() to stop a gradient.",
+            )
         recorder.node_of(tensor)
         group = self.shared.get(self._address(tensor), [id(tensor)])
         for key in group:
@@ -130,7 +136,11 @@ class Memory:
                 break
             old = base.node
             base.node = self.recorder.add_node(
-                "call_function", write_through, (old, entry.node, view, *made.args[1:]), {}, base.tensor.detach().clone()
+                "call_function",
+                write_through,
+                (old, entry.node, view, *made.args[1:]),
+                {},
+                base.tensor.detach().clone(),
             )
             base.written, base.outdated = True, False
             chain.add(id(base.tensor))
@@ -166,4 +176,3 @@ def same_kind(source: Any, tensor: torch.Tensor) -> bool:
 
 def _cloned(value: Any) -> Any:
     return value.clone() if isinstance(value, torch.Tensor) else value
-

@@ -25,12 +25,18 @@ def require_same_values(program: StepProgram, owner: Assembler) -> None:
     loop = owner.loop
     given = [node.meta["val"] for node in loop.tape.inputs if node is not None]
     with torch.no_grad():
-        sequences, invariants, states = evaluate(program.prologue.graph, given, owner.root, owner.leaves, remember=False)
+        sequences, invariants, states = evaluate(
+            program.prologue.graph, given, owner.root, owner.leaves, remember=False
+        )
         for step in range(loop.steps):
             now = [whole.select(item.dim, step) for whole, item in zip(sequences, program.inputs, strict=True)]
-            outputs, states = evaluate(program.step.graph, [*now, *invariants, *states], owner.root, owner.leaves, remember=False)
+            outputs, states = evaluate(
+                program.step.graph, [*now, *invariants, *states], owner.root, owner.leaves, remember=False
+            )
             found = [(site, value) for (site, _), value in zip(owner.outputs, outputs, strict=True)]
-            found += [(past.site, value) for past, value in zip(owner.carries, states, strict=True) if past.distance == 1]
+            found += [
+                (past.site, value) for past, value in zip(owner.carries, states, strict=True) if past.distance == 1
+            ]
             for site, value in found:
                 node = loop.at(site, step)
                 if node is not None and not same(node.meta["val"], value):

@@ -182,7 +182,9 @@ class Roller:
                 continue
             slots = list(leaves_of((template.args, template.kwargs)))
             self._check(site, template, slots)
-            waiting += [self.loop.when[slot][1] for slot in slots if isinstance(slot, fx.Node) and slot in self.loop.when]
+            waiting += [
+                self.loop.when[slot][1] for slot in slots if isinstance(slot, fx.Node) and slot in self.loop.when
+            ]
         self._merge()
 
     def body(self) -> list[Site]:
@@ -282,7 +284,11 @@ class Roller:
     def _refuse(self, template: fx.Node, operands: tuple[Any, ...]) -> None:
         """Refuses an operand that is another one at another step, at the line of what runs in some steps only, if any."""
         for operand in operands:
-            if isinstance(operand, fx.Node) and operand not in self.loop.when and cone([operand]) & self.loop.when.keys():
+            if (
+                isinstance(operand, fx.Node)
+                and operand not in self.loop.when
+                and cone([operand]) & self.loop.when.keys()
+            ):
                 raise body_changes(operand, "runs in some time steps only")
         if any(isinstance(operand, fx.Node) for operand in operands):
             raise body_changes(template, "reads other values than at the step before")
@@ -306,11 +312,21 @@ class Roller:
         dim = axis_of_index(template.args[1], self.loop.steps - 1)
         before = self.loop.at(site, self.loop.steps - 2)
         first = self.loop.at(site, 0)
-        if dim is None or before is None or first is None or template.args[0] is not before or first.args[0] in self.loop.when:
+        if (
+            dim is None
+            or before is None
+            or first is None
+            or template.args[0] is not before
+            or first.args[0] in self.loop.when
+        ):
             return False
         value = template.args[2]
         shape = list(template.meta["val"].shape)
-        if not isinstance(value, fx.Node) or shape.pop(dim) != self.loop.steps or list(value.meta["val"].shape) != shape:
+        if (
+            not isinstance(value, fx.Node)
+            or shape.pop(dim) != self.loop.steps
+            or list(value.meta["val"].shape) != shape
+        ):
             return False
         for step in range(self.loop.steps):
             node = self.loop.at(site, step)

@@ -97,7 +97,9 @@ def first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor 
     return next((leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)), None)
 
 
-def resized(args: tuple[Any, ...], kwargs: dict[str, Any], axis: int, length: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def resized(
+    args: tuple[Any, ...], kwargs: dict[str, Any], axis: int, length: int
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Cuts or repeats the example to a length along an axis, in every tensor that has the first one's length there."""
     first = first_tensor(args, kwargs)
     assert first is not None

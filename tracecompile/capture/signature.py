@@ -66,7 +66,9 @@ def leaf_names(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     return names
 
 
-def substitute(args: tuple[Any, ...], kwargs: dict[str, Any], changes: dict[int | str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def substitute(
+    args: tuple[Any, ...], kwargs: dict[str, Any], changes: dict[int | str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Returns the arguments with some of them replaced, or added at the end."""
     positional, keywords = list(args), dict(kwargs)
     for key, value in changes.items():

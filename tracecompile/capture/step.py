@@ -74,13 +74,17 @@ def live_states(steady: Tape, arguments: StateArguments) -> list[State]:
         candidates.append(State(arguments.names[leaf], placeholder, following, leaf))
     for name, placeholder in steady.states.items():
         if name not in steady.attributes:
-            raise UnsupportedState(f"The state {name} is gone after one step.", "Keep the state as a tensor from step to step.")
+            raise UnsupportedState(
+                f"The state {name} is gone after one step.", "Keep the state as a tensor from step to step."
+            )
         candidates.append(State(name, placeholder, steady.attributes[name], None))
     explicit = [state for state in candidates if state.leaf is not None]
     needed = cone([*leaves, *[state.following for state in explicit]])
     live: list[State] = []
     while True:
-        found = [state for state in candidates if state not in live and (state.placeholder in needed or state in explicit)]
+        found = [
+            state for state in candidates if state not in live and (state.placeholder in needed or state in explicit)
+        ]
         if not found:
             return [state for state in candidates if state in live]
         live += found
@@ -98,7 +102,11 @@ def require_steady(steady: Tape, states: list[State], again: Tape, arguments: St
         if (one.op, str(one.target)) != (other.op, str(other.target)) or constants(one) != constants(other):
             where = other.meta.get("where")
             break
-    raise UnrollableLoop("The model computes something else at every call.", "Make each call the same step; keep counters out of it.", where)
+    raise UnrollableLoop(
+        "The model computes something else at every call.",
+        "Make each call the same step; keep counters out of it.",
+        where,
+    )
 
 
 def constants(node: fx.Node) -> str:
@@ -112,13 +120,17 @@ def bare_step(tape: Tape, states: list[State]) -> fx.Graph:
     for node in tape.graph.nodes:
         if node.op == "placeholder":
             cutter.placeholder(node.name, [node])
-    return cutter.finish(cutter.take((tuple(pytree.tree_leaves(tape.result)), tuple(state.following for state in states))))
+    return cutter.finish(
+        cutter.take((tuple(pytree.tree_leaves(tape.result)), tuple(state.following for state in states)))
+    )
 
 
 class StepBuilder:
     """Puts the program together."""
 
-    def __init__(self, model: nn.Module, arguments: StateArguments, first: Tape, steady: Tape, states: list[State]) -> None:
+    def __init__(
+        self, model: nn.Module, arguments: StateArguments, first: Tape, steady: Tape, states: list[State]
+    ) -> None:
         self.root = share_parameters(model)
         self.model = model
         self.arguments = arguments
@@ -139,10 +151,14 @@ class StepBuilder:
         results, spec = pytree.tree_flatten(self.steady.result)
         explicit = {state.leaf: state for state in self.states if state.leaf is not None}
         state_results = {
-            result: explicit[leaf] for leaf, result in zip(self.arguments.leaves, self.arguments.results, strict=True) if leaf in explicit
+            result: explicit[leaf]
+            for leaf, result in zip(self.arguments.leaves, self.arguments.results, strict=True)
+            if leaf in explicit
         }
         outputs = {
-            position: node for position, node in enumerate(results) if isinstance(node, fx.Node) and position not in state_results
+            position: node
+            for position, node in enumerate(results)
+            if isinstance(node, fx.Node) and position not in state_results
         }
         step = self.build_step(list(outputs.values()))
         prologue, notes = self.build_prologue(step, list(outputs))
@@ -204,7 +220,10 @@ class StepBuilder:
         """Refuses a first step that is not the steady step from zeros."""
         with torch.no_grad():
             inputs, invariants, initial = evaluate(prologue, values, self.root, self.leaves, remember=False)
-            given = [state.placeholder.meta["val"] if made is None else made for state, made in zip(self.states, initial, strict=True)]
+            given = [
+                state.placeholder.meta["val"] if made is None else made
+                for state, made in zip(self.states, initial, strict=True)
+            ]
             results, following = evaluate(step, [*inputs, *invariants, *given], self.root, self.leaves, remember=False)
         first = pytree.tree_leaves(self.first.result)
         wanted = [first[position].meta["val"] for position in outputs]
@@ -230,7 +249,10 @@ class StepBuilder:
         for position in outputs:
             node = results[position]
             collected[position] = cutter.placeholder(f"{node.name}_collected", value=node.meta["val"])
-        final = {state: cutter.placeholder(f"{carry_name(state)}_final", value=state.following.meta["val"]) for state in self.states}
+        final = {
+            state: cutter.placeholder(f"{carry_name(state)}_final", value=state.following.meta["val"])
+            for state in self.states
+        }
         for node in self.invariants:
             cutter.placeholder(node.name, [node], node.meta["val"])
         leaves: list[Any] = []
@@ -261,4 +283,3 @@ def carry_name(state: State) -> str:
 def output_names(outputs: dict[int, fx.Node]) -> list[str]:
     """Returns the names of the outputs: those of their nodes."""
     return [node.name for node in outputs.values()]
-

@@ -173,12 +173,12 @@ class Recorder(fx.Tracer):
         def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             return recorder.record_module(module, original, args, kwargs)
 
-        nn.Module.__call__ = call
+        nn.Module.__call__ = call  # type: ignore[method-assign]
         try:
             with torch.enable_grad(), _Mode(self), surrogates_recorded(self.record_surrogate):
                 yield
         finally:
-            nn.Module.__call__ = original
+            nn.Module.__call__ = original  # type: ignore[method-assign]
 
     # Recording -----------------------------------------------------------------------------------------------------
 
@@ -197,8 +197,11 @@ class Recorder(fx.Tracer):
         if is_in_place(name) and args and isinstance(args[0], torch.Tensor):
             return self.memory.mutate(function, name, args, kwargs)
         if kwargs.get("out") is not None:
-            raise self.refusal(UnsupportedOperation, f"{name}(..., out=...) writes into a tensor that exists already.",
-                               "Use the value that the function returns.")
+            raise self.refusal(
+                UnsupportedOperation,
+                f"{name}(..., out=...) writes into a tensor that exists already.",
+                "Use the value that the function returns.",
+            )
         if kwargs.get("inplace"):
             result = self.record(function, args, {**kwargs, "inplace": False})
             return self.memory.mutate(torch.Tensor.copy_, "copy_", (args[0], result), {})
@@ -214,8 +217,11 @@ class Recorder(fx.Tracer):
         name = function.__self__.__name__  # type: ignore[attr-defined]
         if function.__name__ == "__set__":
             if name in ("data", "requires_grad", "names"):
-                raise self.refusal(UnsupportedState, f"The model assigns to .{name} of a tensor.",
-                                   "Assign a new tensor to the attribute instead.")
+                raise self.refusal(
+                    UnsupportedState,
+                    f"The model assigns to .{name} of a tensor.",
+                    "Assign a new tensor to the attribute instead.",
+                )
             return self.really(function, args, kwargs)
         if name == "shape":
             return self.record_size("size", args[:1], {})
@@ -311,7 +317,9 @@ class Recorder(fx.Tracer):
         value = apply_directly(function, plain_args)
         tensors = [arg for arg in args if isinstance(arg, torch.Tensor)]
         positions = iter(range(len(tensors)))
-        template = tuple((SLOT, next(positions)) if isinstance(arg, torch.Tensor) else ("constant", arg) for arg in plain_args)
+        template = tuple(
+            (SLOT, next(positions)) if isinstance(arg, torch.Tensor) else ("constant", arg) for arg in plain_args
+        )
         return self.write_down("call_module", self.surrogate_target(function, template), tuple(tensors), {}, value)
 
     def surrogate_target(self, function: type[Function], template: tuple[tuple[str, Any], ...]) -> str:
@@ -342,7 +350,9 @@ class Recorder(fx.Tracer):
     def write_down(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any) -> Any:
         """Adds a node and ties its value, or each of its values, to it."""
         node = self.add_node(op, target, args, kwargs, value)
-        if not torch.is_grad_enabled() and any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves((args, kwargs))):
+        if not torch.is_grad_enabled() and any(
+            isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves((args, kwargs))
+        ):
             return self.bind_result(node, value, detached=True)
         return self.bind_result(node, value)
 
@@ -357,7 +367,9 @@ class Recorder(fx.Tracer):
             return value
         if isinstance(value, (tuple, list)):
             picked = [
-                self.bind_result(self.add_node("call_function", operator.getitem, (node, position), {}, item), item, detached)
+                self.bind_result(
+                    self.add_node("call_function", operator.getitem, (node, position), {}, item), item, detached
+                )
                 for position, item in enumerate(value)
             ]
             return type(value)(picked) if type(value) in (tuple, list) else type(value)(picked)
@@ -369,8 +381,11 @@ class Recorder(fx.Tracer):
         try:
             arguments, keywords = self.create_arg(args), self.create_arg(kwargs)
         except NotImplementedError as error:
-            raise self.refusal(UnsupportedOperation, f"An operation takes a value that no graph can hold: {error}.",
-                               "Pass tensors and Python numbers to torch functions.") from error
+            raise self.refusal(
+                UnsupportedOperation,
+                f"An operation takes a value that no graph can hold: {error}.",
+                "Pass tensors and Python numbers to torch functions.",
+            ) from error
         node = self.graph.create_node(op, target, arguments, keywords)
         node.meta.update(val=snapshot(value), where=where, place=place)
         self.count_visit(node)

@@ -75,7 +75,11 @@ class RateCurve:
         totals: list[Tensor] | None = None
         for _ in range(REPLAY_STEPS):
             outputs, states = layer.core(*currents, *states, *statics)
-            totals = list(outputs) if totals is None else [total + output for total, output in zip(totals, outputs, strict=True)]
+            totals = (
+                list(outputs)
+                if totals is None
+                else [total + output for total, output in zip(totals, outputs, strict=True)]
+            )
         assert totals is not None
         return {name: total / REPLAY_STEPS for name, total in zip(layer.outputs, totals, strict=True)}
 

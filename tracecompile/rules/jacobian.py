@@ -25,9 +25,13 @@ Derivative = fx.Node | int | float
 Tangent = dict[str, Derivative]
 """Derivatives of one value by name of the variable; a missing one is zero."""
 
-_FLAT = frozenset([*(torch.detach, torch.zeros_like, torch.ones_like, torch.full_like, torch.floor, torch.ceil, torch.round)])
-_FLAT_METHODS = frozenset("detach bool int long zeros_like ones_like full_like floor ceil round trunc".split())
-_SAME_METHODS = frozenset("float double half bfloat16 to type type_as contiguous clone".split())
+_FLAT = frozenset(
+    [*(torch.detach, torch.zeros_like, torch.ones_like, torch.full_like, torch.floor, torch.ceil, torch.round)]
+)
+_FLAT_METHODS = frozenset(
+    ["detach", "bool", "int", "long", "zeros_like", "ones_like", "full_like", "floor", "ceil", "round", "trunc"]
+)
+_SAME_METHODS = frozenset(["float", "double", "half", "bfloat16", "to", "type", "type_as", "contiguous", "clone"])
 
 
 def differentiate(program: StepProgram, core: fx.GraphModule, variables: frozenset[str]) -> Jacobian:
@@ -220,7 +224,10 @@ def _where(b: _Builder, node: fx.Node, condition: Any, left: Any, right: Any) ->
     found: Tangent = {}
     for variable in {**b.of(left), **b.of(right)}:
         sides = [b.of(side).get(variable, 0) for side in (left, right)]
-        filled = [b.graph.call_function(torch.full_like, (b.value[node], float(s))) if not isinstance(s, fx.Node) else s for s in sides]
+        filled = [
+            b.graph.call_function(torch.full_like, (b.value[node], float(s))) if not isinstance(s, fx.Node) else s
+            for s in sides
+        ]
         found[variable] = b.call(torch.where, b.val(condition), *filled)
     return found
 

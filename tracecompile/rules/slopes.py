@@ -42,7 +42,8 @@ class WithSlopes(nn.Module):
             else:
                 found = torch.autograd.grad(value, list(leaves.values()), torch.ones_like(value), allow_unused=True)
                 slopes = tuple(
-                    torch.zeros_like(leaf) if slope is None else slope for slope, leaf in zip(found, leaves.values(), strict=True)
+                    torch.zeros_like(leaf) if slope is None else slope
+                    for slope, leaf in zip(found, leaves.values(), strict=True)
                 )
         return (value.detach(), *slopes)
 

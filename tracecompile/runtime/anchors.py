@@ -22,7 +22,9 @@ class AnchorFunction(torch.autograd.Function):
     """Makes the anchors of one sequence; its backward is the whole backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, backward: Backward, shapes: list[tuple[tuple[int, ...], torch.dtype, torch.device]], *inputs: Tensor) -> Any:
+    def forward(
+        ctx: Any, backward: Backward, shapes: list[tuple[tuple[int, ...], torch.dtype, torch.device]], *inputs: Tensor
+    ) -> Any:
         """Returns one zero tensor per shape; ``inputs`` are what gradients are wanted for."""
         ctx.run = backward
         ctx.set_materialize_grads(False)

@@ -46,7 +46,9 @@ class Arguments:
             if not self._is_state(name)
         }
         placeholders = [node for node in program.prologue.graph.nodes if node.op == "placeholder"]
-        self.ranks = [value.ndim if isinstance(value := node.meta.get("val"), Tensor) else None for node in placeholders]
+        self.ranks = [
+            value.ndim if isinstance(value := node.meta.get("val"), Tensor) else None for node in placeholders
+        ]
         self.names = [node.name for node in placeholders]
 
         self.kinds = self._kinds(given)
@@ -59,7 +61,9 @@ class Arguments:
             return True  # bind says what is wrong
 
     def _kinds(self, given: dict[str, Any]) -> list[tuple[torch.dtype, torch.device]]:
-        tensors = [leaf for name, value in given.items() if not self._is_state(name) for leaf in pytree.tree_leaves(value)]
+        tensors = [
+            leaf for name, value in given.items() if not self._is_state(name) for leaf in pytree.tree_leaves(value)
+        ]
         return [(leaf.dtype, leaf.device) for leaf in tensors if isinstance(leaf, Tensor)]
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
@@ -81,12 +85,20 @@ class Arguments:
             flat, spec = pytree.tree_flatten(value)
             places, expected = pytree.tree_flatten(positions)
             if spec != expected:
-                raise InvalidInput(f"The argument {name} has another structure than at conversion.", "Convert again with it.")
+                raise InvalidInput(
+                    f"The argument {name} has another structure than at conversion.", "Convert again with it."
+                )
             if not self._is_state(name) and [leaf for leaf in flat if not _varies(leaf)] != self.fixed.get(name, []):
-                raise InvalidInput(f"The argument {name} has another value than at conversion.", "Convert again with that value.")
+                raise InvalidInput(
+                    f"The argument {name} has another value than at conversion.", "Convert again with that value."
+                )
             leaves.update(zip(places, flat, strict=True))
         states = tuple(leaves[place] for place in self.order if place in leaves)
-        varying = tuple(leaves[place] for place in range(self.count) if place in leaves and place not in self.states and _varies(leaves[place]))
+        varying = tuple(
+            leaves[place]
+            for place in range(self.count)
+            if place in leaves and place not in self.states and _varies(leaves[place])
+        )
         self._check(varying)
         return Call(varying, states if len(states) == len(self.order) and states else None)
 
@@ -112,7 +124,9 @@ def check_tensor(name: str, value: Tensor) -> None:
         InvalidInput: It has no elements, or holds NaN or infinity.
     """
     if value.numel() == 0:
-        raise InvalidInput(f"{name} is empty: its shape is {tuple(value.shape)}.", "Pass at least one time step and one sample.")
+        raise InvalidInput(
+            f"{name} is empty: its shape is {tuple(value.shape)}.", "Pass at least one time step and one sample."
+        )
     if value.is_floating_point() and not bool(torch.isfinite(value).all()):
         raise InvalidInput(f"{name} holds NaN or infinity.", "Clean the data before it reaches the network.")
 

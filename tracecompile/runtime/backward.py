@@ -69,11 +69,15 @@ class AnalyticResponse:
         return {name: signal for name, signal in zip(self.statics, found, strict=True) if signal is not None}
 
     def _pull(self, inputs: list[Tensor], signals: Signals) -> Sequence[Tensor | None]:
-        given = {name: rows[0] for name, rows in signals.items() if rows[0] is not None and self.outputs[name].requires_grad}
+        given = {
+            name: rows[0] for name, rows in signals.items() if rows[0] is not None and self.outputs[name].requires_grad
+        }
         if not given or not inputs:
             return [None] * len(inputs)
         outputs = [self.outputs[name] for name in given]
-        pulls = [signal.to(out.dtype) for signal, out in zip(given.values(), outputs, strict=True) if signal is not None]
+        pulls = [
+            signal.to(out.dtype) for signal, out in zip(given.values(), outputs, strict=True) if signal is not None
+        ]
         return torch.autograd.grad(outputs, inputs, pulls, retain_graph=True, allow_unused=True)
 
 
@@ -97,7 +101,9 @@ class Gradients:
 class BackwardPass:
     """Runs the local graphs of one record."""
 
-    def __init__(self, program: StepProgram, record: Record, statics: Mapping[str, Tensor], wanted_inputs: set[str]) -> None:
+    def __init__(
+        self, program: StepProgram, record: Record, statics: Mapping[str, Tensor], wanted_inputs: set[str]
+    ) -> None:
         """Prepares the pass.
 
         Args:
@@ -119,7 +125,9 @@ class BackwardPass:
         graphs = {layer.name: self._graph(layer, leaves) for layer in self.program.layers}
         responses = {layer.name: self._response(layer, graphs[layer.name], leaves) for layer in self.program.layers}
         bins = self.record.bins
-        delays = {s.delay for layer in self.program.layers for s in layer.sources} | {source.delay for source, _, _ in signals}
+        delays = {s.delay for layer in self.program.layers for s in layer.sources} | {
+            source.delay for source, _, _ in signals
+        }
         overlap = {delay: bins.overlap(delay) for delay in delays if delay}
         solver = Solver(self.program, overlap, bins.count, responses, graphs)
         for source, index, signal in signals:
@@ -131,7 +139,9 @@ class BackwardPass:
     def _graph(self, layer: Layer, statics: Mapping[str, Tensor]) -> LocalGraph:
         decay = layer_decay(self.program, layer)
         buffers = {source.value: self.record.traces[source.value, decay] for source in layer.sources}
-        means = [{name: buffer.mean(index) for name, buffer in buffers.items()} for index in range(self.record.bins.count)]
+        means = [
+            {name: buffer.mean(index) for name, buffer in buffers.items()} for index in range(self.record.bins.count)
+        ]
         return LocalGraph(layer, means, statics, {s.value for s in layer.sources if s.origin in self.wanted})
 
     def _response(self, layer: Layer, graph: LocalGraph, statics: Mapping[str, Tensor]) -> Response:

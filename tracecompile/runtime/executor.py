@@ -60,7 +60,9 @@ class Executor:
         initial = tuple(given) if given is not None else found[2]
         missing = [c.name for c, value in zip(self.program.carries, initial, strict=True) if value is None]
         if missing:
-            raise InvalidInput(f"The model needs a state for {', '.join(missing)}.", "Hand it in, as the model itself requires it.")
+            raise InvalidInput(
+                f"The model needs a state for {', '.join(missing)}.", "Hand it in, as the model itself requires it."
+            )
         return Prepared(tuple(inputs), tuple(invariants), tuple(initial), device)
 
     def statics(self, prepared: Prepared) -> dict[str, Any]:
@@ -135,7 +137,9 @@ class Executor:
             return self.program.length
         lengths = {value.shape[x.dim] for x, value in zip(self.program.inputs, prepared.inputs, strict=True)}
         if len(lengths) > 1 or 0 in lengths:
-            raise InvalidInput(f"The inputs have {sorted(lengths)} time steps.", "Pass inputs of one length, at least one step.")
+            raise InvalidInput(
+                f"The inputs have {sorted(lengths)} time steps.", "Pass inputs of one length, at least one step."
+            )
         return int(lengths.pop())
 
     # Single steps.
@@ -157,7 +161,9 @@ class Executor:
             prepared.device,
         )
 
-    def step(self, prepared: Prepared, states: Sequence[Tensor], window: Window | None) -> tuple[list[Tensor], list[Tensor]]:
+    def step(
+        self, prepared: Prepared, states: Sequence[Tensor], window: Window | None
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """Runs one step; returns outputs and next states as they are, without anchors.
 
         With a window the step is recorded.
@@ -198,7 +204,8 @@ class Collector:
     def results(self) -> list[Tensor]:
         """Returns what the epilogue reads."""
         return [
-            torch.stack(kept) if output.collect == "stack" else kept[0] for kept, output in zip(self.steps, self.outputs, strict=True)
+            torch.stack(kept) if output.collect == "stack" else kept[0]
+            for kept, output in zip(self.steps, self.outputs, strict=True)
         ]
 
 

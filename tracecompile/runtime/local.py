@@ -27,7 +27,9 @@ class Response(Protocol):
 class LocalGraph:
     """A layer's synapse, evaluated on the mean input of every bin, with a graph."""
 
-    def __init__(self, layer: Layer, means: list[dict[str, Tensor]], statics: Mapping[str, Tensor], wanted: set[str]) -> None:
+    def __init__(
+        self, layer: Layer, means: list[dict[str, Tensor]], statics: Mapping[str, Tensor], wanted: set[str]
+    ) -> None:
         """Evaluates the synapse.
 
         Args:
@@ -44,7 +46,8 @@ class LocalGraph:
         with torch.enable_grad():
             for given in means:
                 leaves = {
-                    name: value.detach().requires_grad_(name in wanted and value.is_floating_point()) for name, value in given.items()
+                    name: value.detach().requires_grad_(name in wanted and value.is_floating_point())
+                    for name, value in given.items()
                 }
                 self.leaves.append(leaves)
                 self.currents.append(layer.synapse(*leaves.values(), *self.statics.values()))
@@ -55,15 +58,21 @@ class LocalGraph:
         found = self._pull([index], [signals], list(leaves.values()))
         return {name: signal for name, signal in zip(leaves, found, strict=True) if signal is not None}
 
-    def weight_gradients(self, signals: Sequence[Mapping[str, Tensor]]) -> tuple[dict[nn.Parameter, Tensor], dict[str, Tensor]]:
+    def weight_gradients(
+        self, signals: Sequence[Mapping[str, Tensor]]
+    ) -> tuple[dict[nn.Parameter, Tensor], dict[str, Tensor]]:
         """Returns the gradients of the synapse's parameters and the learning signals of its static values."""
-        statics = {name: value for name, value in self.statics.items() if isinstance(value, Tensor) and value.requires_grad}
+        statics = {
+            name: value for name, value in self.statics.items() if isinstance(value, Tensor) and value.requires_grad
+        }
         found = self._pull(range(len(signals)), signals, [*self.parameters, *statics.values()])
         split = len(self.parameters)
         weights = {p: g for p, g in zip(self.parameters, found[:split], strict=True) if g is not None}
         return weights, {name: g for name, g in zip(statics, found[split:], strict=True) if g is not None}
 
-    def _pull(self, bins: Sequence[int], signals: Sequence[Mapping[str, Tensor]], inputs: list[Tensor]) -> list[Tensor | None]:
+    def _pull(
+        self, bins: Sequence[int], signals: Sequence[Mapping[str, Tensor]], inputs: list[Tensor]
+    ) -> list[Tensor | None]:
         outputs: list[Tensor] = []
         pulls: list[Tensor] = []
         for index, given in zip(bins, signals, strict=True):

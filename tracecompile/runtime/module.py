@@ -64,7 +64,9 @@ class TracedModule(nn.Module):
     @property
     def _ready(self) -> Compiled:
         if self._compiled is None:
-            raise InvalidInput("The model is not captured yet.", "Call the module once, or pass example_inputs to convert.")
+            raise InvalidInput(
+                "The model is not captured yet.", "Call the module once, or pass example_inputs to convert."
+            )
         return self._compiled
 
     @property
@@ -150,7 +152,9 @@ class TracedModule(nn.Module):
         window = None
         if executor.wants_record(prepared) or (live.window is not None and torch.is_grad_enabled()):
             if live.window is None or live.window.closed:
-                live.window = Window(executor.program, StreamClock(self._settings.bins), executor.statics(prepared), prepared.initial)
+                live.window = Window(
+                    executor.program, StreamClock(self._settings.bins), executor.statics(prepared), prepared.initial
+                )
                 live.window.load(live.pending)
                 live.pending = {}
             window = live.window
@@ -225,4 +229,7 @@ def _as_sequences(executor: Executor, given: tuple[Any, ...]) -> tuple[Any, ...]
 
 def _explained(fault: Exception, call: Call) -> InvalidInput:
     shapes = ", ".join(str(tuple(leaf.shape)) for leaf in call.leaves if isinstance(leaf, Tensor))
-    return InvalidInput(f"The model cannot run on inputs of shape {shapes}: {str(fault).splitlines()[0]}.", "Compare with the model's own input.")
+    return InvalidInput(
+        f"The model cannot run on inputs of shape {shapes}: {str(fault).splitlines()[0]}.",
+        "Compare with the model's own input.",
+    )

@@ -25,7 +25,9 @@ class Record:
         clock: Which bin each step falls into.
     """
 
-    def __init__(self, program: StepProgram, clock: Clock, statics: Mapping[str, Tensor], initial: Sequence[Tensor]) -> None:
+    def __init__(
+        self, program: StepProgram, clock: Clock, statics: Mapping[str, Tensor], initial: Sequence[Tensor]
+    ) -> None:
         """Opens a record.
 
         Args:
@@ -79,7 +81,10 @@ class Record:
 
     def tensors(self) -> dict[str, Tensor]:
         """Returns everything that was recorded, by a name."""
-        found = {"steps": torch.tensor(self.clock.steps), "generation": torch.tensor(getattr(self.clock, "generation", 0))}
+        found = {
+            "steps": torch.tensor(self.clock.steps),
+            "generation": torch.tensor(getattr(self.clock, "generation", 0)),
+        }
         for (value, decay), trace in self.traces.items():
             found[f"trace|{value}|{decay}|weights"] = torch.tensor(trace.weights, dtype=torch.float64)
             if trace.sums is not None:

@@ -193,7 +193,9 @@ class _BinSolve:
 
     def _advance(self, fed: dict[str, Tensor]) -> None:
         """Takes the next iterate for the samples that still contract."""
-        change = sum(_square_norms(signal - self.fed.get(name, torch.zeros_like(signal))) for name, signal in fed.items())
+        change = sum(
+            _square_norms(signal - self.fed.get(name, torch.zeros_like(signal))) for name, signal in fed.items()
+        )
         size = sum(_square_norms(signal) for signal in fed.values())
         assert isinstance(change, Tensor) and isinstance(size, Tensor)
         contracting = torch.isfinite(change)

@@ -38,7 +38,9 @@ class TraceBuffer:
     def add(self, value: Tensor, index: int) -> None:
         """Adds one step's value, of any shape, to the bin ``index``."""
         if self.sums is None:
-            self.sums = torch.zeros((self.bins, *value.shape), dtype=accumulator_dtype(value.dtype), device=value.device)
+            self.sums = torch.zeros(
+                (self.bins, *value.shape), dtype=accumulator_dtype(value.dtype), device=value.device
+            )
         if self.decay is not None:
             self.sums[index].mul_(self.decay)
             self.weights[index] *= self.decay
@@ -64,7 +66,9 @@ class Responses:
     parameter the same with one slot that is always now.
     """
 
-    def __init__(self, layer: Layer, parameters: Sequence[str], initial: Sequence[str], bins: int, decay: float | None) -> None:
+    def __init__(
+        self, layer: Layer, parameters: Sequence[str], initial: Sequence[str], bins: int, decay: float | None
+    ) -> None:
         """Makes empty statistics.
 
         Args:
@@ -78,7 +82,9 @@ class Responses:
         self.states = layer.states
         self.bins = bins
         self.decay = decay
-        self.slots = dict.fromkeys(layer.currents, bins) | dict.fromkeys([*parameters, *(f"init:{s}" for s in initial)], 1)
+        self.slots = dict.fromkeys(layer.currents, bins) | dict.fromkeys(
+            [*parameters, *(f"init:{s}" for s in initial)], 1
+        )
         self.tangents: dict[tuple[str, str], Tensor] = {}
         self.sums: dict[tuple[str, str], Tensor] = {}
         self.weights = [0.0] * bins
@@ -131,7 +137,9 @@ class Responses:
         total[now] += direct
         return total
 
-    def _accumulate(self, output: str, variable: str, index: int, change: Tensor | None, slots: int, like: Tensor) -> None:
+    def _accumulate(
+        self, output: str, variable: str, index: int, change: Tensor | None, slots: int, like: Tensor
+    ) -> None:
         key = (output, variable)
         if change is None:
             return

@@ -67,7 +67,9 @@ class Window:
         residuals, unsettled: Of the recurrent blocks, after backward; see Solver.
     """
 
-    def __init__(self, program: StepProgram, clock: Clock, statics: Mapping[str, Any], initial: Sequence[Tensor]) -> None:
+    def __init__(
+        self, program: StepProgram, clock: Clock, statics: Mapping[str, Any], initial: Sequence[Tensor]
+    ) -> None:
         """Opens a window."""
         self.program = program
         self.statics = statics
@@ -85,7 +87,9 @@ class Window:
         if tensors:
             self.record.load(tensors)
 
-    def sequence_anchors(self, ports: Sequence[Port | None], values: Sequence[Tensor], inputs: Inputs) -> list[Tensor | None]:
+    def sequence_anchors(
+        self, ports: Sequence[Port | None], values: Sequence[Tensor], inputs: Inputs
+    ) -> list[Tensor | None]:
         """Makes the anchors of a sequence.
 
         Args:
@@ -129,7 +133,9 @@ class Window:
         wanted = {name: given for name, given in inputs.items() if given[0].requires_grad}
         self._refuse_unreachable_initial()
         run = functools.partial(self._backward, ports, list(shapes), parameters, wanted)
-        made = AnchorFunction.apply(run, list(shapes.values()), *parameters, *learned, *(value for value, _ in wanted.values()))
+        made = AnchorFunction.apply(
+            run, list(shapes.values()), *parameters, *learned, *(value for value, _ in wanted.values())
+        )
         self._anchors = dict(zip(shapes, made, strict=True))
 
     def _by_bin(self, port: Port, slot: int, signal: Tensor) -> list[tuple[int, Tensor]]:

@@ -1,0 +1,73 @@
+"""How close the rules come to backpropagation through time on real digits, as spike trains of 100 steps."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import tracecompile
+from tracecompile import nn as snn
+
+HIDDEN = 64
+LAYERS = 3
+
+
+class RateCoded(nn.Module):
+    """Four layers: three of leaky neurons, and a linear readout of which the mean over time is returned."""
+
+    def __init__(self, detach_reset: bool) -> None:
+        super().__init__()
+        widths = [64, *[HIDDEN] * LAYERS]
+        self.synapses = nn.ModuleList([nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)])
+        surrogate = snn.sigmoid(4.0)
+        self.neurons = nn.ModuleList(
+            [snn.LIF(leak=0.9, detach_reset=detach_reset, surrogate=surrogate) for _ in range(LAYERS)]
+        )
+        self.readout = nn.Linear(HIDDEN, 10)
+
+    def forward(self, spikes: Tensor) -> Tensor:
+        states: list[Tensor | None] = [None] * LAYERS
+        outputs = []
+        for t in range(spikes.shape[0]):
+            signal = spikes[t]
+            for index, (synapse, neuron) in enumerate(zip(self.synapses, self.neurons, strict=True)):
+                signal, states[index] = neuron(synapse(signal), states[index])
+            outputs.append(self.readout(signal))
+        return torch.stack(outputs).mean(0)
+
+
+def batch(steps: int, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    digits = load_digits()
+    chosen = torch.randint(len(digits.target), (size,), generator=generator)
+    rates = torch.tensor(digits.data / 16.0, dtype=torch.float32)[chosen]
+    return torch.bernoulli(rates.expand(steps, *rates.shape), generator=generator), torch.tensor(digits.target)[chosen]
+
+
+def trained_a_little(detach_reset: bool, generator: torch.Generator) -> RateCoded:
+    model = RateCoded(detach_reset)
+    optimizer = torch.optim.Adam(model.parameters(), 2e-3)
+    for _ in range(40):
+        spikes, labels = batch(20, 32, generator)
+        optimizer.zero_grad()
+        F.cross_entropy(model(spikes), labels).backward()
+        optimizer.step()
+    return model
+
+
+@pytest.mark.parametrize(
+    ("rule", "detach_reset", "cosine", "low", "high"),
+    [("measured", False, 0.99, 0.8, 1.25), ("measured", True, 0.99, 0.8, 1.25), ("analytic", False, 0.9, 0.5, 2.0)],
+)
+def test_one_mean_over_a_hundred_steps(rule: str, detach_reset: bool, cosine: float, low: float, high: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    model = trained_a_little(detach_reset, generator)
+    spikes, labels = batch(100, 32, generator)
+    net = tracecompile.convert(model, spikes, rule=rule, bins=1)
+    found = tracecompile.compare_gradients(model, net, spikes, lambda logits: F.cross_entropy(logits, labels))
+    assert len(found.rows) == len(list(model.parameters()))
+    for row in found.rows:
+        assert row.cosine >= cosine, str(found)
+        assert low <= row.norm_ratio <= high, str(found)
