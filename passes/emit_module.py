@@ -9,6 +9,8 @@ from torch import fx
 from tracecompile.layers import Emitted, Jacobian, Layer
 from tracecompile.passes.base import Pass
 from tracecompile.program import StepProgram, step_results
+from tracecompile.prologue import without_side_effects
+from tracecompile.rules.norm import batch_statistics
 
 
 class EmitModule(Pass):
@@ -18,7 +20,8 @@ class EmitModule(Pass):
     ensures: the plain step takes and returns what the captured step does.
 
         before: layers with synapse, core and response
-        after:  def forward(x_t, mem, beta): cur = fc(x_t); ...; return ((spk,), (mem_2,)), (x_t,), ((d_spk_d_cur, ...),)
+        after:  def forward(x_t, mem, beta): cur = fc(x_t); ...;
+                return ((spk,), (mem_2,)), (x_t,), (((spk,), (d_spk_d_cur, ...)),), ()
     """
 
     name: ClassVar[str] = "emit_module"
@@ -29,7 +32,7 @@ class EmitModule(Pass):
 
     def run(self, program: StepProgram) -> StepProgram:
         """See the class."""
-        prologue, before = _lift_attributes(program, program.prologue, "Prologue")
+        prologue, before = _lift_attributes(program, without_side_effects(program), "Prologue")
         arguments = _without_initial_states(program, prologue)
         epilogue, after = _lift_attributes(program, program.epilogue, "Epilogue")
         return program.evolve(
@@ -60,6 +63,7 @@ class _Glue:
         self.graph = fx.Graph()
         self.values: dict[str, fx.Node] = {}
         self.owned: dict[str, object] = {}
+        self.norms: list[fx.Node] = []
         self.of_layers: list[tuple[tuple[fx.Node, ...], tuple[fx.Node, ...]]] = []
 
     def module(self) -> fx.GraphModule:
@@ -77,15 +81,14 @@ class _Glue:
         results = tuple(tuple(self.values[node.name] for node in group) for group in (outputs, states))
         if self.traced:
             traces = tuple(self.values[trace.value] for trace in program.traces)
-            self.graph.output((results, traces, tuple(self.of_layers)))
+            self.graph.output((results, traces, tuple(self.of_layers), tuple(self.norms)))
         else:
             self.graph.output(results)
-        module = fx.GraphModule(self.owned, self.graph, "TracedStep" if self.traced else "Step")
-        return module
+        return fx.GraphModule(self.owned, self.graph, "TracedStep" if self.traced else "Step")
 
     def _layer(self, layer: Layer) -> None:
         sources = [self.values[s.value] for s in layer.sources] + [self.values[name] for name in layer.synapse_statics]
-        currents = self._inline(layer.synapse, sources)
+        currents = self._inline(layer.synapse, sources, layer.norms)
         self.values.update(zip(layer.currents, currents, strict=True))
         outputs: tuple[fx.Node, ...] = ()
         derivatives: tuple[fx.Node, ...] = ()
@@ -105,19 +108,21 @@ class _Glue:
         for placeholder, value in zip(layer.states, states, strict=True):
             self.values.setdefault(made[placeholder].name, value)
 
-    def _inline(self, module: fx.GraphModule, arguments: list[fx.Node]) -> tuple:  # type: ignore[type-arg]
+    def _inline(self, module: fx.GraphModule, arguments: list[fx.Node], norms: tuple[str, ...] = ()) -> tuple:  # type: ignore[type-arg]
         remaining = iter(arguments)
         copies: dict[fx.Node, fx.Node] = {}
         for node in module.graph.nodes:
             if node.op == "placeholder":
                 copies[node] = next(remaining)
             elif node.op == "output":
-                return fx.node.map_arg(node.args[0], copies.__getitem__)  # type: ignore[return-value]
+                return fx.node.map_arg(node.args[0], copies.__getitem__)
             else:
                 copy = self.graph.node_copy(node, copies.__getitem__)
                 if node.op in ("call_module", "get_attr"):
                     self.owned[str(node.target)] = module.get_submodule(str(node.target))
                 copies[node] = copy
+                if self.traced and node.name in norms:
+                    self.norms.append(self.graph.call_function(batch_statistics, (copy.all_input_nodes[0],)))
         raise AssertionError("a graph without an output node")
 
 

@@ -8,10 +8,12 @@ from typing import ClassVar
 from torch import nn
 
 from tracecompile.layers import Layer
+from tracecompile.linearity import refuse_random
 from tracecompile.passes.base import Pass
 from tracecompile.program import StepProgram, example_value
 from tracecompile.rules.analytic import rate_curve
 from tracecompile.rules.jacobian import differentiate
+from tracecompile.rules.norm import with_recorded_norms
 
 
 class InsertRateInversion(Pass):
@@ -37,6 +39,7 @@ class InsertRateInversion(Pass):
         """See the class."""
         if program.settings.rule == "bptt":
             return program
+        refuse_random(program)
         trainable = trainable_statics(program)
         return program.evolve(layers=tuple(_with_response(program, layer, trainable) for layer in program.layers))
 
@@ -51,6 +54,8 @@ def _reads(program: StepProgram) -> bool:
 
 
 def _with_response(program: StepProgram, layer: Layer, trainable: frozenset[str]) -> Layer:
+    local, norms = with_recorded_norms(program, layer.synapse)
+    layer = replace(layer, local=local, norms=norms)
     if layer.core is None:
         return layer
     if program.settings.rule == "analytic":

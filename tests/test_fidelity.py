@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from sklearn.datasets import load_digits
@@ -21,7 +23,7 @@ class RateCoded(nn.Module):
     def __init__(self, detach_reset: bool) -> None:
         super().__init__()
         widths = [64, *[HIDDEN] * LAYERS]
-        self.synapses = nn.ModuleList([nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)])
+        self.synapses = nn.ModuleList([nn.Linear(a, b) for a, b in itertools.pairwise(widths)])
         surrogate = snn.sigmoid(4.0)
         self.neurons = nn.ModuleList(
             [snn.LIF(leak=0.9, detach_reset=detach_reset, surrogate=surrogate) for _ in range(LAYERS)]

@@ -249,7 +249,8 @@ def test_schedule_makes_a_block_of_what_feeds_itself() -> None:
 @pytest.mark.parametrize(("build", "carries"), [(one_layer, {"mem": 4}), (lateral_layer, {"mem": 4, "z": 4})])
 def test_gluing_the_layers_back_gives_the_step(build: Build, carries: dict[str, int]) -> None:
     program = run_pipeline(program_of(build, carries))[0]
-    assert program.emitted is not None and program.statics is not None
+    assert program.emitted is not None
+    assert program.statics is not None
     values = [torch.randn(7, 3) * 3, *(torch.randn(7, width) for width in carries.values())]
     statics = program.statics.graph(*(program.resolve(path) for path in program.statics.attributes))
     with torch.no_grad():

@@ -57,6 +57,10 @@ def compile_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
         raise
     except (RuntimeError, TypeError, IndexError, ValueError) as fault:
         raise _does_not_run(model, args, kwargs, fault) from fault
+    with torch.no_grad():
+        # Capture ran its copy, and a copy's running statistics move like any others.
+        for name, value in model.named_buffers():
+            captured.root.get_buffer(name).copy_(value)
     program, stages = run_pipeline(captured.evolve(settings=settings))
     return Compiled(program, stages, describe(program), Arguments(model, program, args, kwargs))
 

@@ -35,8 +35,8 @@ def convert(
         rule: "measured" records the slope of every neuron, "analytic" computes it from a rate curve, "bptt" is ordinary
             backpropagation through the captured program.
         bins: Time bins of the measured rule for sequences; more bins are closer to backpropagation through time.
-        decay: Decay of the input traces: None for the mean of the whole sequence, a float in (0, 1), or a mapping of layer
-            names to floats. With a decay there is one bin.
+        decay: Decay of the input traces: None for the mean of the whole sequence, a float in (0, 1), or a mapping of
+            layer names to floats. With a decay there is one bin.
         backend: What runs the time steps.
         chunk: Time steps computed together where the graph allows; None lets the compiler choose.
 

@@ -83,7 +83,7 @@ def train(
             start = time.perf_counter()
             optimizer.zero_grad()
             loss = functional.cross_entropy(model(spikes), digits.labels[chosen])
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             schedule.step()
             seconds += time.perf_counter() - start

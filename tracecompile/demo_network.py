@@ -59,7 +59,7 @@ class DigitNet(nn.Module):
         for step in range(spikes.shape[0]):
             current = self.input(spikes[step]) + self.lateral(fired)
             membrane = self.leak * membrane + current - fired.detach()
-            fired = FastSigmoidSpike.apply(membrane - 1.0)  # type: ignore[no-untyped-call]
+            fired = FastSigmoidSpike.apply(membrane - 1.0)
             score = self.leak * score + (1.0 - self.leak) * self.readout(fired)
             total = total + score
         return total / spikes.shape[0]

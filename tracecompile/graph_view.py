@@ -1,7 +1,7 @@
 """The directed graph of a step with its delay edges: the one place that needs networkx.
 
-An fx graph has no cycles, so it cannot show recurrence. Here every carry closes a cycle from the node that makes the next
-state to the placeholder that receives it, and networkx answers the questions that need the cycles.
+An fx graph has no cycles, so it cannot show recurrence. Here every carry closes a cycle from the node that makes the
+next state to the placeholder that receives it, and networkx answers the questions that need the cycles.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def blocks_of(edges: Iterable[tuple[int, int, int]], count: int) -> list[tuple[t
 
 
 def topological_order(edges: Iterable[tuple[int, int]], count: int, key: Callable[[int], int]) -> list[int]:
-    """Orders numbers so that the first of every edge comes before the second, the smallest key first where it is free."""
+    """Orders numbers so that the first of every edge comes before the second, the smallest key first where free."""
     import networkx as nx
 
     graph: nx.DiGraph[int] = nx.DiGraph()

@@ -8,8 +8,8 @@ from typing import Any, Literal
 from torch import fx
 
 LayerKind = Literal["spiking", "readout", "stateless", "junction"]
-"""spiking: has a state and emits spikes. readout: has a state and none. stateless: spikes without a state. junction: a value
-without a core that several layers, a delay line or the user reads."""
+"""spiking: has a state and emits spikes. readout: has a state and none. stateless: spikes without a state. junction: a
+value without a core that several layers, a delay line or the user reads."""
 
 StateKind = Literal["membrane", "current", "adaptation", "delay line", "accumulator"]
 
@@ -63,9 +63,9 @@ class Source:
 class Jacobian:
     """Per-neuron derivatives of a core, each a node of ``graph`` or a constant.
 
-    ``rows`` maps (result, variable) to the index of the derivative in the graph's second result, or to a number where it
-    is the same for every neuron and step. A pair that is missing is zero. Results are the core's outputs and next states
-    (``next:<placeholder>``), variables its currents, states and static values.
+    ``rows`` maps (result, variable) to the index of the derivative in the graph's second result, or to a number where
+    it is the same for every neuron and step. A pair that is missing is zero. Results are the core's outputs and next
+    states (``next:<placeholder>``), variables its currents, states and static values.
     """
 
     graph: fx.GraphModule
@@ -83,7 +83,8 @@ class Layer:
         synapse: (*sources, *statics) -> currents.
         synapse_statics: Names of the static values that the synapse takes.
         currents: Nodes through which the synapse enters the core.
-        core: (*currents, *states, *statics) -> (outputs, next states); None for a junction, whose output is its current.
+        core: (*currents, *states, *statics) -> (outputs, next states); None for a junction, whose output is its
+            current.
         core_statics: Names of the static values that the core takes.
         states: Placeholders of the states.
         state_kinds: What each state is.
@@ -91,6 +92,9 @@ class Layer:
         spikes: Those nodes of the core that emit spikes.
         nodes: All nodes of the step that belong to this layer.
         reset: How the reset meets the gradient, for the report: "none", "in graph" or "detached".
+        local: The synapse as the local graph evaluates it, on mean inputs: it takes the recorded statistics of
+            ``norms``.
+        norms: Batch normalisations of the synapse.
         response: The rule's local graph (a Jacobian for the measured rule, a rate curve for the analytic one).
     """
 
@@ -108,6 +112,8 @@ class Layer:
     spikes: tuple[str, ...]
     nodes: tuple[str, ...]
     reset: str = "none"
+    local: fx.GraphModule | None = None
+    norms: tuple[str, ...] = ()
     response: Any = None
 
 
@@ -145,7 +151,8 @@ class Emitted:
 
     Attributes:
         plain: (*inputs, *invariants, *states, *statics) -> (outputs, next states).
-        traced: The same, and with them (values of the traces, derivatives per layer).
+        traced: The same, and with them the values of the traces, (outputs, derivatives) of each layer's core, and the
+            batch statistics of each normalisation.
         prologue, epilogue: As in the program, with the model's parameters and buffers as first arguments.
         arguments: The prologue without the initial states.
         prologue_attributes, epilogue_attributes: Paths of those.

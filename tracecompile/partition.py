@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from torch import fx
 
@@ -15,8 +16,8 @@ from tracecompile.spikes import reset_style, spike_nodes
 class Partition:
     """The layers of one program.
 
-    A *root* is a core, or a junction: a value outside every core that the user, a delay line or several layers read. The
-    synapse of a root is the cone of nodes above it up to the values that other roots make.
+    A *root* is a core, or a junction: a value outside every core that the user, a delay line or several layers read.
+    The synapse of a root is the cone of nodes above it up to the values that other roots make.
     """
 
     def __init__(self, program: StepProgram) -> None:
@@ -155,7 +156,8 @@ class Partition:
         synapse, synapse_statics = self._extract(cone, [s.value for s in sources], tuple(currents))
         states = () if isinstance(root, fx.Node) else root.states
         outputs = self._read_outside(root)
-        core, core_statics = None, ()
+        core: fx.GraphModule | None = None
+        core_statics: tuple[str, ...] = ()
         if not isinstance(root, fx.Node):
             next_states = tuple(self.view.delayed[self.node[state]] for state in states)
             taken = [*(current.name for current in currents), *states]
@@ -182,9 +184,7 @@ class Partition:
             else reset_style(self.program, [self.node[n] for n in core_nodes], self.spikes),
         )
 
-    def _extract(
-        self, nodes: list[fx.Node], taken: list[str], results: object
-    ) -> tuple[fx.GraphModule, tuple[str, ...]]:
+    def _extract(self, nodes: list[fx.Node], taken: list[str], results: Any) -> tuple[fx.GraphModule, tuple[str, ...]]:
         graph, values = fx.Graph(), dict[fx.Node, fx.Node]()
         for name in taken:
             values[self.node[name]] = graph.placeholder(name)
@@ -194,7 +194,7 @@ class Partition:
             values[node] = graph.placeholder(node.name)
         for node in nodes:
             values[node] = graph.node_copy(node, values.__getitem__)
-        graph.output(fx.node.map_arg(results, values.__getitem__))  # type: ignore[arg-type]
+        graph.output(fx.node.map_arg(results, values.__getitem__))
         for original, copy in values.items():
             copy.meta = dict(original.meta)
         return self.program.graph_module(graph, "Local"), tuple(node.name for node in statics)
@@ -204,7 +204,8 @@ class Partition:
             return (root.name,)
         inside = set(root.nodes)
         wanted = {node.name for node in self._required_origins()}
-        for other in [*self.program.cores, *self.junctions]:
+        roots: list[Core | fx.Node] = [*self.program.cores, *self.junctions]
+        for other in roots:
             if other is not root:
                 wanted |= {self._source(value).origin for value in self._sources(other)}
             else:

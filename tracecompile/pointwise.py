@@ -139,7 +139,8 @@ _FUNCTIONS: frozenset[Any] = frozenset(
 )
 _METHODS: frozenset[str] = frozenset(_NAMES + _METHODS_ONLY) | {f"__{name}__" for name in _OPERATORS}
 _MODULES: tuple[type[nn.Module], ...] = (
-    nn.Identity, nn.ReLU, nn.Sigmoid, nn.Tanh, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Softplus, nn.Hardtanh, nn.ReLU6,
+    nn.Identity, nn.ReLU, nn.Sigmoid, nn.Tanh, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Softplus, nn.Hardtanh,
+    nn.ReLU6,
 )  # fmt: skip
 _COMPARISONS: frozenset[Any] = frozenset(
     [getattr(operator, name) for name in ["gt", "ge", "lt", "le", "eq", "ne"]]

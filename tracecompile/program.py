@@ -36,7 +36,8 @@ class SequenceInput:
 
     Attributes:
         name: Name of its placeholder in the step.
-        dim: Its time axis in the value that the prologue hands over; -1 for a step model, where it is one slice already.
+        dim: Its time axis in the value that the prologue hands over; -1 for a step model, where it is one slice
+            already.
     """
 
     name: str
@@ -88,8 +89,8 @@ class StepProgram:
 
     Attributes:
         kind: "sequence" (the model loops over time itself) or "step" (each call is one time step).
-        root: Deep copy of the user's model that shares its Parameters; targets of ``get_attr`` and ``call_module`` nodes
-            resolve in it.
+        root: Deep copy of the user's model that shares its Parameters; targets of ``get_attr`` and ``call_module``
+            nodes resolve in it.
         leaves: Modules added by capture (opaque surrogate functions), by target name; not part of ``root``.
         prologue, step, epilogue: See the module docstring.
         inputs: The sequence inputs, in the order of the step's placeholders.
@@ -156,8 +157,8 @@ class StepProgram:
 def step_results(step: fx.GraphModule) -> tuple[tuple[fx.Node, ...], tuple[fx.Node, ...]]:
     """Returns the nodes of a step's (outputs, next states)."""
     output = next(node for node in reversed(step.graph.nodes) if node.op == "output")
-    outputs, states = output.args[0]  # type: ignore[misc]
-    return tuple(outputs), tuple(states)  # type: ignore[arg-type]
+    outputs, states = output.args[0]
+    return tuple(outputs), tuple(states)
 
 
 def example_value(node: fx.Node) -> Any:
@@ -171,7 +172,7 @@ def is_tensor(node: fx.Node) -> bool:
 
 
 def static_nodes(program: StepProgram) -> set[fx.Node]:
-    """Returns the nodes of the step whose value is the same at every time step: parameters and what depends on them alone."""
+    """Returns the nodes whose value is the same at every time step: parameters and what depends on them alone."""
     found: set[fx.Node] = set()
     for node in program.step.graph.nodes:
         if node.op == "placeholder":

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import fx, nn
 
 from tracecompile.diagnostics.report import ConversionReport, LayerReport, ParameterReport
 from tracecompile.layers import Jacobian, Layer
+from tracecompile.linearity import nonlinear_operations
 from tracecompile.passes.insert_input_traces import layer_decay
 from tracecompile.program import StepProgram
 from tracecompile.reach import reached_parameters
@@ -52,20 +53,35 @@ def _block(program: StepProgram, index: int) -> str:
 
 def _parameters(program: StepProgram) -> dict[str, ParameterReport]:
     reached = reached_parameters(program)
+    exact = _exact_parameters(program)
+    return {name: _status(parameter, reached, exact, program) for name, parameter in program.root.named_parameters()}
+
+
+def _exact_parameters(program: StepProgram) -> set[nn.Parameter]:
+    """Returns the parameters of linear readouts that only the user reads: their gradient needs no slope of a neuron."""
+    read = {source.origin for layer in program.layers for source in layer.sources}
+    found: set[nn.Parameter] = set()
+    others: set[nn.Parameter] = set()
+    for layer in program.layers:
+        is_readout = (
+            layer.kind == "junction" and layer.outputs[0] not in read and not nonlinear_operations(program, layer)
+        )
+        (found if is_readout else others).update(layer.synapse.parameters())
+    return found - others
+
+
+def _status(
+    parameter: nn.Parameter, reached: set[nn.Parameter], exact: set[nn.Parameter], program: StepProgram
+) -> ParameterReport:
     rule = program.settings.rule
-    found = {}
-    for name, parameter in program.root.named_parameters():
-        found[name] = _status(parameter, reached, rule, program)
-    return found
-
-
-def _status(parameter: nn.Parameter, reached: set[nn.Parameter], rule: str, program: StepProgram) -> ParameterReport:
     if not parameter.requires_grad:
         return ParameterReport("frozen", "requires_grad is False")
     if parameter not in reached:
         return ParameterReport("frozen", "no differentiable way leads from it to what the model returns")
     if rule == "bptt":
         return ParameterReport("exact", "ordinary backpropagation through time")
+    if parameter in exact:
+        return ParameterReport("exact", "linear readout without a state: exact for a loss on the mean over time")
     if rule == "analytic":
         return ParameterReport("trace", "rate curve at the mean input")
     return ParameterReport(
@@ -82,6 +98,8 @@ def _notes(program: StepProgram) -> list[str]:
     ]
     if replayed:
         notes.append(f"No rate curve is known for {', '.join(replayed)}: replayed under their mean current.")
+    if program.settings.rule != "bptt":
+        notes += _approximations(program)
     styles = {
         layer.reset for layer in program.layers if layer.spikes and isinstance(layer.response, (Jacobian, RateCurve))
     }
@@ -92,3 +110,30 @@ def _notes(program: StepProgram) -> list[str]:
     if program.settings.rule == "analytic" and any(layer.spikes for layer in program.layers):
         notes.append("The analytic rule does not look at detach: its slopes are those of the rate curves.")
     return notes
+
+
+def _approximations(program: StepProgram) -> list[str]:
+    notes = []
+    for layer in program.layers:
+        operations = nonlinear_operations(program, layer)
+        if operations:
+            notes.append(
+                f"{layer.name}: {', '.join(operations)} does not commute with the mean over time; "
+                "it is evaluated on the mean input of each bin."
+            )
+        if layer.norms:
+            notes.append(
+                f"{layer.name}: in training, batch statistics are recorded per step and averaged over each bin."
+            )
+    if any(node.op == "call_module" and _trains(program, node) for node in program.epilogue.graph.nodes):
+        notes.append(
+            "Layers after the loop keep the collected outputs for backward: that memory grows with the sequence."
+        )
+    arguments = program.emitted.arguments if program.emitted is not None else program.prologue
+    if any(node.op == "call_module" and _trains(program, node) for node in arguments.graph.nodes):
+        notes.append("Layers before the loop keep the whole input for backward: that memory grows with the sequence.")
+    return notes
+
+
+def _trains(program: StepProgram, node: fx.Node) -> bool:
+    return any(parameter.requires_grad for parameter in program.resolve(str(node.target)).parameters())

@@ -68,8 +68,8 @@ def _linear_value(node: fx.Node, values: dict[fx.Node, Counter[fx.Node]]) -> Cou
 def reset_style(program: StepProgram, nodes: list[fx.Node], spikes: set[fx.Node]) -> str:
     """Says how the reset of a core meets the gradient: "none", "in graph" or "detached".
 
-    The reset is whatever leads from a spike of the core to one of its next states other than the spike itself. A surrogate
-    all of whose ways there cross ``detach`` is a reset gate, and a detached one; so is a bare comparison.
+    The reset is whatever leads from a spike of the core to one of its next states other than the spike itself. A
+    surrogate all of whose ways there cross ``detach`` is a reset gate, and a detached one; so is a bare comparison.
     """
     inside = set(nodes)
     carried = dict(zip(step_results(program.step)[1], (carry.placeholder for carry in program.carries), strict=True))

@@ -11,7 +11,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from tracecompile.capture.after import After, collected
-from tracecompile.capture.build import GraphCutter, cone, evaluate, graph_module, is_random
+from tracecompile.capture.build import GraphCutter, alike, cone, evaluate, graph_module, is_random
 from tracecompile.capture.replay import require_same_values
 from tracecompile.capture.roll import Loop, Past, Roller, Site, Slice, leaves_of
 from tracecompile.capture.tracer import valid_name
@@ -199,9 +199,9 @@ class Assembler:
                 cutter.copies[template] = one
                 continue
             for position, slot in enumerate(leaves_of((template.args, template.kwargs))):
-                past = self.roller.past(site, position)
-                if past is not None:
-                    cutter.copies[slot] = states[past]
+                before = self.roller.past(site, position)
+                if before is not None:
+                    cutter.copies[slot] = states[before]
             cutter.take(template)
         outputs = tuple(cutter.copies[self.loop.template(site)] for site, _ in self.outputs)
         following = []
@@ -246,16 +246,11 @@ class Assembler:
         wanted = later.meta["val"]
         needed = cone([later])
         varying: set[fx.Node] = set()
-        for node in self.tape.graph.nodes:
+        nodes: list[fx.Node] = list(self.tape.graph.nodes)
+        for node in nodes:
             if node.op == "placeholder" or any(source in varying for source in node.all_input_nodes):
                 varying.add(node)
-                value = node.meta.get("val")
-                if (
-                    node in needed
-                    and isinstance(value, torch.Tensor)
-                    and value.shape == wanted.shape
-                    and value.dtype == wanted.dtype
-                ):
+                if node in needed and alike(node.meta.get("val"), wanted):
                     return node
         return later
 
@@ -286,11 +281,10 @@ def movable_nodes(graph: fx.Graph) -> set[fx.Node]:
         if node.op == "get_attr":
             fixed.add(node)
             movable.add(node)
-        elif node.op in ("call_function", "call_method", "call_module") and not is_random(node):
-            if all(source in fixed for source in node.all_input_nodes):
-                fixed.add(node)
-                if any(source in movable for source in node.all_input_nodes):
-                    movable.add(node)
+        elif node.op.startswith("call_") and not is_random(node) and fixed.issuperset(node.all_input_nodes):
+            fixed.add(node)
+            if any(source in movable for source in node.all_input_nodes):
+                movable.add(node)
     return movable
 
 

@@ -162,3 +162,8 @@ def evaluate(
                 lambda leaf: leaf.detach() if isinstance(leaf, torch.Tensor) else leaf, value
             )
     raise AssertionError("a graph ends in its output")
+
+
+def alike(value: Any, wanted: torch.Tensor) -> bool:
+    """Tells whether a value is a tensor of the wanted shape and dtype."""
+    return isinstance(value, torch.Tensor) and value.shape == wanted.shape and value.dtype == wanted.dtype

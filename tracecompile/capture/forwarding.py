@@ -27,10 +27,10 @@ def picked_from_stack(node: fx.Node) -> fx.Node | None:
     """Returns the value that an index picks out of a stack of values."""
     if node.target is not operator.getitem or not isinstance(node.args[0], fx.Node):
         return None
-    source, index = node.args
+    source, index = node.args[0], node.args[1]
     items = stacked_items(source)
-    if items is None and source.target in ("unbind", torch.unbind) and leading(source):  # type: ignore[union-attr]
-        items = stacked_items(source.args[0])  # type: ignore[union-attr]
+    if items is None and source.target in ("unbind", torch.unbind) and leading(source):
+        items = stacked_items(source.args[0])
     if items is None or type(index) is not int or not -len(items) <= index < len(items):
         return None
     return items[index]
@@ -47,4 +47,4 @@ def stacked_items(node: Any) -> list[fx.Node] | None:
 def leading(node: fx.Node) -> bool:
     """Tells whether a node works along the first axis."""
     dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
-    return dim == 0
+    return bool(dim == 0)

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from tracecompile.capture.build import GraphCutter, cone
+from tracecompile.capture.build import GraphCutter, alike, cone
 from tracecompile.capture.copies import tensor_attributes
 from tracecompile.capture.tracer import Tape, valid_name
 
@@ -21,8 +21,8 @@ def initial_in_prologue(cutter: GraphCutter, builder: StepBuilder) -> tuple[tupl
     """Writes the initial states into the prologue; None for one that only the caller can give.
 
     Returns:
-        The initial states, and those among them that are a guess: the model starts them in another way, and zeros have to
-        give the same first step.
+        The initial states, and those among them that are a guess: the model starts them in another way, and zeros have
+        to give the same first step.
     """
     present = dict(tensor_attributes(builder.model))
     made = states_made_by_first_run(builder.first, builder.steady, builder.states)
@@ -81,7 +81,8 @@ def as_shaped(cutter: GraphCutter, builder: StepBuilder, state: State, initial: 
 def shape_giver(builder: StepBuilder, state: State) -> fx.Node:
     """Returns the earliest value of the first run that has the state's shape whatever the batch size.
 
-    It is upstream of the state and computed from the input, and not from another state that has a batch size of its own.
+    It is upstream of the state and computed from the input, and not from another state that has a batch size of its
+    own.
     """
     following = following_in_first(builder, state)
     wanted = following.meta["val"]
@@ -89,15 +90,14 @@ def shape_giver(builder: StepBuilder, state: State) -> fx.Node:
     fixed = {name for name, _ in tensor_attributes(builder.model)} & {other.name for other in builder.states}
     varying: set[fx.Node] = set()
     tied: set[fx.Node] = set()
-    for node in builder.first.graph.nodes:
+    nodes: list[fx.Node] = list(builder.first.graph.nodes)
+    for node in nodes:
         if node.op == "placeholder" or any(source in varying for source in node.all_input_nodes):
             varying.add(node)
         if (node.op == "get_attr" and node.target in fixed) or any(source in tied for source in node.all_input_nodes):
             tied.add(node)
-        value = node.meta.get("val")
-        if node in needed and node in varying and node not in tied and isinstance(value, torch.Tensor):
-            if value.shape == wanted.shape and value.dtype == wanted.dtype:
-                return node
+        if node in needed and node in varying and node not in tied and alike(node.meta.get("val"), wanted):
+            return node
     return following
 
 

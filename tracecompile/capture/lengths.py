@@ -18,8 +18,8 @@ def make_lengths_symbolic(
 ) -> None:
     """Replaces integers that grow with the example's length by the length of the input.
 
-    A counter after ``while t < x.shape[0]`` and ``len(x)`` are plain integers: right at the example's length and wrong at
-    any other, with nothing in one trace to show it. Two traces show it.
+    A counter after ``while t < x.shape[0]`` and ``len(x)`` are plain integers: right at the example's length and wrong
+    at any other, with nothing in one trace to show it. Two traces show it.
     """
     first, second = (visits(tape) for tape in tapes)
     symbols = [Symbol(tape, axis) for tape in tapes]
@@ -102,7 +102,12 @@ def replace_moving(
 def flat(node: fx.Node) -> list[Any]:
     """Returns the leaves of a node's arguments and keyword arguments."""
     found: list[Any] = []
-    rebuild((node.args, node.kwargs), lambda leaf: (found.append(leaf), leaf)[1])
+
+    def note(leaf: Any) -> Any:
+        found.append(leaf)
+        return leaf
+
+    rebuild((node.args, node.kwargs), note)
     return found
 
 

@@ -1,9 +1,9 @@
 """Rolls the trace of a whole sequence up into one step.
 
 Every operation has a place in the user's code. A place that is visited once per time step belongs to the loop, and its
-n-th visit to step n; so a trace falls into steps without any search for patterns. The last step is the template: each of
-its operands is a value of the same step, of an earlier one (a state), of before the loop, or the t-th slice of a sequence;
-and it has to be the same at every step.
+n-th visit to step n; so a trace falls into steps without any search for patterns. The last step is the template: each
+of its operands is a value of the same step, of an earlier one (a state), of before the loop, or the t-th slice of a
+sequence; and it has to be the same at every step.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ class Past:
     Attributes:
         site: What was computed.
         distance: How many steps ago.
-        initial: What stands for it before the first step: a node, a number, or None where the first step has no such place.
+        initial: What stands for it before the first step: a node, a number, or None where the first step has no such
+            place.
     """
 
     site: Site
@@ -282,7 +283,7 @@ class Roller:
         self.loop.irregular = True
 
     def _refuse(self, template: fx.Node, operands: tuple[Any, ...]) -> None:
-        """Refuses an operand that is another one at another step, at the line of what runs in some steps only, if any."""
+        """Refuses an operand that differs between steps, at the line of what runs in some steps only, if any."""
         for operand in operands:
             if (
                 isinstance(operand, fx.Node)
@@ -365,9 +366,9 @@ def sliced_at(node: fx.Node, step: int) -> Slice | None:
             return None
         return Slice(source, dim) if dim is not None else Slice(source, kept or 0, keep=True)
     if node.target in ("select", torch.select) and len(node.args) == 3 and node.args[2] == step:
-        source = node.args[0]
-        assert isinstance(source, fx.Node)
-        return Slice(source, int(node.args[1]) % source.meta["val"].dim())  # type: ignore[arg-type]
+        sequence = node.args[0]
+        assert isinstance(sequence, fx.Node)
+        return Slice(sequence, int(node.args[1]) % sequence.meta["val"].dim())  # type: ignore[arg-type]
     return None
 
 

@@ -1,7 +1,7 @@
 """Models of which each call is one time step.
 
-The model runs twice on its own leftovers. The first run shows which attributes it writes and how it makes states that it
-does not have yet; the second, with every state handed in, *is* the step.
+The model runs twice on its own leftovers. The first run shows which attributes it writes and how it makes states that
+it does not have yet; the second, with every state handed in, *is* the step.
 """
 
 from __future__ import annotations

@@ -51,11 +51,12 @@ def surrogates_recorded(record: Callable[[type[Function], tuple[Any, ...]], Any]
     def apply(cls: type[Function], *args: Any) -> Any:
         return record(cls, args)
 
-    _SingleLevelFunction.apply = classmethod(apply)  # type: ignore[assignment]
+    # The one private name that every spelling of a Function's apply ends in, pre-bound ones too.
+    setattr(_SingleLevelFunction, "apply", classmethod(apply))  # noqa: B010
     try:
         yield
     finally:
-        del _SingleLevelFunction.apply
+        delattr(_SingleLevelFunction, "apply")
 
 
 def apply_directly(function: type[Function], args: tuple[Any, ...]) -> Any:

@@ -1,8 +1,8 @@
 """The tracer: runs the user's code on example tensors and writes down every operation.
 
 The user's code never meets a stand-in for a tensor. A torch-function mode sees each operation on the real ones, and the
-recorder knows the node of each tensor; so ``isinstance``, ``is None``, device and dtype questions answer themselves, and
-factory calls such as ``torch.zeros`` are nodes rather than constants with a baked batch size.
+recorder knows the node of each tensor; so ``isinstance``, ``is None``, device and dtype questions answer themselves,
+and factory calls such as ``torch.zeros`` are nodes rather than constants with a baked batch size.
 """
 
 from __future__ import annotations
@@ -269,7 +269,8 @@ class Recorder(fx.Tracer):
             return self.really(function, args, kwargs)
         raise self.refusal(
             UnsupportedControlFlow,
-            f"The model reads the value of a tensor in Python ({name.strip('_')}), so what it computes depends on the data.",
+            f"The model reads the value of a tensor in Python ({name.strip('_')}), "
+            "so what it computes depends on the data.",
             "Write the choice as a tensor operation, such as torch.where or a product with a mask.",
         )
 
@@ -372,7 +373,7 @@ class Recorder(fx.Tracer):
                 )
                 for position, item in enumerate(value)
             ]
-            return type(value)(picked) if type(value) in (tuple, list) else type(value)(picked)
+            return type(value)(picked)
         return value
 
     def add_node(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any) -> fx.Node:
@@ -429,7 +430,7 @@ class Recorder(fx.Tracer):
         if tensor.grad_fn is not None:
             raise self.refusal(
                 UnsupportedOperation,
-                "A tensor was computed where the conversion cannot follow: by a compiled function, or outside the model.",
+                "A tensor was computed where the conversion cannot follow: in compiled code, or outside the model.",
                 "Compute it with torch functions inside the model's forward.",
             )
         target = f"captured_{valid_name(name)}" if name else f"captured_{len(self.tape.constants)}"

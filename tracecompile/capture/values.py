@@ -91,4 +91,4 @@ for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow"):
         setattr(_class, f"__{_name}__", _arithmetic(_name, reflected=False))
         setattr(_class, f"__r{_name}__", _arithmetic(_name, reflected=True))
 for _class in (TracedInt, TracedFloat):
-    _class.__neg__ = _negated
+    setattr(_class, "__neg__", _negated)  # noqa: B010

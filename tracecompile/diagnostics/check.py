@@ -110,7 +110,7 @@ def measure_step(model: nn.Module, inputs: Any, loss_fn: Callable[[Any], torch.T
     """
     model.zero_grad(set_to_none=True)
     start = time.perf_counter()
-    loss_fn(call_or_loop(model, inputs)).backward()  # type: ignore[no-untyped-call]
+    loss_fn(call_or_loop(model, inputs)).backward()
     seconds = time.perf_counter() - start
     model.zero_grad(set_to_none=True)
     return Cost(count_held(lambda: loss_fn(call_or_loop(model, inputs))), seconds)

@@ -116,7 +116,7 @@ class Surrogate:
     def __call__(self, x: Tensor) -> Tensor:
         """Returns the spikes for the distance to threshold ``x`` (any shape), in the dtype of ``x``."""
         constants = (value for _, value in self.parameters)
-        return cast(Tensor, self.function.apply(x, *constants))  # type: ignore[no-untyped-call]
+        return cast(Tensor, self.function.apply(x, *constants))
 
     def __repr__(self) -> str:
         constants = ", ".join(f"{name}={value:g}" for name, value in self.parameters)

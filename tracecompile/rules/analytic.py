@@ -1,8 +1,8 @@
-"""The analytic rule: the mean output of a neuron from its mean current, by a rate curve (``gradient-rules``, section 1).
+"""The analytic rule: the mean output of a neuron from its mean current, by a rate curve.
 
-The constants of the curve (leak, input gain, threshold) are read off the user's own core by evaluating it at a few states, so they
-are functions of the user's parameters and carry their gradients. A core that is no leaky neuron is replayed for a fixed
-number of steps under its constant mean current.
+The constants of the curve (leak, input gain, threshold) are read off the user's own core by evaluating it at a few
+states, so they are functions of the user's parameters and carry their gradients. A core that is no leaky neuron is
+replayed for a fixed number of steps under its constant mean current.
 """
 
 from __future__ import annotations
@@ -61,11 +61,12 @@ class RateCurve:
         return next_state
 
     def _threshold(self, zero: Tensor, gain: Tensor, statics: list[Tensor]) -> Tensor:
-        """Reads theta off the argument of the spike, k (u - theta): -theta k at rest, and k times the gain per unit of current."""
+        """Reads theta off the spike's argument k (u - theta): -theta k at rest, k times the gain per unit."""
         assert self.drive is not None
         at_rest = self.drive(zero, zero, *statics)
         slope = self.drive(torch.ones_like(zero), zero, *statics) - at_rest
-        return -at_rest * gain / slope
+        threshold: Tensor = -at_rest * gain / slope
+        return threshold
 
     def _replay(self, currents: list[Tensor], statics: list[Tensor]) -> dict[str, Tensor]:
         layer = self.layer

@@ -1,8 +1,8 @@
 """Forward-mode differentiation of a core: the graph that computes a step and its per-neuron derivatives.
 
-A core is elementwise, so its Jacobian is a handful of numbers per neuron: the derivative of every result (outputs and next
-states) by every variable (currents, states, parameters). They are written down symbolically, once, from the user's own
-operations; ``detach`` and comparisons have no derivative, surrogates have that of their own ``backward``.
+A core is elementwise, so its Jacobian is a handful of numbers per neuron: the derivative of every result (outputs and
+next states) by every variable (currents, states, parameters). They are written down symbolically, once, from the user's
+own operations; ``detach`` and comparisons have no derivative, surrogates have that of their own ``backward``.
 """
 
 from __future__ import annotations
@@ -71,9 +71,11 @@ class _Builder:
         raise AssertionError("a graph without an output node")
 
     def _finish(self, output: fx.Node) -> Jacobian:
-        outputs, states = output.args[0]  # type: ignore[misc]
-        results = [(node.name, node) for node in outputs]  # type: ignore[union-attr]
-        results += [(f"next:{position}", node) for position, node in enumerate(states)]  # type: ignore[arg-type]
+        result: Any = output.args[0]
+        outputs: tuple[fx.Node, ...] = result[0]
+        states: tuple[fx.Node, ...] = result[1]
+        results = [(node.name, node) for node in outputs]
+        results += [(f"next:{position}", node) for position, node in enumerate(states)]
         derivatives: list[fx.Node] = []
         rows: dict[tuple[str, str], int | float] = {}
         constants: dict[tuple[str, str], float] = {}
@@ -125,7 +127,7 @@ class _Builder:
         self.owned[target] = WithSlopes(operation, node.op, wanted)  # type: ignore[arg-type]
         args = fx.node.map_arg(node.args, self.value.__getitem__)
         kwargs = fx.node.map_arg(node.kwargs, self.value.__getitem__)
-        call = self.graph.call_module(target, args, kwargs)  # type: ignore[arg-type]
+        call = self.graph.call_module(target, args, kwargs)
         self.value[node] = self.graph.call_function(operator.getitem, (call, 0))
         slopes = [self.graph.call_function(operator.getitem, (call, i + 1)) for i in range(len(wanted))]
         return self.total(*((slope, self.tangent[node.args[i]]) for slope, i in zip(slopes, wanted, strict=True)))  # type: ignore[index]

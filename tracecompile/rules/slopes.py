@@ -12,9 +12,9 @@ from torch import nn
 class WithSlopes(nn.Module):
     """Calls an elementwise operation and returns its value with its derivative for chosen arguments.
 
-    The derivatives are one vector-Jacobian product of ones, so they are those of the user's own ``backward``: a surrogate's
-    derivative is whatever the user wrote. Arguments that broadcast are expanded first, so that every element of the
-    value has a derivative of its own.
+    The derivatives are one vector-Jacobian product of ones, so they are those of the user's own ``backward``: a
+    surrogate's derivative is whatever the user wrote. Arguments that broadcast are expanded first, so that every
+    element of the value has a derivative of its own.
     """
 
     def __init__(self, operation: Callable[..., Any], kind: str, wanted: tuple[int, ...]) -> None:

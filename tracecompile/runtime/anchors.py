@@ -1,7 +1,7 @@
 """The way back from the user's loss: anchors that autograd sums the learning signals into.
 
-One anchor per value that the user can read, with one slot per time bin, all zeros. Each step's real value has its bin's slot
-added to it, so whatever loss the user writes, autograd adds up the learning signals of all steps and calls the one
+One anchor per value that the user can read, with one slot per time bin, all zeros. Each step's real value has its bin's
+slot added to it, so whatever loss the user writes, autograd adds up the learning signals of all steps and calls the one
 backward function of the sequence once.
 """
 
@@ -31,7 +31,7 @@ class AnchorFunction(torch.autograd.Function):
         return tuple(torch.zeros(1, dtype=dtype, device=device).expand(shape) for shape, dtype, device in shapes)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *signals: Tensor | None) -> Any:
         """Returns the gradients of the inputs."""
         return (None, None, *ctx.run(list(signals)))
@@ -47,7 +47,7 @@ class SpreadFunction(torch.autograd.Function):
         return anchor[:1].expand(sum(widths), *anchor.shape[1:])
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, signal: Tensor) -> Any:
         """Sums the signal over the steps of each bin."""
         return torch.stack([part.sum(0) for part in signal.split(list(ctx.widths))]), None

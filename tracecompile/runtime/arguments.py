@@ -111,7 +111,7 @@ class Arguments:
             if isinstance(leaf, Tensor):
                 if rank is not None and leaf.ndim != rank:
                     raise InvalidInput(
-                        f"The input {name} has {leaf.ndim} dimensions {tuple(leaf.shape)}, but the model was converted with {rank}.",
+                        f"The input {name} has {leaf.ndim} dimensions {tuple(leaf.shape)}, but the model takes {rank}.",
                         "Pass an input of the same rank, or convert again with one.",
                     )
                 check_tensor(f"The input {name}", leaf)

@@ -13,7 +13,7 @@ from tracecompile.passes.insert_input_traces import layer_decay
 from tracecompile.program import StepProgram
 from tracecompile.rules.analytic import RateCurve
 from tracecompile.runtime.local import LocalGraph, Response, Signals
-from tracecompile.runtime.record import Record
+from tracecompile.runtime.record import Record, norm_traces
 from tracecompile.runtime.solve import Solver
 from tracecompile.runtime.statistics import Responses
 
@@ -142,7 +142,9 @@ class BackwardPass:
         means = [
             {name: buffer.mean(index) for name, buffer in buffers.items()} for index in range(self.record.bins.count)
         ]
-        return LocalGraph(layer, means, statics, {s.value for s in layer.sources if s.origin in self.wanted})
+        recorded = [self.record.traces[trace.value, decay] for trace in norm_traces(layer, decay)]
+        norms = [[buffer.mean(index) for buffer in recorded] for index in range(self.record.bins.count)]
+        return LocalGraph(layer, means, norms, statics, {s.value for s in layer.sources if s.origin in self.wanted})
 
     def _response(self, layer: Layer, graph: LocalGraph, statics: Mapping[str, Tensor]) -> Response:
         if isinstance(layer.response, Jacobian):

@@ -18,7 +18,7 @@ class Bins:
 
     @classmethod
     def over(cls, steps: int, count: int) -> Bins:
-        """Divides a sequence into at most ``count`` bins of (nearly) equal length: step t lies in bin floor(t K / T)."""
+        """Divides a sequence into at most ``count`` bins of (nearly) equal length: step t is in bin floor(t K / T)."""
         count = max(1, min(count, steps))
         return cls(tuple(-(-index * steps // count) for index in range(count + 1)))
 
@@ -39,8 +39,8 @@ class Bins:
     def overlap(self, delay: int) -> list[list[float]]:
         """Returns the share of each bin's delayed steps that were made in each bin.
 
-        Entry [c][b] is the share of the steps t of bin c with t - delay in bin b; what was made before the sequence began is
-        in no bin.
+        Entry [c][b] is the share of the steps t of bin c with t - delay in bin b; what was made before the sequence
+        began is in no bin.
         """
         shares = []
         for first, last in zip(self.edges[:-1], self.edges[1:], strict=True):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tracecompile.errors import InvalidInput
+from tracecompile.linearity import refuse_active_dropout
 from tracecompile.program import StepProgram
 from tracecompile.runtime.anchors import spread, total
 from tracecompile.runtime.bins import Bins, SequenceClock
@@ -31,7 +32,8 @@ class Executor:
 
     def __init__(self, program: StepProgram) -> None:
         """Takes a program that has gone through all passes."""
-        assert program.emitted is not None and program.statics is not None
+        assert program.emitted is not None
+        assert program.statics is not None
         self.program = program
         self.emitted = program.emitted
         self.static_code = program.statics
@@ -78,9 +80,14 @@ class Executor:
         return list(self.emitted.epilogue(*attributes, *collected, *states, *invariants))
 
     def wants_record(self, prepared: Prepared) -> bool:
-        """Tells whether this call will be trained by the rule."""
+        """Tells whether this call will be trained by the rule.
+
+        Raises:
+            UnsupportedOperation: It would be, but a dropout in the step is active.
+        """
         if not torch.is_grad_enabled() or self.rule == "bptt":
             return False
+        refuse_active_dropout(self.program)
         trained = any(parameter.requires_grad for parameter in self.program.root.parameters())
         return trained or any(value.requires_grad for value in (*prepared.inputs, *prepared.initial))
 
@@ -111,8 +118,8 @@ class Executor:
             invariants = [_detached(value) for value in prepared.invariants]
             for time in range(steps):
                 inputs = self._slices(inputs_of, time)
-                (outputs, states), traced, of_layers = self.emitted.traced(*inputs, *invariants, *states, *statics)
-                window.record.add(states, traced, of_layers)
+                (outputs, states), *recorded = self.emitted.traced(*inputs, *invariants, *states, *statics)
+                window.record.add(states, *recorded)
                 collector.add(outputs)
             collected = collector.results()
         axes = {x.name: (value, x.dim) for x, value in zip(self.program.inputs, prepared.inputs, strict=True)}
@@ -149,7 +156,7 @@ class Executor:
         prologue = self.program.prologue
         placeholders = [node for node in prologue.graph.nodes if node.op == "placeholder"]
         output = next(node for node in reversed(prologue.graph.nodes) if node.op == "output")
-        sequences = list(output.args[0][0])  # type: ignore[index]
+        sequences = list(output.args[0][0])
         return [x.dim for x in self.program.inputs] if sequences == placeholders else None
 
     def one_step(self, prepared: Prepared, states: Sequence[Tensor] | None) -> Prepared:
@@ -176,8 +183,8 @@ class Executor:
         with torch.no_grad():
             statics = [_detached(value) for value in self._argument_statics(window.statics)]
             arguments = [_detached(value) for value in (*inputs, *prepared.invariants, *states)]
-            (outputs, states), traced, of_layers = self.emitted.traced(*arguments, *statics)
-            window.record.add(states, traced, of_layers)
+            (outputs, states), *recorded = self.emitted.traced(*arguments, *statics)
+            window.record.add(states, *recorded)
         return list(outputs), list(states)
 
 

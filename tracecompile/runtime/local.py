@@ -28,29 +28,37 @@ class LocalGraph:
     """A layer's synapse, evaluated on the mean input of every bin, with a graph."""
 
     def __init__(
-        self, layer: Layer, means: list[dict[str, Tensor]], statics: Mapping[str, Tensor], wanted: set[str]
+        self,
+        layer: Layer,
+        means: list[dict[str, Tensor]],
+        norms: list[list[Tensor]],
+        statics: Mapping[str, Tensor],
+        wanted: set[str],
     ) -> None:
         """Evaluates the synapse.
 
         Args:
             layer: The layer.
             means: Mean input by source value, per bin.
+            norms: Recorded statistics of its normalisations, per bin.
             statics: Static values.
             wanted: Sources whose learning signal someone upstream needs.
         """
+        local = layer.local
+        assert local is not None
         self.layer = layer
         self.leaves: list[dict[str, Tensor]] = []
         self.currents: list[tuple[Tensor, ...]] = []
-        self.parameters = dict.fromkeys(p for p in layer.synapse.parameters() if p.requires_grad)
+        self.parameters = dict.fromkeys(p for p in local.parameters() if p.requires_grad)
         self.statics = {name: statics[name] for name in layer.synapse_statics}
         with torch.enable_grad():
-            for given in means:
+            for given, statistics in zip(means, norms, strict=True):
                 leaves = {
                     name: value.detach().requires_grad_(name in wanted and value.is_floating_point())
                     for name, value in given.items()
                 }
                 self.leaves.append(leaves)
-                self.currents.append(layer.synapse(*leaves.values(), *self.statics.values()))
+                self.currents.append(local(*leaves.values(), *self.statics.values(), *statistics))
 
     def upstream(self, index: int, signals: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns the learning signal on the sources of one bin; keeps the graph."""

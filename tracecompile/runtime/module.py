@@ -22,11 +22,11 @@ from tracecompile.runtime.window import Window
 
 
 class TracedModule(nn.Module):
-    """A model in trace form: the values of the model, trained in memory that does not grow with the number of time steps.
+    """A model in trace form: its values, trained in memory that does not grow with the number of time steps.
 
-    Made by ``tracecompile.convert``. It has the submodules, parameters (the very same objects) and buffers of the model, the
-    signature of its forward, and the structure of its result. ``loss.backward()`` on anything computed from the outputs
-    runs the local graphs once.
+    Made by ``tracecompile.convert``. It has the submodules, parameters (the very same objects) and buffers of the
+    model, the signature of its forward, and the structure of its result. ``loss.backward()`` on anything computed from
+    the outputs runs the local graphs once.
     """
 
     def __init__(self, copy: nn.Module, settings: Settings) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from tracecompile.layers import Jacobian
+from tracecompile.layers import Jacobian, Layer, Trace
 from tracecompile.passes.insert_input_traces import layer_decay
 from tracecompile.passes.insert_rate_inversion import trainable_statics
 from tracecompile.program import StepProgram
@@ -38,6 +38,9 @@ class Record:
         """
         self.program, self.clock = program, clock
         self.traces = {(t.value, t.decay): TraceBuffer(t, clock.capacity) for t in program.traces}
+        for layer in program.layers:
+            for trace in norm_traces(layer, layer_decay(program, layer)):
+                self.traces[trace.value, trace.decay] = TraceBuffer(trace, clock.capacity)
         wanted = trainable_statics(program)
         trainable = [name for name, value in statics.items() if name in wanted and value.requires_grad]
         states = {carry.placeholder: value for carry, value in zip(program.carries, initial, strict=True)}
@@ -52,20 +55,30 @@ class Record:
         positions = {carry.placeholder: position for position, carry in enumerate(program.carries)}
         self._states_of = {layer.name: [positions[state] for state in layer.states] for layer in program.layers}
 
-    def add(self, states: Sequence[Tensor], traced: Sequence[Tensor], of_layers: Sequence[LayerStep]) -> None:
+    def add(
+        self,
+        states: Sequence[Tensor],
+        traced: Sequence[Tensor],
+        of_layers: Sequence[LayerStep],
+        norms: Sequence[tuple[Tensor, Tensor]],
+    ) -> None:
         """Adds one step, as the traced step returns it.
 
         Args:
             states: Next states, in the order of the carries.
             traced: Values of the traces.
             of_layers: Per layer (outputs of the core, its derivatives).
+            norms: Per batch normalisation (mean, variance) of its input.
         """
         if self.clock.must_merge():
             self.clock.merge()
-            for kept in (*self.traces.values(), *self.responses.values()):
-                kept.merge()
+            for trace in self.traces.values():
+                trace.merge()
+            for responses in self.responses.values():
+                responses.merge()
         index = self.clock.tick()
-        for buffer, value in zip(self.traces.values(), traced, strict=True):
+        statistics = [value for pair in norms for value in pair]
+        for buffer, value in zip(self.traces.values(), [*traced, *statistics], strict=True):
             buffer.add(value, index)
         for layer, (outputs, entries) in zip(self.program.layers, of_layers, strict=True):
             if isinstance(layer.response, Jacobian):
@@ -112,6 +125,11 @@ class Record:
                     target = {"tangent": responses.tangents, "response": responses.sums}.get(kind)
                     if target is not None:
                         target[parts[1], parts[2]] = tensor.clone()
+
+
+def norm_traces(layer: Layer, decay: float | None) -> list[Trace]:
+    """Returns the traces of the batch statistics of a layer's normalisations: mean, variance, mean, ..."""
+    return [Trace(f"{norm}.{what}", decay, (layer.name,)) for norm in layer.norms for what in ("mean", "variance")]
 
 
 def _cloned(tensor: Tensor | None) -> Tensor | None:

@@ -197,7 +197,8 @@ class _BinSolve:
             _square_norms(signal - self.fed.get(name, torch.zeros_like(signal))) for name, signal in fed.items()
         )
         size = sum(_square_norms(signal) for signal in fed.values())
-        assert isinstance(change, Tensor) and isinstance(size, Tensor)
+        assert isinstance(change, Tensor)
+        assert isinstance(size, Tensor)
         contracting = torch.isfinite(change)
         if self.last_change is not None:
             contracting &= change <= self.last_change

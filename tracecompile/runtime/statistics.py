@@ -24,8 +24,8 @@ def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
 class TraceBuffer:
     """The decaying sum of one source per bin: tr <- d tr + x, inverted to the mean input.
 
-    The inverse is ``tr (1 - d) / (1 - d**n)`` after n steps, the start-up correction included; with no decay, tr / n. Both are
-    tr divided by the same sum over ones, which is kept as ``weights``.
+    The inverse is ``tr (1 - d) / (1 - d**n)`` after n steps, the start-up correction included; with no decay, tr / n.
+    Both are tr divided by the same sum over ones, which is kept as ``weights``.
     """
 
     def __init__(self, trace: Trace, bins: int) -> None:
@@ -60,10 +60,10 @@ class TraceBuffer:
 
 
 class Responses:
-    """Tangents and responses of one core (``gradient-rules``, sections 2 and 3).
+    """Tangents and responses of one core: forward-mode derivatives, carried along while time passes.
 
-    For a current with K slots (one per bin): e[c] <- J_ss e[c] + J_sI [c is now], M[now, c] += J_ys e[c] + J_yI [c is now]. For a
-    parameter the same with one slot that is always now.
+    For a current with K slots (one per bin): e[c] <- J_ss e[c] + J_sI [c is now], M[now, c] += J_ys e[c] + J_yI [c is
+    now]. For a parameter the same with one slot that is always now.
     """
 
     def __init__(

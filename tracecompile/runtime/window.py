@@ -39,7 +39,7 @@ class Port:
 
 
 def find_ports(program: StepProgram) -> tuple[Port | None, ...]:
-    """Returns the ports of the outputs, then of the final states; None for what no layer makes or the user cannot read."""
+    """Returns the ports of the outputs, then of the final states; None for what no layer makes or nobody reads."""
     view = StepView(program)
     made = {output for layer in program.layers for output in layer.outputs}
     outputs, states = step_results(program.step)
@@ -98,7 +98,8 @@ class Window:
             inputs: Sequence inputs by placeholder, with their time axis, whose gradient is wanted if they require grad.
 
         Returns:
-            One per port, (bins, *shape of one step's value), or (1, *shape) for a final state; None where there is no port.
+            One per port, (bins, *shape of one step's value), or (1, *shape) for a final state; None where there is no
+            port.
         """
         slots = self.record.clock.capacity
         shapes = {
@@ -169,8 +170,8 @@ class Window:
         for parameter, version in self._versions:
             if parameter._version != version:
                 raise RuntimeError(
-                    "A parameter was modified in place between the forward and the backward pass; its gradient would be wrong. "
-                    "Call backward before the optimizer's step."
+                    "A parameter was modified in place between the forward and the backward pass; "
+                    "its gradient would be wrong. Call backward before the optimizer's step."
                 )
         rows = []
         for (index, slot), signal in zip(keys, signals, strict=True):
