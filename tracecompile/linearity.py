@@ -20,9 +20,9 @@ _LINEAR_MODULES: tuple[type[nn.Module], ...] = (
 )  # fmt: skip
 _LINEAR_NAMES = frozenset(
     """add sub neg rsub linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d avg_pool1d
-    avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d cat stack flatten view
-    reshape permute transpose t unsqueeze squeeze expand expand_as movedim swapaxes contiguous clone detach to float
-    double half bfloat16 type type_as sum mean getitem select narrow chunk split unbind pad interpolate roll flip size getattr
+    avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d cat stack flatten view reshape
+    permute transpose t unsqueeze squeeze expand expand_as movedim swapaxes contiguous clone detach to float double
+    half bfloat16 type type_as sum mean getitem select narrow chunk split unbind pad interpolate roll flip size getattr
     concat concatenate zeros_like repeat unflatten index_select""".split()
 )
 _PRODUCTS = frozenset("mul truediv div matmul mm bmm einsum multiply divide addmm baddbmm".split())
