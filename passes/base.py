@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from tracecompile.analysis.wellformed import check_well_formed
 from tracecompile.errors import PassError
 from tracecompile.program import StepProgram
-from tracecompile.wellformed import check_well_formed
 
 
 class Pass:

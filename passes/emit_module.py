@@ -6,10 +6,10 @@ from typing import ClassVar
 
 from torch import fx
 
+from tracecompile.analysis.prologue import without_side_effects
 from tracecompile.layers import Emitted, Jacobian, Layer
 from tracecompile.passes.base import Pass
 from tracecompile.program import StepProgram, step_results
-from tracecompile.prologue import without_side_effects
 from tracecompile.rules.norm import batch_statistics
 
 

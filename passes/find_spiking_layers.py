@@ -6,13 +6,13 @@ from typing import ClassVar
 
 from torch import fx
 
+from tracecompile.analysis.graph_view import StepView
+from tracecompile.analysis.pointwise import is_pointwise
+from tracecompile.analysis.spikes import spike_nodes
 from tracecompile.errors import NoSpikingLayer
-from tracecompile.graph_view import StepView
 from tracecompile.layers import Core
 from tracecompile.passes.base import Pass
-from tracecompile.pointwise import is_pointwise
 from tracecompile.program import StepProgram, static_nodes
-from tracecompile.spikes import spike_nodes
 
 
 class FindSpikingLayers(Pass):

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from torch import nn
 
+from tracecompile.analysis.linearity import refuse_random
 from tracecompile.layers import Layer
-from tracecompile.linearity import refuse_random
 from tracecompile.passes.base import Pass
 from tracecompile.program import StepProgram, example_value
 from tracecompile.rules.analytic import rate_curve

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from tracecompile.analysis.extract import extract_layers, extract_statics
 from tracecompile.layers import Layer, Source
-from tracecompile.partition import Partition
 from tracecompile.passes.base import Pass
 from tracecompile.program import StepProgram, is_tensor, static_nodes
 
@@ -29,8 +29,7 @@ class PartitionLayers(Pass):
 
     def run(self, program: StepProgram) -> StepProgram:
         """See the class."""
-        partition = Partition(program)
-        return program.evolve(layers=partition.layers(), statics=partition.statics())
+        return program.evolve(layers=extract_layers(program), statics=extract_statics(program))
 
     def ensures(self, before: StepProgram, after: StepProgram) -> str | None:
         """See the class."""

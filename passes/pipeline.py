@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tracecompile.listing import listing
+from tracecompile.analysis.listing import listing
 from tracecompile.passes.base import Pass
 from tracecompile.passes.emit_module import EmitModule
 from tracecompile.passes.find_spiking_layers import FindSpikingLayers

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from tracecompile.graph_view import blocks_of
+from tracecompile.analysis.graph_view import blocks_of
 from tracecompile.layers import Block
 from tracecompile.passes.base import Pass
 from tracecompile.passes.partition_layers import layer_reading

@@ -9,12 +9,12 @@ import torch
 
 import tracecompile
 from tracecompile.artifact import load, save
-from tracecompile.demo_network import DigitNet
+from tracecompile.demo.network import DigitNet
 from tracecompile.errors import InvalidInput
 from tracecompile.targets import load_target
 
 MODEL = """
-from tracecompile.demo_network import DigitNet
+from tracecompile.demo.network import DigitNet
 
 class OwnNet(DigitNet):
     pass

@@ -8,15 +8,16 @@ import pytest
 import torch
 
 import tracecompile
-from tracecompile import demo
 from tracecompile.cli import main
-from tracecompile.demo_network import DigitNet
-from tracecompile.demo_result import DemoResult
+from tracecompile.demo import run
+from tracecompile.demo.data import load_digits
+from tracecompile.demo.network import DigitNet
+from tracecompile.demo.result import DemoResult
 
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> DemoResult:
-    return demo.run_demo(steps=20, quick=True, output=tmp_path_factory.mktemp("demo") / "picture.png")
+    return run.run_demo(steps=20, quick=True, output=tmp_path_factory.mktemp("demo") / "picture.png")
 
 
 def test_memory_is_flat_for_the_converted_network_and_grows_for_the_other(result: DemoResult) -> None:
@@ -50,10 +51,10 @@ def test_the_result_is_text_and_json(result: DemoResult) -> None:
 
 
 def test_what_would_not_fit_is_predicted_and_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "BYTES_LIMIT", 2_000_000)
+    monkeypatch.setattr("tracecompile.demo.run.BYTES_LIMIT", 2_000_000)
     model = DigitNet(hidden=16)
     net = tracecompile.convert(DigitNet(hidden=16), torch.rand(4, 2, 64).round())
-    short, long = demo.measure_lengths(model, net, demo.load_digits(), [10, 400], lambda text: None)
+    short, long = run.measure_lengths(model, net, load_digits(), [10, 400], lambda text: None)
     assert short.bptt is not None
     assert long.bptt is None
     assert long.predicted == 40 * short.bptt.bytes

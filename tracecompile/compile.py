@@ -11,11 +11,11 @@ from torch.utils import _pytree as pytree
 
 from tracecompile.capture import capture_program
 from tracecompile.capture.copies import share_parameters
+from tracecompile.diagnostics.describe import describe
 from tracecompile.diagnostics.report import ConversionReport
 from tracecompile.errors import ConversionError, InvalidInput
 from tracecompile.passes.pipeline import Stages, run_pipeline
 from tracecompile.program import Settings, StepProgram
-from tracecompile.reporting import describe
 from tracecompile.runtime.arguments import Arguments, check_tensor
 
 

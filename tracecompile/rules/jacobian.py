@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from tracecompile.analysis.pointwise import is_comparison
 from tracecompile.layers import Jacobian
-from tracecompile.pointwise import is_comparison
 from tracecompile.program import StepProgram
 from tracecompile.rules.slopes import WithSlopes
 

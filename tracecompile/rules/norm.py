@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from tracecompile.linearity import is_norm
+from tracecompile.analysis.linearity import is_norm
 
 if TYPE_CHECKING:
     from tracecompile.program import StepProgram

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tracecompile.analysis.linearity import refuse_active_dropout
 from tracecompile.errors import InvalidInput
-from tracecompile.linearity import refuse_active_dropout
 from tracecompile.program import StepProgram
 from tracecompile.runtime.anchors import spread, total
 from tracecompile.runtime.bins import Bins, SequenceClock

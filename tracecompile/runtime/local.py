@@ -87,7 +87,14 @@ class LocalGraph:
             for name, current in zip(self.layer.currents, self.currents[index], strict=True):
                 if name in given and current.requires_grad:
                     outputs.append(current)
-                    pulls.append(given[name].to(current.dtype).expand_as(current))
+                    pulls.append(_fitted(given[name], current))
         if not outputs or not inputs:
             return [None] * len(inputs)
         return list(torch.autograd.grad(outputs, inputs, pulls, retain_graph=True, allow_unused=True))
+
+
+def _fitted(signal: Tensor, current: Tensor) -> Tensor:
+    """Returns a learning signal in the shape of a current: summed where one current serves several neurons."""
+    if signal.numel() > current.numel():
+        signal = signal.sum_to_size(current.shape)
+    return signal.to(current.dtype).expand_as(current)

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tracecompile.analysis.graph_view import StepView
 from tracecompile.errors import UnsupportedState
-from tracecompile.graph_view import StepView
 from tracecompile.layers import Source
 from tracecompile.program import StepProgram, final_states_read, step_results
 from tracecompile.runtime.anchors import AnchorFunction

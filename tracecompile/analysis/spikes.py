@@ -8,7 +8,7 @@ from collections import Counter
 import torch
 from torch import fx
 
-from tracecompile.pointwise import emits_spikes, is_comparison, is_surrogate
+from tracecompile.analysis.pointwise import emits_spikes, is_comparison, is_surrogate
 from tracecompile.program import StepProgram, is_tensor, step_results
 
 _CASTS = frozenset(["float", "double", "half", "bfloat16", "to", "type", "type_as", "clone", "contiguous", "detach"])

@@ -11,59 +11,23 @@ import copy
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
 import tracecompile
-from tracecompile.demo_network import DigitNet
-from tracecompile.demo_result import BYTES_LIMIT, DemoResult, Length, Training
+from tracecompile.demo.data import Digits, load_digits, spike_trains
+from tracecompile.demo.network import DigitNet
+from tracecompile.demo.plot import draw, require_matplotlib
+from tracecompile.demo.result import BYTES_LIMIT, DemoResult, Length, Training
 from tracecompile.diagnostics.check import Cost, measure_step
 
 BATCH = 64
 Progress = Callable[[str], Any]
-
-
-class MissingDependency(ImportError):
-    """A package of the ``demo`` extra is not installed."""
-
-
-@dataclass(frozen=True)
-class Digits:
-    """Images as firing probabilities, [examples, 64] in 0 to 1, and their labels."""
-
-    images: torch.Tensor
-    labels: torch.Tensor
-    test_images: torch.Tensor
-    test_labels: torch.Tensor
-
-
-def load_digits() -> Digits:
-    """Returns scikit-learn's digits, every fourth one for the test.
-
-    Raises:
-        MissingDependency: scikit-learn is not installed.
-    """
-    try:
-        from sklearn import datasets
-    except ImportError as error:
-        raise MissingDependency("The demo needs scikit-learn: pip install 'tracecompile[demo]'") from error
-    data = datasets.load_digits()
-    images = torch.from_numpy(np.asarray(data.data, dtype=np.float32) / 16.0)
-    labels = torch.from_numpy(np.asarray(data.target, dtype=np.int64))
-    test = torch.arange(len(labels)) % 4 == 0
-    return Digits(images[~test], labels[~test], images[test], labels[test])
-
-
-def spike_trains(images: torch.Tensor, steps: int, generator: torch.Generator) -> torch.Tensor:
-    """Returns Bernoulli spikes [steps, batch, 64] whose probability is the brightness [batch, 64]."""
-    return torch.bernoulli(images.expand(steps, *images.shape), generator=generator)
 
 
 def train(
@@ -145,8 +109,6 @@ def run_demo(
     Raises:
         MissingDependency: scikit-learn or matplotlib is not installed.
     """
-    from tracecompile.demo_plot import draw, require_matplotlib
-
     require_matplotlib()
     digits = load_digits()
     epochs, lengths = 8, [100, 1_000, 10_000]

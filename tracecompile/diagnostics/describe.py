@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch import fx, nn
 
+from tracecompile.analysis.linearity import nonlinear_operations
+from tracecompile.analysis.reach import reached_parameters
 from tracecompile.diagnostics.report import ConversionReport, LayerReport, ParameterReport
 from tracecompile.layers import Jacobian, Layer
-from tracecompile.linearity import nonlinear_operations
 from tracecompile.passes.insert_input_traces import layer_decay
 from tracecompile.program import StepProgram
-from tracecompile.reach import reached_parameters
 from tracecompile.rules.analytic import RateCurve
 
 

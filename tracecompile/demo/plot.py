@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from tracecompile.demo.data import MissingDependency
+from tracecompile.demo.result import DemoResult
 from tracecompile.diagnostics.check import format_bytes
-
-if TYPE_CHECKING:
-    from tracecompile.demo_result import DemoResult
 
 THROUGH_TIME, CONVERTED, GREY = "#c2452d", "#1f6f9f", "#6b7280"
 NAMES = ("backpropagation through time", "converted")
@@ -19,8 +18,6 @@ def require_matplotlib() -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        from tracecompile.demo import MissingDependency
-
         raise MissingDependency("The demo needs matplotlib: pip install 'tracecompile[demo]'") from error
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import fx, nn
 
-from tracecompile.linearity import NORMS, operation_name
+from tracecompile.analysis.linearity import NORMS, operation_name
 from tracecompile.program import StepProgram
 
 _SHAPE_ONLY = frozenset(

@@ -12,125 +12,20 @@ from torch.nn import functional as F
 
 from tracecompile.program import StepProgram, example_value
 
-_NAMES = [
-    "add",
-    "sub",
-    "mul",
-    "div",
-    "true_divide",
-    "neg",
-    "rsub",
-    "pow",
-    "square",
-    "sqrt",
-    "rsqrt",
-    "reciprocal",
-    "exp",
-    "expm1",
-    "log",
-    "log1p",
-    "sigmoid",
-    "tanh",
-    "relu",
-    "clamp",
-    "clamp_min",
-    "clamp_max",
-    "abs",
-    "sign",
-    "sgn",
-    "floor",
-    "ceil",
-    "round",
-    "trunc",
-    "where",
-    "heaviside",
-    "maximum",
-    "minimum",
-    "gt",
-    "ge",
-    "lt",
-    "le",
-    "eq",
-    "ne",
-    "greater",
-    "greater_equal",
-    "less",
-    "less_equal",
-    "logical_and",
-    "logical_or",
-    "logical_not",
-    "logical_xor",
-    "lerp",
-    "addcmul",
-    "addcdiv",
-    "softplus",
-    "sin",
-    "cos",
-    "erf",
-    "erfc",
-    "logit",
-    "sinc",
-    "atan",
-    "arctan",
-    "fmod",
-    "remainder",
-    "detach",
-    "clone",
-    "masked_fill",
-    "zeros_like",
-    "ones_like",
-    "full_like",
-    "nan_to_num",
-    "threshold",
-    "multiply",
-    "subtract",
-    "divide",
-    "negative",
-    "absolute",
-]
-_METHODS_ONLY = ["float", "double", "half", "bfloat16", "to", "type", "type_as", "contiguous", "bool", "int", "long"]
-_OPERATORS = [
-    "add",
-    "sub",
-    "mul",
-    "truediv",
-    "neg",
-    "pow",
-    "gt",
-    "ge",
-    "lt",
-    "le",
-    "eq",
-    "ne",
-    "and_",
-    "or_",
-    "invert",
-    "xor",
-    "mod",
-    "floordiv",
-    "abs",
-    "pos",
-]
-_ACTIVATIONS = [
-    "relu",
-    "sigmoid",
-    "tanh",
-    "leaky_relu",
-    "elu",
-    "celu",
-    "selu",
-    "gelu",
-    "silu",
-    "mish",
-    "softplus",
-    "hardtanh",
-    "hardsigmoid",
-    "hardswish",
-    "logsigmoid",
-    "relu6",
-    "softsign",
-    "tanhshrink",
-]
+_NAMES = """
+    add sub mul div true_divide neg rsub pow square sqrt rsqrt reciprocal exp expm1 log log1p sigmoid tanh relu clamp
+    clamp_min clamp_max abs sign sgn floor ceil round trunc where heaviside maximum minimum gt ge lt le eq ne greater
+    greater_equal less less_equal logical_and logical_or logical_not logical_xor lerp addcmul addcdiv softplus sin cos
+    erf erfc logit sinc atan arctan fmod remainder detach clone masked_fill zeros_like ones_like full_like nan_to_num
+    threshold multiply subtract divide negative absolute
+""".split()
+_METHODS_ONLY = "float double half bfloat16 to type type_as contiguous bool int long".split()
+_OPERATORS = "add sub mul truediv neg pow gt ge lt le eq ne and_ or_ invert xor mod floordiv abs pos".split()
+_ACTIVATIONS = """
+    relu sigmoid tanh leaky_relu elu celu selu gelu silu mish softplus hardtanh hardsigmoid hardswish logsigmoid relu6
+    softsign tanhshrink
+""".split()
+_COMPARING = "gt ge lt le eq ne greater greater_equal less less_equal heaviside sign sgn".split()
 
 _FUNCTIONS: frozenset[Any] = frozenset(
     [getattr(torch, name) for name in _NAMES if hasattr(torch, name)]
@@ -143,28 +38,7 @@ _MODULES: tuple[type[nn.Module], ...] = (
     nn.ReLU6,
 )  # fmt: skip
 _COMPARISONS: frozenset[Any] = frozenset(
-    [getattr(operator, name) for name in ["gt", "ge", "lt", "le", "eq", "ne"]]
-    + [
-        getattr(torch, name)
-        for name in [
-            "gt",
-            "ge",
-            "lt",
-            "le",
-            "eq",
-            "ne",
-            "greater",
-            "greater_equal",
-            "less",
-            "less_equal",
-            "heaviside",
-            "sign",
-            "sgn",
-        ]
-    ]
-)
-_COMPARISON_METHODS = frozenset(
-    ["gt", "ge", "lt", "le", "eq", "ne", "greater", "greater_equal", "less", "less_equal", "heaviside", "sign", "sgn"]
+    getattr(place, name) for place in (torch, operator) for name in _COMPARING if hasattr(place, name)
 )
 
 
@@ -176,7 +50,7 @@ def is_surrogate(program: StepProgram, node: fx.Node) -> bool:
 def is_comparison(node: fx.Node) -> bool:
     """Tells whether a node's value is piecewise constant in its input."""
     if node.op == "call_method":
-        return node.target in _COMPARISON_METHODS
+        return node.target in _COMPARING
     return node.op == "call_function" and node.target in _COMPARISONS
 
 
