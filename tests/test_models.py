@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -170,14 +172,13 @@ def test_memory_does_not_depend_on_the_number_of_steps(case: ModelCase, rule: st
             net = convert(case, model, rule=rule, bins=1)
         inputs = case.make_inputs(steps, BATCH)
         net.reset()
-        gc.collect()
-        before = _tensor_storages()
-        with saved_bytes(exclude=[*net.parameters(), *_tensors(inputs)]) as counter:
-            outputs = case.run(net, inputs)
-            loss = mean_loss(outputs)
-        held = set(before) | {_address(t) for t in [*_tensors(inputs), *outputs, loss]}
-        gc.collect()
-        resident.append(sum(size for address, size in _tensor_storages().items() if address not in held))
+        with _only_new_objects():
+            with saved_bytes(exclude=[*net.parameters(), *_tensors(inputs)]) as counter:
+                outputs = case.run(net, inputs)
+                loss = mean_loss(outputs)
+            gc.collect()
+            known = {_address(t) for t in [*net.parameters(), *_tensors(inputs), *outputs, loss]}
+            resident.append(sum(size for address, size in _new_storages().items() if address not in known))
         saved.append(counter.bytes)
         live.append(live_state_bytes(net))
         loss.backward()
@@ -257,8 +258,18 @@ def _address(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
-def _tensor_storages() -> dict[int, int]:
-    """Sizes of the storages of every tensor that Python knows, by address; sees what a Function keeps as attributes."""
+@contextmanager
+def _only_new_objects() -> Iterator[None]:
+    """Hides from the garbage collector what exists already, which also makes collecting quick."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+def _new_storages() -> dict[int, int]:
+    """Sizes of the storages of the tensors made since, by address; sees what a Function keeps as attributes."""
     tensors = [entry for entry in gc.get_objects() if issubclass(type(entry), Tensor)]
     plain = [t for t in tensors if type(t) in (Tensor, nn.Parameter)]
     return {_address(t): t.untyped_storage().nbytes() for t in plain}

@@ -17,6 +17,9 @@ from tracecompile.runtime.record import Record, norm_traces
 from tracecompile.runtime.solve import Solver
 from tracecompile.runtime.statistics import Responses
 
+StandIns = dict[nn.Parameter, Tensor]
+"""The leaf that stands for each Parameter in the graph of the static values."""
+
 
 @dataclass(frozen=True)
 class MeasuredResponse:
@@ -102,18 +105,24 @@ class BackwardPass:
     """Runs the local graphs of one record."""
 
     def __init__(
-        self, program: StepProgram, record: Record, statics: Mapping[str, Tensor], wanted_inputs: set[str]
+        self,
+        program: StepProgram,
+        record: Record,
+        statics: Mapping[str, Tensor],
+        stand_ins: StandIns,
+        wanted_inputs: set[str],
     ) -> None:
         """Prepares the pass.
 
         Args:
             program: After all passes.
             record: Of the sequence.
-            statics: Static values with their graph to the parameters.
+            statics: Static values with their graph.
+            stand_ins: The leaves of that graph.
             wanted_inputs: Placeholders of the inputs whose gradient is wanted.
         """
         self.program, self.record = program, record
-        self.statics = statics
+        self.statics, self.stand_ins = statics, stand_ins
         self.wanted = wanted_inputs | {output for layer in program.layers for output in layer.outputs}
 
     def run(self, signals: Sequence[tuple[Source, int, Tensor]]) -> Gradients:
@@ -161,9 +170,12 @@ class BackwardPass:
         if names:
             outputs = [self.statics[name] for name in names]
             pulls = [_reduced(solver.statics[name], value) for name, value in zip(names, outputs, strict=True)]
-            parameters = [p for p in self.program.root.parameters() if p.requires_grad]
-            gradients = torch.autograd.grad(outputs, parameters, pulls, retain_graph=True, allow_unused=True)
-            for parameter, gradient in zip(parameters, gradients, strict=True):
+            leaves = {p: leaf for p, leaf in self.stand_ins.items() if leaf.requires_grad}
+            # Modules of the static part, if there are any, hold their parameters themselves.
+            held = [p for p in self.program.root.parameters() if p.requires_grad and p not in leaves]
+            wanted = leaves | {p: p for p in held}
+            gradients = torch.autograd.grad(outputs, list(wanted.values()), pulls, retain_graph=True, allow_unused=True)
+            for parameter, gradient in zip(wanted, gradients, strict=True):
                 if gradient is not None:
                     found[parameter] = found[parameter] + gradient if parameter in found else gradient
         return found

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tracecompile.analysis.linearity import refuse_active_dropout
 from tracecompile.errors import InvalidInput
 from tracecompile.program import StepProgram
 from tracecompile.runtime.anchors import spread, total
-from tracecompile.runtime.bins import Bins, SequenceClock
+from tracecompile.runtime.backward import StandIns
+from tracecompile.runtime.bins import Bins, Clock, SequenceClock
 from tracecompile.runtime.window import Window, find_ports
 
 
@@ -67,9 +68,16 @@ class Executor:
             )
         return Prepared(tuple(inputs), tuple(invariants), tuple(initial), device)
 
-    def statics(self, prepared: Prepared) -> dict[str, Any]:
-        """Returns what does not change over time, with its graph to the parameters if grad is enabled."""
+    def statics(self, prepared: Prepared, stand_ins: StandIns | None = None) -> dict[str, Any]:
+        """Returns what does not change over time, with its graph if grad is enabled.
+
+        Args:
+            prepared: Start of the sequence.
+            stand_ins: Filled with a leaf for each Parameter, to which the graph then leads instead.
+        """
         attributes = self.attributes(self.static_code.attributes, prepared.device)
+        if stand_ins is not None:
+            attributes = [_stand_in(value, stand_ins) for value in attributes]
         values = self.static_code.graph(*attributes, *prepared.invariants)
         return dict(zip(self.static_code.names, values, strict=True))
 
@@ -109,7 +117,7 @@ class Executor:
         return self.finish(collector.results(), states, prepared.invariants), None
 
     def _recorded(self, prepared: Prepared, steps: int, bins: int) -> tuple[list[Any], Window]:
-        window = Window(self.program, SequenceClock(Bins.over(steps, bins)), self.statics(prepared), prepared.initial)
+        window = self.open_window(SequenceClock(Bins.over(steps, bins)), prepared)
         collector = Collector(self.program)
         with torch.no_grad():
             states: Sequence[Tensor] = [state.detach() for state in prepared.initial]
@@ -148,6 +156,12 @@ class Executor:
                 f"The inputs have {sorted(lengths)} time steps.", "Pass inputs of one length, at least one step."
             )
         return int(lengths.pop())
+
+    def open_window(self, clock: Clock, prepared: Prepared) -> Window:
+        """Opens a window that begins with the prepared states."""
+        stand_ins: StandIns = {}
+        statics = self.statics(prepared, stand_ins)
+        return Window(self.program, clock, statics, stand_ins, prepared.initial)
 
     # Single steps.
 
@@ -227,12 +241,19 @@ def _collected_anchor(anchor: Tensor, collect: str, widths: tuple[int, ...]) -> 
     return total(anchor, widths) if collect == "sum" else anchor[-1]
 
 
+def _stand_in(value: Any, stand_ins: StandIns) -> Any:
+    """Returns a leaf for a Parameter: its hooks must see its whole gradient once, and not a part of it."""
+    if not isinstance(value, nn.Parameter):
+        return value
+    return stand_ins.setdefault(value, value.detach().requires_grad_(value.requires_grad))
+
+
 def _detached(value: Any) -> Any:
     return value.detach() if isinstance(value, Tensor) else value
 
 
 def _on_device(value: Any, device: torch.device | None) -> Any:
     """Moves a constant of the capture to where the input is; parameters and buffers are where the user put them."""
-    if device is None or not isinstance(value, Tensor) or isinstance(value, torch.nn.Parameter):
+    if device is None or not isinstance(value, Tensor) or isinstance(value, nn.Parameter):
         return value
     return value if value.device == device or value.ndim == 0 else value.to(device)

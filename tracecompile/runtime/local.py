@@ -7,6 +7,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from tracecompile.layers import Layer
 
@@ -49,7 +50,10 @@ class LocalGraph:
         self.layer = layer
         self.leaves: list[dict[str, Tensor]] = []
         self.currents: list[tuple[Tensor, ...]] = []
-        self.parameters = dict.fromkeys(p for p in local.parameters() if p.requires_grad)
+        # Stand-ins, because a hook on a parameter must see its whole gradient once, not the parts of it.
+        owned = {name: p for name, p in local.named_parameters() if p.requires_grad}
+        stand_ins = {name: p.detach().requires_grad_() for name, p in owned.items()}
+        self.parameters = {p: stand_ins[name] for name, p in owned.items()}
         self.statics = {name: statics[name] for name in layer.synapse_statics}
         with torch.enable_grad():
             for given, statistics in zip(means, norms, strict=True):
@@ -58,7 +62,8 @@ class LocalGraph:
                     for name, value in given.items()
                 }
                 self.leaves.append(leaves)
-                self.currents.append(local(*leaves.values(), *self.statics.values(), *statistics))
+                given_all = (*leaves.values(), *self.statics.values(), *statistics)
+                self.currents.append(functional_call(local, stand_ins, given_all) if stand_ins else local(*given_all))
 
     def upstream(self, index: int, signals: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns the learning signal on the sources of one bin; keeps the graph."""
@@ -73,7 +78,7 @@ class LocalGraph:
         statics = {
             name: value for name, value in self.statics.items() if isinstance(value, Tensor) and value.requires_grad
         }
-        found = self._pull(range(len(signals)), signals, [*self.parameters, *statics.values()])
+        found = self._pull(range(len(signals)), signals, [*self.parameters.values(), *statics.values()])
         split = len(self.parameters)
         weights = {p: g for p, g in zip(self.parameters, found[:split], strict=True) if g is not None}
         return weights, {name: g for name, g in zip(statics, found[split:], strict=True) if g is not None}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -18,7 +19,6 @@ from tracecompile.runtime.arguments import Call
 from tracecompile.runtime.bins import StreamClock
 from tracecompile.runtime.executor import Executor, Prepared, with_anchors
 from tracecompile.runtime.live import LiveState
-from tracecompile.runtime.window import Window
 
 
 class TracedModule(nn.Module):
@@ -29,22 +29,22 @@ class TracedModule(nn.Module):
     the outputs runs the local graphs once.
     """
 
-    def __init__(self, copy: nn.Module, settings: Settings) -> None:
+    def __init__(self, model: nn.Module, settings: Settings) -> None:
         """Takes a copy of the model that shares its Parameters; compile with ``compile_with`` or at the first call."""
         super().__init__()
         self._settings = settings
         self._compiled: Compiled | None = None
         self._executor: Executor | None = None
         self._live = LiveState()
-        self._adopt(copy)
+        self._adopt(model)
         # In a list, so that it does not become a submodule: its tables are this module's own.
-        self._copy = [copy]
+        self._copy = [model]
 
-    def _adopt(self, copy: nn.Module) -> None:
+    def _adopt(self, model: nn.Module) -> None:
         """Takes over the tables of a copy: what is moved or loaded here is moved or loaded there."""
-        self._parameters, self._buffers, self._modules = copy._parameters, copy._buffers, copy._modules
-        self._non_persistent_buffers_set = copy._non_persistent_buffers_set
-        self.training = copy.training
+        self._parameters, self._buffers, self._modules = model._parameters, model._buffers, model._modules
+        self._non_persistent_buffers_set = model._non_persistent_buffers_set
+        self.training = model.training
 
     def compile_with(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Captures and compiles the model from the inputs of one call.
@@ -53,9 +53,9 @@ class TracedModule(nn.Module):
             ConversionError: The model is refused.
         """
         training = self.training
-        copy = self._copy[0]
-        copy.training = training
-        self._compiled = compile_model(copy, args, kwargs, self._settings)
+        model = self._copy[0]
+        model.training = training
+        self._compiled = compile_model(model, args, kwargs, self._settings)
         self._executor = Executor(self._compiled.program)
         self._adopt(self._compiled.program.root)
         self._copy[0] = self._compiled.program.root
@@ -152,9 +152,7 @@ class TracedModule(nn.Module):
         window = None
         if executor.wants_record(prepared) or (live.window is not None and torch.is_grad_enabled()):
             if live.window is None or live.window.closed:
-                live.window = Window(
-                    executor.program, StreamClock(self._settings.bins), executor.statics(prepared), prepared.initial
-                )
+                live.window = executor.open_window(StreamClock(self._settings.bins), prepared)
                 live.window.load(live.pending)
                 live.pending = {}
             window = live.window
@@ -209,6 +207,18 @@ class TracedModule(nn.Module):
     def restore(self, snapshot: dict[str, Tensor]) -> None:
         """Puts back what ``snapshot`` returned; the run goes on as if it had not been interrupted."""
         self._live.restore(snapshot)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TracedModule:
+        """Returns a copy that shares nothing and stands before the first step."""
+        other = type(self).__new__(type(self))
+        memo[id(self)] = other
+        memo[id(self._live)] = LiveState()
+        if self._compiled is not None:
+            # Pytree specifications never change, and torch warns about copying them.
+            program = self._compiled.program
+            memo |= {id(spec): spec for spec in (program.signature, program.result)}
+        other.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return other
 
     def extra_repr(self) -> str:
         """Returns the rule for printing."""

@@ -15,7 +15,7 @@ from tracecompile.errors import UnsupportedState
 from tracecompile.layers import Source
 from tracecompile.program import StepProgram, final_states_read, step_results
 from tracecompile.runtime.anchors import AnchorFunction
-from tracecompile.runtime.backward import BackwardPass
+from tracecompile.runtime.backward import BackwardPass, StandIns
 from tracecompile.runtime.bins import Bins, Clock, StreamClock
 from tracecompile.runtime.record import Record
 
@@ -68,11 +68,25 @@ class Window:
     """
 
     def __init__(
-        self, program: StepProgram, clock: Clock, statics: Mapping[str, Any], initial: Sequence[Tensor]
+        self,
+        program: StepProgram,
+        clock: Clock,
+        statics: Mapping[str, Any],
+        stand_ins: StandIns,
+        initial: Sequence[Tensor],
     ) -> None:
-        """Opens a window."""
+        """Opens a window.
+
+        Args:
+            program: After all passes.
+            clock: Of a sequence or a stream.
+            statics: Static values, with their graph.
+            stand_ins: The leaves of that graph.
+            initial: Initial states.
+        """
         self.program = program
         self.statics = statics
+        self.stand_ins = stand_ins
         self.initial = tuple(initial)
         self.record = Record(program, clock, statics, initial)
         self.closed = False
@@ -178,7 +192,7 @@ class Window:
             port = ports[index]
             if signal is not None and port is not None:
                 rows += [(port.source, made, part) for made, part in self._by_bin(port, slot, signal)]
-        backward = BackwardPass(self.program, self.record, self.statics, set(inputs))
+        backward = BackwardPass(self.program, self.record, self.statics, self.stand_ins, set(inputs))
         with torch.no_grad():
             found = backward.run(rows)
         self.residuals, self.unsettled = found.solver.residuals, found.solver.unsettled
