@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from tracecompile.layers import Jacobian, Layer, Source
 from tracecompile.passes.insert_input_traces import layer_decay
 from tracecompile.program import StepProgram
 from tracecompile.rules.analytic import RateCurve
+from tracecompile.runtime.horizon import Horizon
 from tracecompile.runtime.local import LocalGraph, Response, Signals
 from tracecompile.runtime.record import Record, norm_traces
 from tracecompile.runtime.solve import Solver
@@ -26,15 +27,17 @@ class MeasuredResponse:
     """Responses as they were recorded."""
 
     responses: Responses
+    factors: dict[tuple[str, str], float] = field(default_factory=dict)
+    """Finite-horizon factors by (output, variable); filled by the solver once it knows the profile of the signal."""
 
     def signal(self, layer: Layer, current: str, signals: Signals, index: int) -> Tensor | None:
         """See Response."""
-        return self.responses.pulled(current, signals, index)
+        return self.responses.pulled(current, signals, index, self.factors)
 
     def parameter_signals(self, layer: Layer, signals: Signals) -> dict[str, Tensor]:
         """See Response."""
         names = [name for name in self.responses.slots if name not in layer.currents]
-        found = ((name, self.responses.pulled(name, signals, 0)) for name in names)
+        found = ((name, self.responses.pulled(name, signals, 0, self.factors)) for name in names)
         return {name: signal for name, signal in found if signal is not None}
 
 
@@ -85,6 +88,23 @@ class AnalyticResponse:
 
 
 @dataclass(frozen=True)
+class Signal:
+    """A learning signal on something that the user read.
+
+    Attributes:
+        source: What was read.
+        index: In which bin.
+        value: dL/d(mean value in the bin).
+        at_the_end: Whether it was the last step's value, and not that of every step.
+    """
+
+    source: Source
+    index: int
+    value: Tensor
+    at_the_end: bool
+
+
+@dataclass(frozen=True)
 class Gradients:
     """What one backward pass found.
 
@@ -125,8 +145,8 @@ class BackwardPass:
         self.statics, self.stand_ins = statics, stand_ins
         self.wanted = wanted_inputs | {output for layer in program.layers for output in layer.outputs}
 
-    def run(self, signals: Sequence[tuple[Source, int, Tensor]]) -> Gradients:
-        """Turns learning signals on what the user read, as (what, bin, dL/d(mean value in the bin)), into gradients."""
+    def run(self, signals: Sequence[Signal]) -> Gradients:
+        """Turns learning signals on what the user read into gradients."""
         leaves = {
             name: value.detach().requires_grad_(value.requires_grad) if isinstance(value, Tensor) else value
             for name, value in self.statics.items()
@@ -135,15 +155,24 @@ class BackwardPass:
         responses = {layer.name: self._response(layer, graphs[layer.name], leaves) for layer in self.program.layers}
         bins = self.record.bins
         delays = {s.delay for layer in self.program.layers for s in layer.sources} | {
-            source.delay for source, _, _ in signals
+            given.source.delay for given in signals
         }
         overlap = {delay: bins.overlap(delay) for delay in delays if delay}
         solver = Solver(self.program, overlap, bins.count, responses, graphs)
-        for source, index, signal in signals:
-            solver.add(source.origin, source.delay, index, signal)
+        horizon = self._horizon()
+        solver.horizon = horizon
+        for given in signals:
+            solver.add(given.source.origin, given.source.delay, given.index, given.value)
+            if horizon is not None:
+                profile = horizon.at_the_end() if given.at_the_end else horizon.constant()
+                horizon.note(given.source.origin, given.value, profile)
         solver.run()
         inputs = {x.name: solver.signals[x.name] for x in self.program.inputs if x.name in solver.signals}
         return Gradients(self._through_statics(solver), solver.initial, inputs, solver)
+
+    def _horizon(self) -> Horizon | None:
+        cells = self.record.cells
+        return None if cells is None else Horizon(cells.bins.widths)
 
     def _graph(self, layer: Layer, statics: Mapping[str, Tensor]) -> LocalGraph:
         decay = layer_decay(self.program, layer)

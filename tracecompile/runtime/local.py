@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from tracecompile.layers import Layer
+from tracecompile.runtime.statistics import Responses
 
 Signals = Mapping[str, list[Tensor | None]]
 """Learning signals by the node that made a value: one per time bin, of the value's shape, None where there is none."""
@@ -23,6 +24,14 @@ class Response(Protocol):
 
     def parameter_signals(self, layer: Layer, signals: Signals) -> dict[str, Tensor]:
         """Returns the learning signal on every parameter and initial state (``init:<state>``) of the core."""
+
+
+@runtime_checkable
+class HasFactors(Protocol):
+    """A response that was measured over time, so that the finite-horizon factor applies to it."""
+
+    responses: Responses
+    factors: dict[tuple[str, str], float]
 
 
 class LocalGraph:

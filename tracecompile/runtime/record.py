@@ -11,7 +11,8 @@ from tracecompile.layers import Jacobian, Layer, Trace
 from tracecompile.passes.insert_input_traces import layer_decay
 from tracecompile.passes.insert_rate_inversion import trainable_statics
 from tracecompile.program import StepProgram
-from tracecompile.runtime.bins import Bins, Clock, StreamClock
+from tracecompile.runtime.bins import Bins, Clock, SequenceClock, StreamClock
+from tracecompile.runtime.horizon import CELLS
 from tracecompile.runtime.statistics import Responses, TraceBuffer
 
 LayerStep = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
@@ -38,6 +39,9 @@ class Record:
         """
         self.program, self.clock = program, clock
         self.traces = {(t.value, t.decay): TraceBuffer(t, clock.capacity) for t in program.traces}
+        single = clock.capacity == 1 and program.settings.decay is None
+        self.cells = fine_clock(clock) if single else None
+        """Finer time for the mean responses, which a single bin needs for its finite-horizon factor."""
         for layer in program.layers:
             for trace in norm_traces(layer, layer_decay(program, layer)):
                 self.traces[trace.value, trace.decay] = TraceBuffer(trace, clock.capacity)
@@ -77,6 +81,7 @@ class Record:
             for responses in self.responses.values():
                 responses.merge()
         index = self.clock.tick()
+        profile = self._tick_cells()
         statistics = [value for pair in norms for value in pair]
         for buffer, value in zip(self.traces.values(), [*traced, *statistics], strict=True):
             buffer.add(value, index)
@@ -85,7 +90,16 @@ class Record:
                 rows = {k: entries[v] if isinstance(v, int) else v for k, v in layer.response.rows.items()}
                 like = dict(zip(layer.outputs, outputs, strict=True))
                 like |= {f"next:{i}": states[position] for i, position in enumerate(self._states_of[layer.name])}
-                self.responses[layer.name].add(rows, index, like)
+                self.responses[layer.name].add(rows, index, like, profile)
+
+    def _tick_cells(self) -> tuple[int, int] | None:
+        if self.cells is None:
+            return None
+        if self.cells.must_merge():
+            self.cells.merge()
+            for responses in self.responses.values():
+                responses.merge_profiles()
+        return self.cells.tick(), self.cells.capacity
 
     @property
     def bins(self) -> Bins:
@@ -125,6 +139,13 @@ class Record:
                     target = {"tangent": responses.tangents, "response": responses.sums}.get(kind)
                     if target is not None:
                         target[parts[1], parts[2]] = tensor.clone()
+
+
+def fine_clock(clock: Clock) -> Clock:
+    """Returns the clock of the cells in which the mean responses are recorded."""
+    if isinstance(clock, StreamClock):
+        return StreamClock(CELLS)
+    return SequenceClock(Bins.over(clock.bins.edges[-1], CELLS))
 
 
 def norm_traces(layer: Layer, decay: float | None) -> list[Trace]:

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from tracecompile.layers import Layer
 from tracecompile.program import StepProgram
-from tracecompile.runtime.local import LocalGraph, Response
+from tracecompile.runtime.horizon import Horizon, Profile
+from tracecompile.runtime.local import HasFactors, LocalGraph, Response
+from tracecompile.runtime.statistics import TraceBuffer
 
 LATERAL_TERMS = 2
 """Fewest Neumann iterations of a recurrent block."""
@@ -59,6 +61,8 @@ class Solver:
         self.initial: dict[str, Tensor] = {}
         self.residuals: dict[str, float] = {}
         self.unsettled: dict[str, int] = {}
+        self.horizon: Horizon | None = None
+        """Set where there is a single bin, whose responses need the finite-horizon factor."""
 
     def add(self, origin: str, delay: int, index: int, signal: Tensor, *, own: bool = True) -> None:
         """Adds a learning signal on the values read in bin ``index`` to the bins in which they were made.
@@ -88,11 +92,43 @@ class Solver:
     def _feed_forward(self, layer: Layer) -> None:
         if not any(name in self.signals for name in layer.outputs):
             return
+        profile = self._apply_horizon(layer)
         pulled = [self._currents(layer, index) for index in range(self.bins)]
         for index, signals in enumerate(pulled):
             for origin, delay, signal in self._handed(layer, index, signals):
                 self.add(origin, delay, index, signal)
+                if self.horizon is not None and profile is not None:
+                    self.horizon.note(origin, signal, profile)
         self._finish(layer, pulled)
+
+    def _apply_horizon(self, layer: Layer) -> Profile | None:
+        """Sets the finite-horizon factors of a layer; returns the profile of the signals that it hands on."""
+        if self.horizon is None:
+            return None
+        outputs = [name for name in layer.outputs if name in self.signals]
+        response = self.responses[layer.name]
+        if not isinstance(response, HasFactors):
+            return sum((self.horizon.of(name) for name in outputs[1:]), self.horizon.of(outputs[0]))
+        handed: Profile | None = None
+        for output in outputs:
+            profile = self.horizon.of(output)
+            for (name, variable), recorded in response.responses.profiles.items():
+                if name == output:
+                    response.factors[name, variable] = self.horizon.factor(recorded, profile)
+            below = self._handed_profile(layer, output, response.responses.profiles, profile)
+            handed = below if handed is None else handed + below
+        return handed
+
+    def _handed_profile(
+        self, layer: Layer, output: str, profiles: Mapping[tuple[str, str], TraceBuffer], profile: Profile
+    ) -> Profile:
+        """Returns the profile of what an output hands on to the first current that it answers to."""
+        assert self.horizon is not None
+        current = next((name for name in layer.currents if (output, name) in profiles), None)
+        if current is None:
+            return profile
+        gain = profiles.get((f"gain of {output}", current))
+        return self.horizon.below(profiles[output, current], gain, profile)
 
     def _recurrent(self, layers: list[Layer]) -> None:
         """Solves a block bin by bin from the last to the first."""
@@ -109,6 +145,9 @@ class Solver:
                 pulled[layer.name][index] = solve.pulled[layer.name]
             for origin, delay, signal in handed:
                 self.add(origin, delay, index, signal, own=origin not in inside)
+                if self.horizon is not None and origin not in inside:
+                    # How a signal spreads in time through recurrence is not known: taken as constant.
+                    self.horizon.note(origin, signal, self.horizon.constant())
         for layer in layers:
             self._finish(layer, pulled[layer.name])
 

@@ -88,6 +88,10 @@ class Responses:
         self.tangents: dict[tuple[str, str], Tensor] = {}
         self.sums: dict[tuple[str, str], Tensor] = {}
         self.weights = [0.0] * bins
+        self.profiles: dict[tuple[str, str], TraceBuffer] = {}
+        """Mean over the neurons of the response, by (output, variable), and of the gain within a step, by cell.
+
+        Empty where nobody wants them."""
 
     def begin(self, states: Mapping[str, Tensor]) -> None:
         """Sets the tangents of initial states that need a gradient to one."""
@@ -97,13 +101,16 @@ class Responses:
                 ones = torch.ones_like(states[state], dtype=accumulator_dtype(states[state].dtype))
                 self.tangents[variable, state] = ones.unsqueeze(0)
 
-    def add(self, derivatives: Derivatives, index: int, like: Mapping[str, Tensor]) -> None:
+    def add(
+        self, derivatives: Derivatives, index: int, like: Mapping[str, Tensor], profile: tuple[int, int] | None = None
+    ) -> None:
         """Adds one step.
 
         Args:
             derivatives: The step's Jacobian.
             index: The bin of this step.
             like: Values of the outputs and next states, by result name, for their shapes.
+            profile: (cell of this step, number of cells) for the mean responses, where they are wanted.
         """
         if self.decay is not None:
             self.weights[index] *= self.decay
@@ -114,11 +121,21 @@ class Responses:
             for output in self.outputs:
                 change = self._change(derivatives, output, variable, now, like[output])
                 self._accumulate(output, variable, index, change, slots, like[output])
+                self._note_profile((output, variable), change, profile)
+                self._note_profile((f"gain of {output}", variable), derivatives.get((output, variable)), profile)
             for position, state in enumerate(self.states):
                 change = self._change(derivatives, f"next:{position}", variable, now, like[f"next:{position}"])
                 if change is not None:
                     fresh[variable, state] = change
         self.tangents = fresh
+
+    def _note_profile(
+        self, key: tuple[str, str], change: Tensor | float | None, profile: tuple[int, int] | None
+    ) -> None:
+        if profile is not None and change is not None:
+            cell, cells = profile
+            empty = TraceBuffer(Trace(".".join(key), None, ()), cells)
+            self.profiles.setdefault(key, empty).add(torch.as_tensor(change).mean(), cell)
 
     def _change(self, derivatives: Derivatives, result: str, variable: str, now: int, like: Tensor) -> Tensor | None:
         """Returns the tangents of a result, slots up to ``now`` first, or None where they are zero."""
@@ -163,13 +180,25 @@ class Responses:
                 merged = _padded(_pairs_added(merged, 1), 1, self.slots[variable])
             self.sums[output, variable] = merged
 
-    def pulled(self, variable: str, signals: Mapping[str, list[Tensor | None]], slot: int) -> Tensor | None:
+    def merge_profiles(self) -> None:
+        """Adds neighbouring cells of the mean responses up."""
+        for profile in self.profiles.values():
+            profile.merge()
+
+    def pulled(
+        self,
+        variable: str,
+        signals: Mapping[str, list[Tensor | None]],
+        slot: int,
+        factors: Mapping[tuple[str, str], float] | None = None,
+    ) -> Tensor | None:
         """Returns the learning signal on one slot of a variable: the sum over outputs and bins of M[bin, slot] h[bin].
 
         Args:
             variable: A current, a parameter or an initial state.
             signals: Learning signals by output, one per bin.
             slot: The bin of a current; 0 for the others.
+            factors: Finite-horizon factors by (output, variable).
         """
         total: Tensor | None = None
         first = slot if self.slots[variable] > 1 else 0
@@ -180,7 +209,8 @@ class Responses:
             for index in range(first, len(signal)):
                 given = signal[index]
                 if given is not None:
-                    term = sums[index, slot] * (given / self.weights[index])
+                    factor = factors.get((output, variable), 1.0) if factors else 1.0
+                    term = sums[index, slot] * (given * (factor / self.weights[index]))
                     total = term if total is None else total + term
         return total
 

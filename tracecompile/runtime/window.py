@@ -15,7 +15,7 @@ from tracecompile.errors import UnsupportedState
 from tracecompile.layers import Source
 from tracecompile.program import StepProgram, final_states_read, step_results
 from tracecompile.runtime.anchors import AnchorFunction
-from tracecompile.runtime.backward import BackwardPass, StandIns
+from tracecompile.runtime.backward import BackwardPass, Signal, StandIns
 from tracecompile.runtime.bins import Bins, Clock, StreamClock
 from tracecompile.runtime.record import Record
 
@@ -191,7 +191,8 @@ class Window:
         for (index, slot), signal in zip(keys, signals, strict=True):
             port = ports[index]
             if signal is not None and port is not None:
-                rows += [(port.source, made, part) for made, part in self._by_bin(port, slot, signal)]
+                parts = self._by_bin(port, slot, signal)
+                rows += [Signal(port.source, made, part, not port.every_step) for made, part in parts]
         backward = BackwardPass(self.program, self.record, self.statics, self.stand_ins, set(inputs))
         with torch.no_grad():
             found = backward.run(rows)
