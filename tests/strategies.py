@@ -267,13 +267,19 @@ class Built(NamedTuple):
     inputs: Any
 
 
-def build(spec: NetSpec) -> Built:
-    """Executes the source of a specification; its lines are known to tracebacks and to ``inspect``."""
-    source = render(spec)
+def execute(source: str) -> dict[str, Any]:
+    """Executes generated source; its lines are known to tracebacks and to ``inspect``."""
     filename = f"<generated network {next(_serial)}>"
     linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
     namespace: dict[str, Any] = {"__name__": "generated"}
     exec(compile(source, filename, "exec"), namespace)
+    return namespace
+
+
+def build(spec: NetSpec) -> Built:
+    """Executes the source of a specification."""
+    source = render(spec)
+    namespace = execute(source)
     with models.seeded(spec.seed):
         module = namespace["Net"]()
     with torch.no_grad():
@@ -331,6 +337,10 @@ class Vacuity:
         twin = replace(spec, state="locals", loop="shape", output="everything")
         with torch.no_grad():
             spikes = torch.cat([out.flatten() for out in build(twin).module(make_inputs(twin, steps, batch))])
+        self.count(spikes, has_gradient)
+
+    def count(self, spikes: Tensor, has_gradient: bool = True) -> None:
+        """Counts an example by the spikes of all its neurons."""
         self.seen += 1
         self.live += has_gradient and 0 < int(spikes.count_nonzero()) < spikes.numel()
 

@@ -2,51 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import fx
 
 from tracecompile.capture.build import GraphCutter
-from tracecompile.capture.roll import Loop, Site, leaves_of
-
-if TYPE_CHECKING:
-    from tracecompile.capture.assemble import Assembler
-
-
-@dataclass(frozen=True)
-class Collected:
-    """A list that holds one value of each of consecutive steps.
-
-    Attributes:
-        site: What was computed.
-        start: First step.
-        stop: One past the last step; None where that is the last of all.
-    """
-
-    site: Site
-    start: int
-    stop: int | None
-
-
-def collected(loop: Loop, items: Any) -> Collected | None:
-    """Recognises a list of one value per step."""
-    if not isinstance(items, (list, tuple)) or len(items) < 2 or not all(isinstance(item, fx.Node) for item in items):
-        return None
-    places = [loop.when.get(item) for item in items]
-    if places[-1] is None or places[1] is None:
-        return None
-    stop, site = places[-1][0] + 1, places[-1][1]
-    start = stop - len(items)
-    if start < 0:
-        return None
-    for offset, place in enumerate(places):
-        if place != (start + offset, site) and not (start + offset == 0 and loop.at(site, 0) is None):
-            return None
-    if places[0] != (start, site):
-        loop.irregular = True
-    return Collected(site, start, None if stop == loop.steps else stop)
+from tracecompile.capture.collected import Collected, collected
+from tracecompile.capture.loop_body import Site
+from tracecompile.capture.loop_plan import LoopPlan
 
 
 class After:
@@ -57,7 +21,7 @@ class After:
         dry: Only finds out what is needed: placeholders come into being as they are asked for.
     """
 
-    def __init__(self, owner: Assembler, dry: bool) -> None:
+    def __init__(self, owner: LoopPlan, dry: bool) -> None:
         self.owner = owner
         self.loop = owner.loop
         self.dry = dry
@@ -183,6 +147,3 @@ class After:
         if dim == 0:
             return stacked
         return self.once(("moved", stacked, dim), "call_method", "movedim", (stacked, 0, dim))
-
-
-__all__ = ["After", "Collected", "collected", "leaves_of"]

@@ -2,55 +2,23 @@
 
 from __future__ import annotations
 
-import operator
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import fx, nn
-from torch.utils import _pytree as pytree
+from torch import fx
 
-from tracecompile.capture.after import After, collected
-from tracecompile.capture.build import GraphCutter, alike, cone, evaluate, graph_module, is_random
+from tracecompile.capture.after import After
+from tracecompile.capture.build import GraphCutter, alike, cone, evaluate, graph_module
+from tracecompile.capture.loop_body import Past, Slice, leaves_of
+from tracecompile.capture.loop_plan import LoopPlan
 from tracecompile.capture.replay import require_same_values
-from tracecompile.capture.roll import Loop, Past, Roller, Site, Slice, leaves_of
-from tracecompile.capture.tracer import valid_name
-from tracecompile.program import Carry, Collect, SequenceInput, StepOutput, StepProgram
-
-Output = tuple[Site, Collect]
+from tracecompile.capture.running_sums import find_sums
+from tracecompile.program import Carry, SequenceInput, StepOutput, StepProgram
 
 
-class Assembler:
-    """Builds the program of one loop.
-
-    Attributes:
-        body: Sites that the step computes, in the user's order.
-        carries: The states, each with the state that it hands on (None: the site's own value).
-        sums: Accumulators that the runtime keeps: site of the running sum -> what is added.
-        outputs: Per-step values that the epilogue asks for.
-        invariants: Values from before the loop that step or epilogue ask for.
-    """
-
-    def __init__(self, root: nn.Module, loop: Loop, signature: pytree.TreeSpec) -> None:
-        self.root = root
-        self.loop = loop
-        self.tape = loop.tape
-        self.signature = signature
-        self.leaves: dict[str, nn.Module] = dict(self.tape.leaves)
-        self.roller = Roller(loop)
-        self.movable = movable_nodes(self.tape.graph)
-        self.results, self.spec = pytree.tree_flatten(
-            self.tape.result, is_leaf=lambda leaf: collected(loop, leaf) is not None
-        )
-        self.body: list[Site] = []
-        self.carries: dict[Past, str] = {}
-        self.sums: dict[Site, Site] = {}
-        self.outputs: dict[Output, str] = {}
-        self.invariants: dict[fx.Node, str] = {}
-        self.inputs: dict[Slice, str] = {}
-        for name, value in self.tape.constants.items():
-            if not hasattr(root, name):
-                root.register_buffer(name, value, persistent=False)
+class Assembler(LoopPlan):
+    """Builds the program of one loop from its plan."""
 
     def assemble(self, length: int | None) -> StepProgram | None:
         """Returns the program, None where the loop carries nothing from step to step."""
@@ -85,67 +53,6 @@ class Assembler:
             require_same_values(program, self)
         return program
 
-    # What there is -------------------------------------------------------------------------------------------------
-
-    def frontier(self) -> list[fx.Node]:
-        """Returns the nodes of the loop that the results read, directly or through what runs after the loop."""
-        wanted = cone((node for leaf in self.results for node in leaves_of(leaf)), lambda node: node in self.loop.when)
-        return [node for node in self.tape.graph.nodes if node in wanted and node in self.loop.when]
-
-    def live_body(self, frontier: list[fx.Node]) -> list[Site]:
-        """Returns the sites that outputs and states need once the runtime keeps the running sums."""
-        live: set[Site] = set()
-        waiting = [self.loop.when[node][1] for node in frontier]
-        while waiting:
-            site = waiting.pop()
-            if site in self.sums:
-                site = self.sums[site]
-            elif site in self.roller.writes:
-                site = self.loop.when[self.loop.template(site).args[2]][1]  # type: ignore[index]
-            if site in live:
-                continue
-            live.add(site)
-            if site not in self.roller.slices:
-                waiting += [
-                    self.loop.when[node][1]
-                    for node in self.loop.template(site).all_input_nodes
-                    if node in self.loop.when
-                ]
-        return [site for site in self.loop.body if site in live]
-
-    def name_carries(self) -> None:
-        """Names the states that the body reads, after the value that they hold."""
-        taken: set[str] = set()
-        for site in self.body:
-            for position, _ in enumerate(leaves_of((self.loop.template(site).args, self.loop.template(site).kwargs))):
-                past = self.roller.past(site, position)
-                while past is not None and site not in self.roller.slices:
-                    if past not in self.carries:
-                        name = unique(self.state_name(past), taken)
-                        self.carries[past] = name
-                    past = self.roller.following.get(past)
-
-    def state_name(self, past: Past) -> str:
-        """Returns the user's name for a state: the attribute that holds it, else its variable, else its operation."""
-        node = self.loop.template(past.site)
-        for name, value in self.tape.attributes.items():
-            if value is node:
-                return valid_name(name)
-        where = node.meta.get("where")
-        text = where.source.partition("=")[0].strip() if where is not None and "=" in where.source else ""
-        name = text.rstrip("+-*/").strip().removeprefix("self.")
-        suffix = "" if past.distance == 1 else f"_{past.distance}_ago"
-        return (valid_name(name) if name.replace(".", "").isidentifier() else f"{node.name}_before") + suffix
-
-    def name_inputs(self) -> None:
-        """Names the slices of sequences that the body reads."""
-        taken = set(self.carries.values())
-        for site in self.body:
-            item = self.roller.slices.get(site)
-            item = None if item is None else replace(item, keep=False)
-            if item is not None and item not in self.inputs:
-                self.inputs[item] = unique(f"{item.sequence.name}_t", taken)
-
     def demand(self) -> None:
         """Lets step and epilogue say which invariants and outputs they read."""
         for site in self.body:
@@ -155,21 +62,6 @@ class Assembler:
                 if node not in self.loop.when and node not in self.movable:
                     self.ask_invariant(node)
         After(self, dry=True).build()
-
-    def ask_invariant(self, node: fx.Node) -> str:
-        """Returns the name of an invariant, noting that it is wanted."""
-        if node not in self.invariants:
-            taken = {*self.carries.values(), *self.inputs.values(), *self.invariants.values()}
-            self.invariants[node] = unique(f"{node.name}_fixed" if node.op == "placeholder" else node.name, taken)
-        return self.invariants[node]
-
-    def ask_output(self, site: Site, collect: Collect) -> str:
-        """Returns the name of a per-step output, noting that it is wanted."""
-        if (site, collect) not in self.outputs:
-            self.outputs[site, collect] = unique(self.loop.template(site).name, set(self.outputs.values()))
-        return self.outputs[site, collect]
-
-    # The three graphs ----------------------------------------------------------------------------------------------
 
     def build_step(self) -> fx.GraphModule:
         """Writes the body down once, with states and slices as placeholders."""
@@ -271,66 +163,3 @@ class Assembler:
     def build_epilogue(self) -> fx.GraphModule:
         """Writes down what runs after the loop."""
         return graph_module(After(self, dry=False).build(), self.root, self.leaves, "Epilogue")
-
-
-def movable_nodes(graph: fx.Graph) -> set[fx.Node]:
-    """Returns the nodes that only the model's own tensors decide: the step computes them itself."""
-    fixed: set[fx.Node] = set()
-    movable: set[fx.Node] = set()
-    for node in graph.nodes:
-        if node.op == "get_attr":
-            fixed.add(node)
-            movable.add(node)
-        elif node.op.startswith("call_") and not is_random(node) and fixed.issuperset(node.all_input_nodes):
-            fixed.add(node)
-            if any(source in movable for source in node.all_input_nodes):
-                movable.add(node)
-    return movable
-
-
-def find_sums(loop: Loop, roller: Roller, frontier: list[fx.Node]) -> dict[Site, Site]:
-    """Finds the states that only add up, from zero, what the step gives: the runtime collects those."""
-    sums: dict[Site, Site] = {}
-    last = loop.steps - 1
-    for site in roller.body():
-        node = loop.template(site)
-        if node.target is not operator.add or site in roller.slices or len(node.args) != 2:
-            continue
-        pasts = [roller.past(site, position) for position, _ in enumerate(leaves_of((node.args, node.kwargs)))]
-        own = [past for past in pasts if past is not None]
-        others = [arg for arg in node.args if isinstance(arg, fx.Node) and loop.when.get(arg, (-1, None))[0] == last]
-        if len(own) != 1 or own[0].site != site or own[0].distance != 1 or len(others) != 1:
-            continue
-        readers = {
-            loop.when[user][1] for visit in loop.visits[site] if visit for user in visit.users if user in loop.when
-        }
-        if readers & roller.live != {site} or any(
-            loop.when[one] != (last, site) for one in frontier if loop.when[one][1] == site
-        ):
-            continue
-        if starts_at_zero(own[0].initial, node, others[0]):
-            sums[site] = loop.when[others[0]][1]
-    return sums
-
-
-def starts_at_zero(initial: Any, total: fx.Node, added: fx.Node) -> bool:
-    """Tells whether a running sum starts as nothing: adding the first value to it gives that value."""
-    value, first = total.meta["val"], added.meta["val"]
-    if value.shape != first.shape or value.dtype != first.dtype:
-        return False
-    if not isinstance(initial, fx.Node):
-        return initial is None or initial == 0
-    start = initial.meta["val"]
-    names = ("zeros", "zeros_like", "new_zeros")
-    name = initial.target if isinstance(initial.target, str) else getattr(initial.target, "__name__", "")
-    return name in names and isinstance(start, torch.Tensor) and start.dtype == value.dtype
-
-
-def unique(name: str, taken: set[str]) -> str:
-    """Returns a name that is not taken yet, and takes it."""
-    candidate, number = name or "value", 0
-    while candidate in taken:
-        number += 1
-        candidate = f"{name}_{number}"
-    taken.add(candidate)
-    return candidate

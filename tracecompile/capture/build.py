@@ -113,6 +113,15 @@ def cone(nodes: Iterable[Any], stop: Callable[[fx.Node], bool] = lambda node: Fa
     return found
 
 
+def take_in_order(cutter: GraphCutter, graph: fx.Graph, wanted: list[fx.Node]) -> list[fx.Node]:
+    """Copies what is wanted in the order of the user's code, so that random numbers are drawn in that order."""
+    needed = cone(wanted, lambda node: node in cutter.copies)
+    for node in graph.nodes:
+        if node in needed:
+            cutter.take(node)
+    return [cutter.take(node) for node in wanted]
+
+
 def is_random(node: fx.Node) -> bool:
     """Tells whether a node draws random numbers."""
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")

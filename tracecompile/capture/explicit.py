@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from tracecompile.capture.copies import share_parameters
 from tracecompile.capture.signature import Parameter, leaf_names, parameters_of, substitute
-from tracecompile.capture.tracer import Tape
+from tracecompile.capture.tape import Tape
 from tracecompile.errors import ConversionError
 
 STATE_NAMES = re.compile(

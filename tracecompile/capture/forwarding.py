@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from tracecompile.capture.tracer import Tape
+from tracecompile.capture.tape import Tape
 
 
 def forward_stacked_values(tape: Tape) -> Tape:

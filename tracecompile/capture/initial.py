@@ -3,94 +3,93 @@
 from __future__ import annotations
 
 import operator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from tracecompile.capture.build import GraphCutter, alike, cone
+from tracecompile.capture.build import GraphCutter, alike, cone, take_in_order
 from tracecompile.capture.copies import tensor_attributes
-from tracecompile.capture.tracer import Tape, valid_name
+from tracecompile.capture.names import valid_name
+from tracecompile.capture.step_states import State, StepRuns
+from tracecompile.capture.tape import Tape
 
-if TYPE_CHECKING:
-    from tracecompile.capture.step import State, StepBuilder
 
-
-def initial_in_prologue(cutter: GraphCutter, builder: StepBuilder) -> tuple[tuple[Any, ...], list[State]]:
+def initial_in_prologue(cutter: GraphCutter, runs: StepRuns) -> tuple[tuple[Any, ...], list[State]]:
     """Writes the initial states into the prologue; None for one that only the caller can give.
 
     Returns:
         The initial states, and those among them that are a guess: the model starts them in another way, and zeros have
         to give the same first step.
     """
-    present = dict(tensor_attributes(builder.model))
-    made = states_made_by_first_run(builder.first, builder.steady, builder.states)
+    present = dict(tensor_attributes(runs.model))
+    made = states_made_by_first_run(runs.first, runs.steady, runs.states)
     initial: list[Any] = []
     guessed: list[State] = []
-    for state in builder.states:
-        if state.leaf is not None and not builder.arguments.makes_own:
+    for state in runs.states:
+        if state.leaf is not None and not runs.arguments.makes_own:
             initial.append(None)
         elif state.leaf is None and state.name in present:
-            initial.append(value_at_conversion(cutter, builder, state, present[state.name]))
+            initial.append(value_at_conversion(cutter, runs, state, present[state.name]))
         elif isinstance(made.get(state), fx.Node) and isinstance(made[state].meta["val"], torch.Tensor):
-            initial.append(as_shaped(cutter, builder, state, take_in_order(cutter, builder.first, made[state])))
+            initial.append(as_shaped(cutter, runs, state, take_in_order(cutter, runs.first.graph, [made[state]])[0]))
         else:
             number = made.get(state, 0)
-            initial.append(filled(cutter, builder, state, number if isinstance(number, (int, float)) else 0))
+            initial.append(filled(cutter, runs, state, number if isinstance(number, (int, float)) else 0))
             guessed.append(state)
     return tuple(initial), guessed
 
 
-def value_at_conversion(cutter: GraphCutter, builder: StepBuilder, state: State, value: torch.Tensor) -> fx.Node:
+def value_at_conversion(cutter: GraphCutter, runs: StepRuns, state: State, value: torch.Tensor) -> fx.Node:
     """Starts a state from what the attribute held when the model was converted, in the present batch's shape."""
     shape = state.placeholder.meta["val"].shape
     if value.shape == shape and bool((value == 0).all()):
-        return filled(cutter, builder, state, 0)
+        return filled(cutter, runs, state, 0)
     target = state.name
     if "[" in target or value.requires_grad:
         target = f"initial_{valid_name(state.name)}"
-        builder.root.register_buffer(target, value.detach().clone(), persistent=False)
+        runs.root.register_buffer(target, value.detach().clone(), persistent=False)
     node = cutter.add("get_attr", target, (), {}, value.detach())
     uniform = value.dim() > 0 and len(value) > 0 and bool((value == value[:1]).all())
     if value.shape == shape and uniform:
         node = cutter.add("call_function", operator.getitem, (node, slice(0, 1)), {}, value.detach()[:1])
     elif value.shape == shape:
         return node
-    return as_shaped(cutter, builder, state, node)
+    return as_shaped(cutter, runs, state, node)
 
 
-def filled(cutter: GraphCutter, builder: StepBuilder, state: State, number: float) -> fx.Node:
+def filled(cutter: GraphCutter, runs: StepRuns, state: State, number: float) -> fx.Node:
     """Starts a state from one number everywhere, in the shape that the first step gives it."""
-    like = shape_giver(builder, state)
-    source = take_in_order(cutter, builder.first, like)
+    like = shape_giver(runs, state)
+    source = take_in_order(cutter, runs.first.graph, [like])[0]
     target, args = (torch.zeros_like, (source,)) if number == 0 else (torch.full_like, (source, number))
     return cutter.add("call_function", target, args, {}, target(like.meta["val"], *args[1:]), like.meta.get("where"))
 
 
-def as_shaped(cutter: GraphCutter, builder: StepBuilder, state: State, initial: fx.Node) -> fx.Node:
+def as_shaped(cutter: GraphCutter, runs: StepRuns, state: State, initial: fx.Node) -> fx.Node:
     """Expands an initial state that broadcasts to the shape that the state has later."""
-    like = shape_giver(builder, state)
+    like = shape_giver(runs, state)
     if initial.meta["val"].shape == like.meta["val"].shape:
         return initial
-    source = take_in_order(cutter, builder.first, like)
+    source = take_in_order(cutter, runs.first.graph, [like])[0]
     value = initial.meta["val"].expand_as(like.meta["val"])
     return cutter.add("call_method", "expand_as", (initial, source), {}, value, like.meta.get("where"))
 
 
-def shape_giver(builder: StepBuilder, state: State) -> fx.Node:
+def shape_giver(runs: StepRuns, state: State) -> fx.Node:
     """Returns the earliest value of the first run that has the state's shape whatever the batch size.
 
     It is upstream of the state and computed from the input, and not from another state that has a batch size of its
     own.
     """
-    following = following_in_first(builder, state)
+    following = following_in_first(runs, state)
     wanted = following.meta["val"]
     needed = cone([following])
-    fixed = {name for name, _ in tensor_attributes(builder.model)} & {other.name for other in builder.states}
+    fixed = {name for name, _ in tensor_attributes(runs.model)} & {other.name for other in runs.states}
     varying: set[fx.Node] = set()
     tied: set[fx.Node] = set()
-    nodes: list[fx.Node] = list(builder.first.graph.nodes)
+    nodes: list[fx.Node] = list(runs.first.graph.nodes)
     for node in nodes:
         if node.op == "placeholder" or any(source in varying for source in node.all_input_nodes):
             varying.add(node)
@@ -101,12 +100,12 @@ def shape_giver(builder: StepBuilder, state: State) -> fx.Node:
     return following
 
 
-def following_in_first(builder: StepBuilder, state: State) -> fx.Node:
+def following_in_first(runs: StepRuns, state: State) -> fx.Node:
     """Returns what a state becomes in the first run."""
     if state.leaf is None:
-        return builder.first.attributes[state.name]
-    position = builder.arguments.results[builder.arguments.leaves.index(state.leaf)]
-    node: fx.Node = pytree.tree_leaves(builder.first.result)[position]
+        return runs.first.attributes[state.name]
+    position = runs.arguments.results[runs.arguments.leaves.index(state.leaf)]
+    node: fx.Node = pytree.tree_leaves(runs.first.result)[position]
     return node
 
 
@@ -144,13 +143,3 @@ def slots(node: fx.Node) -> list[Any]:
     return pytree.tree_leaves(
         (list(node.args), dict(node.kwargs)), is_leaf=lambda leaf: isinstance(leaf, (fx.Node, slice))
     )
-
-
-def take_in_order(cutter: GraphCutter, tape: Tape, node: fx.Node) -> fx.Node:
-    """Copies a node and what it needs in the order of the user's code."""
-    needed = cone([node], lambda one: one in cutter.copies)
-    for one in tape.graph.nodes:
-        if one in needed:
-            cutter.take(one)
-    copied: fx.Node = cutter.take(node)
-    return copied

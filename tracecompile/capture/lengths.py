@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import fx
 
-from tracecompile.capture.roll import place_key
-from tracecompile.capture.tracer import Tape
+from tracecompile.capture.loop_body import place_key
+from tracecompile.capture.tape import Tape
 
 Visits = dict[Any, list[fx.Node]]
 

@@ -4,16 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from tracecompile.capture.functionalize import on_copy, out_of_place, write_through
-from tracecompile.errors import UnsupportedState
+from tracecompile.errors import ConversionError, UnsupportedState
 
-if TYPE_CHECKING:
-    from tracecompile.capture.tracer import Recorder
+
+class Writer(Protocol):
+    """What the memory needs of the trace: to look nodes up, to add some, and to refuse."""
+
+    graph: fx.Graph
+    root: nn.Module
+
+    def refusal(self, kind: type[ConversionError], explanation: str, advice: str) -> ConversionError:
+        """Makes an error that names the user's line."""
+
+    def node_of(self, tensor: torch.Tensor) -> fx.Node:
+        """Returns the node of a tensor."""
+
+    def create_arg(self, a: Any) -> Any:
+        """Lowers a value to what a node may hold."""
+
+    def really(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Runs a function without recording it."""
+
+    def add_node(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any) -> fx.Node:
+        """Appends one node."""
 
 
 @dataclass
@@ -42,7 +61,7 @@ class Entry:
 class Memory:
     """Follows tensors by identity and their memory by address."""
 
-    def __init__(self, recorder: Recorder) -> None:
+    def __init__(self, recorder: Writer) -> None:
         self.recorder = recorder
         self.entries: dict[int, Entry] = {}
         self.shared: dict[int, list[int]] = {}

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import fx
 
 from tracecompile.capture.build import evaluate
-from tracecompile.capture.roll import first_line
+from tracecompile.capture.loop_body import first_line
+from tracecompile.capture.loop_plan import LoopPlan
 from tracecompile.errors import UnrollableLoop
 from tracecompile.program import StepProgram
 
-if TYPE_CHECKING:
-    from tracecompile.capture.assemble import Assembler
 
-
-def require_same_values(program: StepProgram, owner: Assembler) -> None:
+def require_same_values(program: StepProgram, owner: LoopPlan) -> None:
     """Refuses a loop whose first step is not the rolled step from the initial states.
 
     The first step is written differently from the others (``mem = c if mem is None else ...``, a state that starts as a
@@ -48,7 +46,7 @@ def same(first: Any, second: Any) -> bool:
     return isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor) and torch.equal(first, second)
 
 
-def different_start(node: fx.Node, owner: Assembler) -> UnrollableLoop:
+def different_start(node: fx.Node, owner: LoopPlan) -> UnrollableLoop:
     """Makes the refusal."""
     return UnrollableLoop(
         "The first time step computes something else than the later ones do from a zero state.",

@@ -13,9 +13,11 @@ from tracecompile.capture.build import cone, same_graph
 from tracecompile.capture.copies import share_parameters
 from tracecompile.capture.forwarding import forward_stacked_values
 from tracecompile.capture.lengths import make_lengths_symbolic
-from tracecompile.capture.roll import sort_into_steps, visit_counts
+from tracecompile.capture.loop_body import sort_into_steps, visit_counts
 from tracecompile.capture.signature import leaf_names
-from tracecompile.capture.tracer import ModelFailure, Recorder, Tape, TooManySteps
+from tracecompile.capture.tape import Tape
+from tracecompile.capture.trace_errors import ModelFailure, TooManySteps
+from tracecompile.capture.tracer import Recorder
 from tracecompile.errors import UnrollableLoop, UnsupportedState
 from tracecompile.program import StepProgram
 

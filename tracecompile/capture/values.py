@@ -8,21 +8,27 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
+import torch
 from torch import fx
+from torch.utils import _pytree as pytree
 
-if TYPE_CHECKING:
-    from tracecompile.capture.tracer import Recorder
+
+class NumberRecorder(Protocol):
+    """What a traced number needs of the trace that it belongs to."""
+
+    def record_number(self, function: Callable[..., Any], *operands: Any) -> Any:
+        """Writes down arithmetic on traced numbers."""
 
 
 class TracedInt(int):
     """An integer that is the value of a node."""
 
     node: fx.Node
-    recorder: Recorder
+    recorder: NumberRecorder
 
-    def __new__(cls, value: int, node: fx.Node, recorder: Recorder) -> TracedInt:
+    def __new__(cls, value: int, node: fx.Node, recorder: NumberRecorder) -> TracedInt:
         """Makes the integer; ``node`` computes it."""
         made = super().__new__(cls, value)
         made.node = node
@@ -42,9 +48,9 @@ class TracedFloat(float):
     """A float that is the value of a node."""
 
     node: fx.Node
-    recorder: Recorder
+    recorder: NumberRecorder
 
-    def __new__(cls, value: float, node: fx.Node, recorder: Recorder) -> TracedFloat:
+    def __new__(cls, value: float, node: fx.Node, recorder: NumberRecorder) -> TracedFloat:
         """Makes the float; ``node`` computes it."""
         made = super().__new__(cls, value)
         made.node = node
@@ -68,6 +74,11 @@ def plain(value: Any) -> Any:
     if isinstance(value, TracedInt):
         return int(value)
     return float(value) if isinstance(value, TracedFloat) else value
+
+
+def snapshot(value: Any) -> Any:
+    """Returns a value as ``meta["val"]`` keeps it: outside autograd."""
+    return pytree.tree_map(lambda leaf: leaf.detach() if isinstance(leaf, torch.Tensor) else plain(leaf), value)
 
 
 def _arithmetic(name: str, reflected: bool) -> Callable[[Any, Any], Any]:

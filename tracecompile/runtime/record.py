@@ -99,7 +99,8 @@ class Record:
             self.cells.merge()
             for responses in self.responses.values():
                 responses.merge_profiles()
-        return self.cells.tick(), self.cells.capacity
+        # Always as many cells, so that what is held does not depend on the number of steps.
+        return self.cells.tick(), CELLS
 
     @property
     def bins(self) -> Bins:
@@ -111,6 +112,7 @@ class Record:
         found = {
             "steps": torch.tensor(self.clock.steps),
             "generation": torch.tensor(getattr(self.clock, "generation", 0)),
+            "cell_generation": torch.tensor(getattr(self.cells, "generation", 0)),
         }
         for (value, decay), trace in self.traces.items():
             found[f"trace|{value}|{decay}|weights"] = torch.tensor(trace.weights, dtype=torch.float64)
@@ -120,6 +122,10 @@ class Record:
             found[f"response|{layer}|weights"] = torch.tensor(responses.weights, dtype=torch.float64)
             found |= {f"tangent|{layer}|{v}|{s}": t for (v, s), t in responses.tangents.items()}
             found |= {f"response|{layer}|{o}|{v}": t for (o, v), t in responses.sums.items()}
+            for (output, variable), profile in responses.profiles.items():
+                assert profile.sums is not None
+                weights = torch.tensor(profile.weights, dtype=torch.float64)
+                found[f"profile|{layer}|{output}|{variable}"] = torch.stack([profile.sums.to(weights), weights])
         return found
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
@@ -127,18 +133,19 @@ class Record:
         self.clock.steps = int(tensors["steps"])
         if isinstance(self.clock, StreamClock):
             self.clock.generation = int(tensors["generation"])
+        if isinstance(self.cells, StreamClock):
+            self.cells.steps = self.clock.steps
+            self.cells.generation = int(tensors["cell_generation"])
         for (value, decay), trace in self.traces.items():
             trace.weights = tensors[f"trace|{value}|{decay}|weights"].tolist()
             trace.sums = _cloned(tensors.get(f"trace|{value}|{decay}|sums"))
         for layer, responses in self.responses.items():
             responses.weights = tensors[f"response|{layer}|weights"].tolist()
-            responses.tangents, responses.sums = {}, {}
+            responses.tangents, responses.sums, responses.profiles = {}, {}, {}
             for key, tensor in tensors.items():
                 kind, *parts = key.split("|")
                 if len(parts) == 3 and parts[0] == layer:
-                    target = {"tangent": responses.tangents, "response": responses.sums}.get(kind)
-                    if target is not None:
-                        target[parts[1], parts[2]] = tensor.clone()
+                    responses.load(kind, (parts[1], parts[2]), tensor)
 
 
 def fine_clock(clock: Clock) -> Clock:

@@ -134,8 +134,9 @@ class Responses:
     ) -> None:
         if profile is not None and change is not None:
             cell, cells = profile
-            empty = TraceBuffer(Trace(".".join(key), None, ()), cells)
-            self.profiles.setdefault(key, empty).add(torch.as_tensor(change).mean(), cell)
+            if key not in self.profiles:
+                self.profiles[key] = TraceBuffer(Trace(".".join(key), None, ()), cells)
+            self.profiles[key].add(torch.as_tensor(change).mean(), cell)
 
     def _change(self, derivatives: Derivatives, result: str, variable: str, now: int, like: Tensor) -> Tensor | None:
         """Returns the tangents of a result, slots up to ``now`` first, or None where they are zero."""
@@ -179,6 +180,17 @@ class Responses:
             if self.slots[variable] > 1:
                 merged = _padded(_pairs_added(merged, 1), 1, self.slots[variable])
             self.sums[output, variable] = merged
+
+    def load(self, kind: str, key: tuple[str, str], tensor: Tensor) -> None:
+        """Puts back one "tangent", "response" or "profile" of a snapshot."""
+        if kind == "tangent":
+            self.tangents[key] = tensor.clone()
+        elif kind == "response":
+            self.sums[key] = tensor.clone()
+        elif kind == "profile":
+            profile = TraceBuffer(Trace(".".join(key), None, ()), tensor.shape[1])
+            profile.sums, profile.weights = tensor[0].clone(), tensor[1].tolist()
+            self.profiles[key] = profile
 
     def merge_profiles(self) -> None:
         """Adds neighbouring cells of the mean responses up."""

@@ -1,0 +1,71 @@
+"""Records what stays whole in the program: torch's own modules and the user's surrogate functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd import Function
+from torch.utils import _pytree as pytree
+
+from tracecompile.capture.operations import OperationRecorder
+from tracecompile.capture.surrogates import SLOT, SurrogateLeaf, apply_directly
+from tracecompile.capture.values import plain
+
+
+class CallRecorder(OperationRecorder):
+    """Makes one node of each call that is not to be looked into, so that a surrogate gradient is never lost."""
+
+    def record_module(self, module: nn.Module, original: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
+        """Runs a module: torch's own are one node, the user's are traced through."""
+        path = self.paths.get(module)
+        if self.paused or path is None:
+            return original(module, *args, **kwargs)
+        self.running.append(path)
+        try:
+            if not path or not self.is_leaf_module(module, path):
+                return original(module, *args, **kwargs)
+            with self.pause():
+                return self.record_leaf_module(module, path, args, kwargs)
+        finally:
+            self.running.pop()
+
+    def record_leaf_module(self, module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Runs one of torch's own modules as one node."""
+        written = getattr(module, "inplace", False) is True
+        if written:
+            module.inplace = False  # type: ignore[assignment]
+        value = module(*pytree.tree_map(plain, args), **pytree.tree_map(plain, kwargs))
+        result = self.write_down("call_module", path, args, kwargs, value)
+        if written:
+            self.memory.mutate(torch.Tensor.copy_, "copy_", (args[0], result), {})
+        return result
+
+    def record_surrogate(self, function: type[Function], args: tuple[Any, ...]) -> Any:
+        """Writes down one application of the user's autograd Function as a call of a leaf."""
+        if self.paused:
+            return apply_directly(function, args)
+        with self.pause():
+            return self.record_application(function, args)
+
+    def record_application(self, function: type[Function], args: tuple[Any, ...]) -> Any:
+        """Runs an autograd Function as one node."""
+        plain_args = tuple(plain(arg) for arg in args)
+        value = apply_directly(function, plain_args)
+        tensors = [arg for arg in args if isinstance(arg, torch.Tensor)]
+        positions = iter(range(len(tensors)))
+        template = tuple(
+            (SLOT, next(positions)) if isinstance(arg, torch.Tensor) else ("constant", arg) for arg in plain_args
+        )
+        return self.write_down("call_module", self.surrogate_target(function, template), tuple(tensors), {}, value)
+
+    def surrogate_target(self, function: type[Function], template: tuple[tuple[str, Any], ...]) -> str:
+        """Returns the target of the leaf for a Function and its constants."""
+        for target, leaf in self.tape.leaves.items():
+            if leaf.function is function and leaf.template == template:
+                return target
+        target = f"spike_{len(self.tape.leaves)}"
+        self.tape.leaves[target] = SurrogateLeaf(function, template)
+        return target

@@ -1,0 +1,77 @@
+"""The states of a step model, and the runs that show them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+from tracecompile.capture.build import cone
+from tracecompile.capture.copies import share_parameters
+from tracecompile.capture.explicit import StateArguments
+from tracecompile.capture.tape import Tape
+from tracecompile.errors import UnsupportedState
+
+
+@dataclass(frozen=True)
+class State:
+    """One state of the steady step.
+
+    Attributes:
+        name: The user's name for it.
+        placeholder: What hands it to the step, in the tape.
+        following: What it becomes.
+        leaf: Its position among the leaves of the arguments, None for an attribute.
+    """
+
+    name: str
+    placeholder: fx.Node
+    following: fx.Node
+    leaf: int | None
+
+
+class StepRuns:
+    """The first and the steady run of a step model, side by side: each shows what the other cannot."""
+
+    def __init__(
+        self, model: nn.Module, arguments: StateArguments, first: Tape, steady: Tape, states: list[State]
+    ) -> None:
+        self.root = share_parameters(model)
+        self.model = model
+        self.arguments = arguments
+        self.first = first
+        self.steady = steady
+        self.states = states
+        self.leaves: dict[str, nn.Module] = {**first.leaves, **steady.leaves}
+        for tape in (first, steady):
+            for name, value in tape.constants.items():
+                self.root.register_buffer(name, value, persistent=False)
+
+
+def live_states(steady: Tape, arguments: StateArguments) -> list[State]:
+    """Returns the states that the outputs depend on, sooner or later."""
+    leaves = pytree.tree_leaves(steady.result)
+    candidates = []
+    for leaf, result in zip(arguments.leaves, arguments.results, strict=True):
+        placeholder, following = steady.inputs[leaf], leaves[result]
+        if placeholder is None or not isinstance(following, fx.Node):
+            continue
+        candidates.append(State(arguments.names[leaf], placeholder, following, leaf))
+    for name, placeholder in steady.states.items():
+        if name not in steady.attributes:
+            raise UnsupportedState(
+                f"The state {name} is gone after one step.", "Keep the state as a tensor from step to step."
+            )
+        candidates.append(State(name, placeholder, steady.attributes[name], None))
+    explicit = [state for state in candidates if state.leaf is not None]
+    needed = cone([*leaves, *[state.following for state in explicit]])
+    live: list[State] = []
+    while True:
+        found = [
+            state for state in candidates if state not in live and (state.placeholder in needed or state in explicit)
+        ]
+        if not found:
+            return [state for state in candidates if state in live]
+        live += found
+        needed |= cone([state.following for state in found])

@@ -1,0 +1,40 @@
+"""What a trace leaves behind: the tape that every later stage of the capture reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+
+from tracecompile.capture.surrogates import SurrogateLeaf
+
+
+@dataclass
+class Tape:
+    """What one run of the user's code did.
+
+    Attributes:
+        graph: Every operation, in order; in-place updates are already values.
+        result: The user's return value with nodes in place of tensors and traced numbers.
+        attributes: Node or constant that each tensor attribute holds at the end, by name.
+        learning: Whether each of them is part of an autograd graph.
+        written: Names of the attributes that hold something else than at the start.
+        leaves: The surrogate leaves, by target.
+        constants: Tensors that belong to no module, by target.
+        inputs: Placeholder of each argument leaf (None for a baked constant).
+        states: Placeholder of each attribute that was handed in as a state.
+        again: The same call once more on what this one left behind, where it left anything.
+    """
+
+    graph: fx.Graph
+    result: Any = None
+    attributes: dict[str, fx.Node] = field(default_factory=dict)
+    learning: dict[str, bool] = field(default_factory=dict)
+    written: tuple[str, ...] = ()
+    leaves: dict[str, SurrogateLeaf] = field(default_factory=dict)
+    constants: dict[str, torch.Tensor] = field(default_factory=dict)
+    inputs: list[fx.Node | None] = field(default_factory=list)
+    states: dict[str, fx.Node] = field(default_factory=dict)
+    again: Tape | None = None
