@@ -88,7 +88,7 @@ class LoopPlan:
                     past = self.roller.following.get(past)
 
     def state_name(self, past: Past) -> str:
-        """Returns the user's name for a state: the attribute that holds it, else its variable, else its operation."""
+        """Returns the user's name for a state: the attribute that holds it, else its module and variable."""
         node = self.loop.template(past.site)
         for name, value in self.tape.attributes.items():
             if value is node:
@@ -97,7 +97,10 @@ class LoopPlan:
         text = where.source.partition("=")[0].strip() if where is not None and "=" in where.source else ""
         name = text.rstrip("+-*/").strip().removeprefix("self.")
         suffix = "" if past.distance == 1 else f"_{past.distance}_ago"
-        return (valid_name(name) if name.replace(".", "").isidentifier() else f"{node.name}_before") + suffix
+        path = where.module_path if where is not None else ""
+        plain = name.replace(".", "").isidentifier()
+        parts = [part for part in (path, name if plain else "state" if path else f"{node.name}_before") if part]
+        return valid_name(".".join(parts)) + suffix
 
     def name_inputs(self) -> None:
         """Names the slices of sequences that the body reads."""
