@@ -4,6 +4,7 @@ from tracecompile import nn
 from tracecompile.artifact import load, save
 from tracecompile.convert import convert
 from tracecompile.diagnostics.fidelity import GradientComparison, compare_gradients
+from tracecompile.diagnostics.probe import Probe, probe
 from tracecompile.diagnostics.report import ConversionReport
 from tracecompile.errors import ConversionError
 from tracecompile.runtime.module import TracedModule
@@ -14,10 +15,12 @@ __all__ = [
     "ConversionError",
     "ConversionReport",
     "GradientComparison",
+    "Probe",
     "TracedModule",
     "compare_gradients",
     "convert",
     "load",
     "nn",
+    "probe",
     "save",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from tracecompile.program import StepProgram
 from tracecompile.runtime.anchors import spread, total
 from tracecompile.runtime.backward import StandIns
 from tracecompile.runtime.bins import Bins, Clock, SequenceClock
+from tracecompile.runtime.record import Record
 from tracecompile.runtime.window import Window, find_ports
 
 
@@ -40,6 +41,8 @@ class Executor:
         self.static_code = program.statics
         self.ports = find_ports(program)
         self.rule = program.settings.rule
+        self.observer: Callable[..., None] = Record.add
+        """Takes every recorded step; a diagnostic may put itself in front."""
 
     # Pieces.
 
@@ -127,7 +130,7 @@ class Executor:
             for time in range(steps):
                 inputs = self._slices(inputs_of, time)
                 (outputs, states), *recorded = self.emitted.traced(*inputs, *invariants, *states, *statics)
-                window.record.add(states, *recorded)
+                self.observer(window.record, states, *recorded)
                 collector.add(outputs)
             collected = collector.results()
         axes = {x.name: (value, x.dim) for x, value in zip(self.program.inputs, prepared.inputs, strict=True)}
@@ -198,7 +201,7 @@ class Executor:
             statics = [_detached(value) for value in self._argument_statics(window.statics)]
             arguments = [_detached(value) for value in (*inputs, *prepared.invariants, *states)]
             (outputs, states), *recorded = self.emitted.traced(*arguments, *statics)
-            window.record.add(states, *recorded)
+            self.observer(window.record, states, *recorded)
         return list(outputs), list(states)
 
 
