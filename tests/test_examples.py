@@ -1,6 +1,7 @@
 """Every example runs, at a small size, and shows what it says it shows."""
 
 import importlib.util
+import json
 import re
 import wave
 from pathlib import Path
@@ -8,6 +9,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -44,7 +46,8 @@ def recordings(tmp_path: Path) -> Path:
 
 
 def test_every_example_is_tested() -> None:
-    tested = {"spoken_digits", "make_spoken_digits", "evidence_accumulation", "own_neuron"}
+    tested = {"spoken_digits", "make_spoken_digits", "evidence_accumulation", "own_neuron", "fidelity"}
+    tested |= {"fidelity_networks", "fidelity_baselines"}  # parts of fidelity.py
     assert {path.stem for path in EXAMPLES.glob("*.py")} == tested
 
 
@@ -99,3 +102,109 @@ def test_own_neuron(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert "outputs equal bit for bit: True" in out
     assert "strength" in out
+
+
+@pytest.fixture
+def fidelity(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(EXAMPLES))  # it imports its parts from its own folder
+    return example("fidelity")
+
+
+def write_speech(path: Path, frames: int = 12) -> Path:
+    generator = np.random.default_rng(0)
+    digit = np.tile(np.arange(10, dtype=np.uint8), 6)
+    features = generator.integers(0, 100, (60, frames, 40), dtype=np.uint8)
+    for index, channel in enumerate(digit):
+        features[index, :, 4 * channel : 4 * channel + 4] = 220
+    np.savez(path, features=features, digit=digit, take=np.repeat(np.arange(2, 8, dtype=np.uint8), 10))
+    return path
+
+
+def write_images(path: Path) -> Path:
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8)
+    np.savez(path, images=images, labels=np.arange(40, dtype=np.uint8) % 10)
+    return path
+
+
+SMALL = ["--hidden", "16", "--batch", "10"]
+
+
+def test_fidelity_of_gradients(fidelity: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = ["--data", str(write_speech(tmp_path / "speech.npz")), "--mnist", str(write_images(tmp_path / "images.npz"))]
+    speech = ["--networks", "1", "--batches", "2", "--before", "5", "--bins", "1", "3", "12", "--loss-bins", "12"]
+    images = ["--steps", "10", "--image-bins", "1", "10", "--image-updates", "3", "--layers", "3"]
+    written = tmp_path / "tables.json"
+    tables = fidelity.main([*data, *SMALL, *speech, *images, "--verbose", "--json", str(written)])
+    assert json.loads(written.read_text()) == tables
+    assert [row["bins"] for row in tables["speech"]] == 2 * [1, 3, 12, 12, 12]
+    assert [row["bins"] for row in tables["images"]] == 2 * [1, 10]
+    for row in [*tables["speech"], *tables["images"]]:
+        assert len(row["parameters"]) == (8 if "loss" in row else 6)
+        assert row["single"] <= row["cosine"]
+        if row["bins"] == row.get("steps", 12):  # a bin for every step: backpropagation through time itself
+            assert row["single"] > 0.9999
+            assert 0.999 < row["low"] <= row["high"] < 1.001
+        else:
+            assert -1.0 <= row["cosine"] < 0.9999
+    out = capsys.readouterr().out
+    assert "layer1.lateral.weight" in out
+    assert "in graph" in out
+
+
+def test_fidelity_in_training(fidelity: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = ["--data", str(write_speech(tmp_path / "speech.npz"))]
+    tables = fidelity.main([*data, *SMALL, "--train", "--seeds", "2", "--epochs", "1"])
+    accuracies = {row["rule"]: row["accuracies"] for row in tables["training"]}
+    assert len(accuracies) == 7
+    assert all(len(values) == 2 for values in accuracies.values())
+    assert "online through time" in capsys.readouterr().out
+
+
+def test_fidelity_without_data_says_how_to_use_it(fidelity: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fidelity.main([]) == {}
+    assert "--data" in capsys.readouterr().out
+
+
+def test_the_rules_that_training_is_compared_with(fidelity: ModuleType) -> None:
+    torch.manual_seed(0)
+    model, spikes = fidelity.RecurrentNet(16), torch.rand(30, 4, 40).round()
+    labels = torch.tensor([0, 3, 7, 9])
+    parameters = list(model.parameters())
+
+    def gradients(scores: torch.Tensor) -> list[torch.Tensor]:
+        return list(torch.autograd.grad(fidelity.loss_of(scores, labels), parameters))
+
+    expected = gradients(model(spikes))
+    assert torch.equal(fidelity.online(model, spikes), model(spikes))
+    assert torch.equal(fidelity.truncated(model, spikes), model(spikes))
+    for whole, reference in zip(gradients(fidelity.truncated(model, spikes, 30)), expected, strict=True):
+        torch.testing.assert_close(whole, reference)
+    assert not torch.allclose(gradients(fidelity.truncated(model, spikes, 10))[0], expected[0])
+    names = [name for name, _ in model.named_parameters()]
+    online = dict(zip(names, gradients(fidelity.online(model, spikes)), strict=True))
+    weight, lateral = online_by_hand(fidelity, model, spikes, labels)
+    torch.testing.assert_close(online["input2.weight"], weight)
+    torch.testing.assert_close(online["layer2.lateral.weight"], lateral)
+
+
+def online_by_hand(
+    fidelity: ModuleType, model: torch.nn.Module, spikes: torch.Tensor, labels: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The formula, for the second layer: the sum over time of (signal * slope) outer trace."""
+    scores = model(spikes).detach().requires_grad_()
+    (signal,) = torch.autograd.grad(fidelity.loss_of(scores, labels), scores)
+    signal = signal @ model.output.weight.detach()
+    below = above = None
+    trace, own, membrane, fired = (torch.zeros(spikes.shape[1], 16) for _ in range(4))
+    weight, lateral = torch.zeros(16, 16), torch.zeros(16, 16)
+    with torch.no_grad():
+        for step, x in enumerate(spikes):
+            arriving, below = model.layer1(model.input1(x), below)
+            trace, own = 0.95 * trace + arriving, 0.95 * own + fired
+            current = model.input2(arriving)
+            distance = 0.95 * membrane + current + model.layer2.lateral(fired) - 1.0
+            local = signal[step] / (1 + 25 * distance.abs()) ** 2
+            weight, lateral = weight + local.T @ trace, lateral + local.T @ own
+            fired, above = model.layer2(current, above)
+            membrane = above.membrane
+    return weight, lateral
