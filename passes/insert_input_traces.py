@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-from tracecompile.errors import InvalidInput
+from torch import fx
+
+from tracecompile.errors import InvalidInput, UnsupportedOperation
 from tracecompile.layers import Layer, Trace
 from tracecompile.passes.base import Pass
 from tracecompile.program import StepProgram, example_value
@@ -15,7 +17,7 @@ class InsertInputTraces(Pass):
     """Declares the traces: one per distinct source and decay, whoever reads it.
 
     requires: layers.
-    ensures: every floating source of every layer has exactly one trace for that layer's decay.
+    ensures: every source of every layer has exactly one trace for that layer's decay (none under rule "bptt").
 
         before: layer a reads x; layer b reads spk; layer c reads spk
         after:  traces x (read by a), spk (read by b and c)
@@ -32,18 +34,14 @@ class InsertInputTraces(Pass):
     def run(self, program: StepProgram) -> StepProgram:
         """See the class."""
         decays = _decays(program)
-        floating = {
-            node.name
-            for node in program.step.graph.nodes
-            if node.op != "output"
-            and getattr(example_value(node), "dtype", None) is not None
-            and example_value(node).dtype.is_floating_point
-        }
+        if program.settings.rule == "bptt":
+            return program
+        nodes = {node.name: node for node in program.step.graph.nodes}
         readers: dict[tuple[str, float | None], list[str]] = {}
         for layer in program.layers:
             for source in layer.sources:
-                if source.value in floating:
-                    readers.setdefault((source.value, decays[layer.name]), []).append(layer.name)
+                _refuse_integers(nodes[source.value])
+                readers.setdefault((source.value, decays[layer.name]), []).append(layer.name)
         traces = tuple(Trace(value, decay, tuple(names)) for (value, decay), names in readers.items())
         return program.evolve(traces=traces)
 
@@ -51,6 +49,18 @@ class InsertInputTraces(Pass):
         """See the class."""
         keys = [(trace.value, trace.decay) for trace in after.traces]
         return "two traces keep the same value with the same decay" if len(keys) != len(set(keys)) else None
+
+
+def _refuse_integers(source: fx.Node) -> None:
+    """Refuses a source that has no mean: indices of an embedding, say."""
+    value = example_value(source)
+    if not value.is_floating_point():
+        reader = next(iter(source.users), source)
+        raise UnsupportedOperation(
+            f"The time step reads {source.name} as {value.dtype}, and whole numbers have no mean over time.",
+            "Turn it into floating-point spikes or one-hot vectors before the loop.",
+            reader.meta.get("where"),
+        )
 
 
 def _decays(program: StepProgram) -> dict[str, float | None]:

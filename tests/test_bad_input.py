@@ -13,7 +13,13 @@ from models import MODELS, RecurrentLoop, assert_same_fingerprint, fast_sigmoid,
 from torch import Tensor, nn
 
 import tracecompile
-from tracecompile.errors import ConversionError, InvalidInput, NoSpikingLayer, UnsupportedControlFlow
+from tracecompile.errors import (
+    ConversionError,
+    InvalidInput,
+    NoSpikingLayer,
+    UnsupportedControlFlow,
+    UnsupportedOperation,
+)
 
 LOOP = MODELS["recurrent_loop"]
 STEP = MODELS["lazy_attributes"]
@@ -66,6 +72,27 @@ def test_options_are_refused_even_before_there_is_an_input() -> None:
     model = LOOP.factory()
     with refused(model, InvalidInput):
         tracecompile.convert(model, rule="backprop")
+
+
+def test_an_embedding_in_the_loop_is_refused_at_its_line() -> None:
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.leak = nn.Embedding(10, 4), 0.9
+
+        def forward(self, x: Tensor) -> Tensor:
+            mem, total = 0.0, 0.0
+            for t in range(x.shape[0]):
+                mem = self.leak * mem + self.words(x[t])
+                total = total + (mem > 1).float()
+            return total
+
+    model, example = Words(), torch.randint(10, (6, 3))
+    with refused(model, UnsupportedOperation) as caught:
+        tracecompile.convert(model, example)
+    where = caught.value.where
+    assert where is not None
+    assert "self.words(x[t])" in where.source
 
 
 def test_a_message_names_the_value_and_the_choices() -> None:

@@ -98,6 +98,8 @@ def _notes(program: StepProgram) -> list[str]:
     ]
     if replayed:
         notes.append(f"No rate curve is known for {', '.join(replayed)}: replayed under their mean current.")
+    if program.settings.rule == "measured" and program.settings.bins == 1 and program.settings.decay is None:
+        notes.append("One bin: feed-forward layers are scaled by the measured factor for the finite sequence.")
     if program.settings.rule != "bptt":
         notes += _approximations(program)
     styles = {
