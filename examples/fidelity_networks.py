@@ -81,16 +81,30 @@ def loss_of(scores: Tensor, labels: Tensor, kind: str = "mean") -> Tensor:
 
 
 def train_on_speech(
-    forward: Forward, model: nn.Module, data: Speech, epochs: int, batch: int, seed: int, kind: str = "mean"
+    forward: Forward,
+    model: nn.Module,
+    data: Speech,
+    epochs: int,
+    batch: int,
+    seed: int,
+    kind: str = "mean",
+    anneal: bool = False,
 ) -> None:
-    """Trains the model's parameters; ``forward`` gives the scores, and with them the gradients."""
+    """Trains the model's parameters; ``forward`` gives the scores, and with them the gradients.
+
+    With ``anneal`` the learning rate goes down to zero as a cosine, without it stays the same.
+    """
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+    updates = epochs * -(-len(data.digits) // batch)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates) if anneal else None
     for _ in range(epochs):
         for chosen in torch.split(torch.randperm(len(data.digits), generator=generator), batch):
             optimizer.zero_grad()
             loss_of(forward(spikes_of(data.features[chosen], generator)), data.digits[chosen], kind).backward()
             optimizer.step()
+            if schedule is not None:
+                schedule.step()
 
 
 def load_images(path: Path, limit: int | None) -> tuple[Tensor, Tensor]:

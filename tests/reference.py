@@ -15,6 +15,11 @@ Notation, for one layer with n neurons and batch B:
     G_c                     dL/dY_c as it arrives from outside the layer
     h_c                     dL/dY_c including what returns through delayed connections
     q_c                     dL/d(constant extra current in bin c) = sum over c' >= c of M[c', c] h_{c'}
+
+A learning signal that differs within the bins is taken step by step as far as that is known without storing the
+pass: through a filter that is the same at every step (a leaky readout) exactly, and in the first neuron layer to
+
+    q_c = sum over t of (d y_t / d(constant extra current in bin c)) dL/dy_t
 """
 
 from __future__ import annotations
@@ -393,6 +398,58 @@ def coupled_groups(network: Network) -> list[list[int]]:
     return groups
 
 
+@dataclass
+class StepByStep:
+    """What a signal on single steps gives: to the layer ``layer`` per bin, to the readouts above it at once."""
+
+    layer: int
+    currents: list[Tensor]
+    """q_c that it adds to those of the layer."""
+    gradients: dict[str, Tensor]
+    """Of the readouts above, and of the parameters of the layer's core."""
+
+
+def take_step_by_step(network: Network, histories: list[list[Step]], edges: list[int], signal: Tensor) -> StepByStep:
+    """Pulls dL/dy_t of the top, [T, B, n], down to the first layer that is not a leaky readout.
+
+    A signal on the last step alone needs no second pass, and so stops at a leaky readout too.
+    """
+    gradients = {}
+    index = len(network.layers) - 1
+    while True:
+        layer, history = network.layers[index], histories[index]
+        answers = [zeros_of(history) for _ in edges[1:]]
+        for name in layer.params:
+            gradients[f"layer{index}.{name}"] = zeros_of(history)
+        tangents = [[zeros_of(history)] * layer.states for _ in edges[1:]]
+        parameter_tangents = {name: [zeros_of(history)] * layer.states for name in layer.params}
+        for t, step in enumerate(history):
+            jacobian = step_jacobian(layer, step)
+            for c in range(len(edges) - 1):
+                now = edges[c] <= t < edges[c + 1]
+                tangents[c], change = advance(jacobian, tangents[c], layer.states if now else None)
+                answers[c] = answers[c] + change * signal[t]
+            for column, name in enumerate(layer.params, layer.states + 1):
+                parameter_tangents[name], change = advance(jacobian, parameter_tangents[name], column)
+                gradients[f"layer{index}.{name}"] += change * signal[t]
+        for name, value in layer.params.items():
+            gradients[f"layer{index}.{name}"] = gradients[f"layer{index}.{name}"].sum_to_size(value.shape)
+        if layer.core is not leaky_integrator or not bool(signal[:-1].any()):
+            return StepByStep(index, answers, gradients)
+        q = [signal[-1]]
+        for given in reversed(signal[:-1]):
+            q.insert(0, given + layer.params["leak"] * q[0])
+        gradients[f"layer{index}.weight"] = sum(a.T @ step.input for a, step in zip(q, history, strict=True))
+        if layer.bias is not None:
+            gradients[f"layer{index}.bias"] = torch.stack(q).sum((0, 1))
+        signal = torch.stack(q) @ layer.weight
+        index -= 1
+
+
+def zeros_of(history: list[Step]) -> Tensor:
+    return torch.zeros_like(history[0].current)
+
+
 def solve(
     network: Network,
     recordings: list[Recording],
@@ -400,6 +457,7 @@ def solve(
     shares: list[list[float]],
     terms: int,
     jointly: bool,
+    by_step: StepByStep | None = None,
 ) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
     """The signals h[layer][c] on mean outputs and q[layer][c] on currents, from the last bin to the first.
 
@@ -444,7 +502,8 @@ def solve(
                     for later in range(c + 1, bins):
                         total = total + shares[later][c] * delayed_signal(index, later)
                     h[index][c] = total
-                    q[index][c] = zeros[index]
+                    given = by_step is not None and by_step.layer == index
+                    q[index][c] = by_step.currents[c] if by_step is not None and given else zeros[index]
                     for later in range(c, bins):
                         q[index][c] = q[index][c] + recordings[index].response[later][c] * h[index][later]
                 own_bin = {index: delayed_signal(index, c) for index in group}
@@ -452,14 +511,15 @@ def solve(
 
 
 def reference_gradients(
-    network: Network, x: Tensor, signal: Tensor, bins: int, terms: int, jointly: bool = False
+    network: Network, x: Tensor, signal: Tensor, bins: int, terms: int, jointly: bool = False, by_step: bool = False
 ) -> dict[str, Tensor]:
     """Gradients of the `measured` rule with `bins` bins; `signal` is dL/dy_t of the top output, [T, B, top neurons].
 
     dL/dW = sum_c q_c X_c^T,   dL/db = sum_c q_c,   dL/dV = sum_c q_c D_c^T,   dL/dp = sum_c h_c R^p[c],
     dL/dU = sum_c q_c D_c^T with the D of the layer above; all summed over samples.
 
-    With bins = T this is backpropagation through time, whatever `terms`. For `jointly` see `solve`.
+    With bins = T this is backpropagation through time, whatever `terms`. For `jointly` see `solve`. With `by_step` the
+    signal is taken step by step, see above; the readouts must then have no recurrent weights.
     """
     edges = bin_edges(len(x), bins)
     shares = delay_shares(edges)
@@ -467,9 +527,13 @@ def reference_gradients(
         histories = simulate(network, x)
         recordings = [record(layer, history, edges) for layer, history in zip(network.layers, histories, strict=True)]
         top_signal = [signal[start:stop].sum(0) for start, stop in pairwise(edges)]
-        h, q = solve(network, recordings, top_signal, shares, terms, jointly)
-
         gradients = {name: torch.zeros_like(value) for name, value in named_parameters(network).items()}
+        found = take_step_by_step(network, histories, edges, signal) if by_step else None
+        if found is not None:
+            top_signal = [torch.zeros_like(value) for value in top_signal]
+            gradients |= {name: value.clone() for name, value in found.gradients.items()}
+        h, q = solve(network, recordings, top_signal, shares, terms, jointly, found)
+
         for index, layer in enumerate(network.layers):
             own = recordings[index]
             for c in range(bins):

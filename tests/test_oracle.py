@@ -18,6 +18,8 @@ from torch import Tensor, nn
 import tracecompile
 from tracecompile.errors import UnsupportedOperation
 from tracecompile.runtime import solve
+from tracecompile.runtime.bins import Bins
+from tracecompile.runtime.signals import is_uneven
 
 PLAIN = {"lateral": "none"}
 LATERAL = {"lateral": "linear"}
@@ -94,6 +96,7 @@ CORES: dict[str, tuple[Any, int, dict[str, float]]] = {
     ),
     "synaptic": (reference.second_order_synapse, 2, {"synapse_leak": 0.5, "leak": 0.8, "threshold": 1.0}),
 }
+READOUT = (lambda reset, detach: reference.leaky_integrator, 1, {"leak": 0.7})
 
 
 class Stack(nn.Module):
@@ -106,13 +109,13 @@ class Stack(nn.Module):
         self.laterals, self.params = nn.ParameterList(), nn.ModuleList()
         self.cores, self.states = [], []
         for index, kind in enumerate(kinds):
-            core, states, params = CORES[kind]
+            core, states, params = (CORES | {"readout": READOUT})[kind]
             self.cores.append(core(reset, detach))
             self.states.append(states)
             inputs = 3 if index == 0 else width
             self.weights.append(1.2 * torch.randn(width, inputs, dtype=torch.float64))
             self.biases.append(0.3 * torch.rand(width, dtype=torch.float64))
-            if lateral:
+            if lateral and kind != "readout":
                 self.laterals.append(0.15 * torch.randn(width, width, dtype=torch.float64))
             spread = 0.9 + 0.2 * torch.rand(width, dtype=torch.float64)
             self.params.append(nn.ParameterDict({name: value * spread for name, value in params.items()}))
@@ -128,7 +131,7 @@ class Stack(nn.Module):
             below, above = x[t], spikes[-1]
             for index, core in enumerate(self.cores):
                 current = nn.functional.linear(below, self.weights[index], self.biases[index])
-                if len(self.laterals) > 0:
+                if index < len(self.laterals):
                     current = current + nn.functional.linear(spikes[index], self.laterals[index])
                 if self.top_down and index == 0:
                     current = current + nn.functional.linear(above, self.down)
@@ -142,7 +145,7 @@ class Stack(nn.Module):
         """Returns the network and, by names of its parameters, those of the module's."""
         layers, names = [], {}
         for index, core in enumerate(self.cores):
-            lateral = self.laterals[index].detach() if len(self.laterals) > 0 else None
+            lateral = self.laterals[index].detach() if index < len(self.laterals) else None
             down = self.down.detach() if self.top_down and index == 0 else None
             params = {name: value.detach() for name, value in self.params[index].items()}
             weight, bias = self.weights[index].detach(), self.biases[index].detach()
@@ -152,6 +155,17 @@ class Stack(nn.Module):
             names |= {f"layer{index}.lateral": f"laterals.{index}"} if lateral is not None else {}
             names |= {f"layer{index}.topdown": "down"} if down is not None else {}
         return reference.Network(layers), names
+
+
+def in_time(signal: Tensor, bins: int, loss: str) -> tuple[Tensor, bool]:
+    """Returns a signal [T, ...] that falls in time as ``loss`` says, and whether it is taken step by step."""
+    edges = Bins.over(len(signal), bins)
+    if loss == "even":
+        signal = torch.cat([signal[:1] * (i + 1) for i, width in enumerate(edges.widths) for _ in range(width)])
+    elif loss != "uneven":
+        chosen = -1 if loss == "last step" else len(signal) // 2
+        signal = torch.zeros_like(signal).index_copy(0, torch.tensor([chosen % len(signal)]), signal[:1])
+    return signal, edges.count < len(signal) and is_uneven(signal, edges)
 
 
 @pytest.mark.parametrize("settled", [solve.SETTLED, 0.0])
@@ -172,19 +186,25 @@ def test_fewer_bins_are_what_the_reference_computes(
         st.booleans(),
         st.integers(5, 8),
         st.integers(2 if recurrence == "none" else 1, 4),  # with one bin, see the finite-horizon factor
+        st.sampled_from(["even", "uneven", "last step", "one step"]),
+        st.booleans(),
         st.integers(0, 999),
     )
-    def holds(kinds: list[str], reset: str, detach: bool, steps: int, bins: int, seed: int) -> None:
+    def holds(
+        kinds: list[str], reset: str, detach: bool, steps: int, bins: int, loss: str, readout: bool, seed: int
+    ) -> None:
         with models.seeded(seed):
+            kinds = [*kinds, "readout"] if readout and not top_down else kinds
             model = Stack(kinds, reset, detach, lateral, top_down, width=3)
             x, signal = (scale * torch.randn(steps, 2, 3, dtype=torch.float64) for scale in (1.5, 1.0))
+            signal, by_step = in_time(signal, bins, loss)
         net = tracecompile.convert(model, x, bins=bins)
         outputs = net(x)
         assert torch.equal(outputs, model(x))
         found = models.gradients(net, (outputs * signal).sum())
         network, names = model.reference()
         terms = 0 if recurrence == "none" else solve.MOST_LATERAL_TERMS
-        expected = reference.reference_gradients(network, x, signal, bins, terms)
+        expected = reference.reference_gradients(network, x, signal, bins, terms, by_step=by_step)
         expected = {names[name]: value for name, value in expected.items()}
         live = assert_close(found, expected, rtol=1e-9 if exact else 0.02)
         every = [step.output for history in reference.simulate(network, x) for step in history]

@@ -79,13 +79,20 @@ def refuse_random(program: StepProgram) -> None:
         UnsupportedOperation: With the user's line.
     """
     for node in program.step.graph.nodes:
-        name = operation_name(program, node) if node.op in ("call_function", "call_method") else ""
-        if name in _RANDOM or (name in _DROPOUTS and _drops(node)):
+        if draws_random(program, node) and node.op != "call_module":
             raise UnsupportedOperation(
-                f"The step draws random numbers ({name}) at every time step.",
+                f"The step draws random numbers ({operation_name(program, node)}) at every time step.",
                 "Draw them once per sequence, before the loop, and use the same in every step.",
                 node.meta.get("where"),
             )
+
+
+def draws_random(program: StepProgram, node: fx.Node) -> bool:
+    """Tells whether a node draws random numbers; a dropout module may, since its mode may change."""
+    if node.op == "call_module":
+        return isinstance(program.resolve(str(node.target)), nn.modules.dropout._DropoutNd)
+    name = operation_name(program, node) if node.op in ("call_function", "call_method") else ""
+    return name in _RANDOM or (name in _DROPOUTS and _drops(node))
 
 
 def refuse_active_dropout(program: StepProgram) -> None:

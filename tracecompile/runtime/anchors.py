@@ -1,18 +1,21 @@
 """The way back from the user's loss: anchors that autograd sums the learning signals into.
 
-One anchor per value that the user can read, with one slot per time bin, all zeros. Each step's real value has its bin's
-slot added to it, so whatever loss the user writes, autograd adds up the learning signals of all steps and calls the one
-backward function of the sequence once.
+An anchor is a zero that is added to a value that the user can read. Whatever loss the user writes, autograd hands the
+learning signals of all anchors to the one backward function of the sequence, which is called once.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+if TYPE_CHECKING:
+    from tracecompile.runtime.window import Window
 
 Backward = Callable[[list[Tensor | None]], list[Tensor | None]]
 """Maps learning signals, one per anchor, to gradients, one per differentiable input."""
@@ -37,29 +40,19 @@ class AnchorFunction(torch.autograd.Function):
         return (None, None, *ctx.run(list(signals)))
 
 
-class SpreadFunction(torch.autograd.Function):
-    """Repeats each bin's slot over the steps of the bin; keeps nothing for backward but the widths."""
+class LatestFunction(torch.autograd.Function):
+    """Takes out of a bin's anchor the learning signal of the latest step, if this step is still the latest then."""
 
     @staticmethod
-    def forward(ctx: Any, anchor: Tensor, widths: tuple[int, ...]) -> Tensor:
-        """Returns (steps, *shape) from (bins, *shape)."""
-        ctx.widths = widths
-        return anchor[:1].expand(sum(widths), *anchor.shape[1:])
+    def forward(ctx: Any, anchor: Tensor, window: weakref.ref[Window], port: int, step: int) -> Tensor:
+        """Returns the anchor for the step ``step``."""
+        ctx.window, ctx.port, ctx.step = window, port, step
+        return anchor.view_as(anchor)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, signal: Tensor) -> Any:
-        """Sums the signal over the steps of each bin."""
-        return torch.stack([part.sum(0) for part in signal.split(list(ctx.widths))]), None
-
-
-def spread(anchor: Tensor, widths: tuple[int, ...]) -> Tensor:
-    """Returns zeros of shape (steps, *shape) whose learning signal flows to the slot of each step's bin."""
-    spread_anchor: Tensor = SpreadFunction.apply(anchor, widths)
-    return spread_anchor
-
-
-def total(anchor: Tensor, widths: tuple[int, ...]) -> Tensor:
-    """Returns a zero of one step's shape whose learning signal reaches every step."""
-    parts = [anchor[index] * width for index, width in enumerate(widths)]
-    return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
+        """Leaves the signal with the window, or lets it pass to the anchor of the bin."""
+        window = ctx.window()
+        taken = window is not None and window.take_latest(ctx.port, ctx.step, signal)
+        return (torch.zeros_like(signal) if taken else signal), None, None, None

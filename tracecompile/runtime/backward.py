@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from tracecompile.layers import Jacobian, Layer, Source
+from tracecompile.layers import Jacobian, Layer
 from tracecompile.passes.insert_input_traces import layer_decay
 from tracecompile.program import StepProgram
 from tracecompile.rules.analytic import RateCurve
+from tracecompile.runtime.adjoint import KnownCurrents, is_time_invariant
 from tracecompile.runtime.horizon import Horizon
 from tracecompile.runtime.local import LocalGraph, Response, Signals
-from tracecompile.runtime.record import Record, norm_traces
+from tracecompile.runtime.moments import MomentPass
+from tracecompile.runtime.record import Moment, Record, norm_traces
+from tracecompile.runtime.responses import Responses
+from tracecompile.runtime.signals import Signal, TimedSignal, at_step, of_all_steps
 from tracecompile.runtime.solve import Solver
-from tracecompile.runtime.statistics import Responses
 
 StandIns = dict[nn.Parameter, Tensor]
 """The leaf that stands for each Parameter in the graph of the static values."""
@@ -36,7 +39,7 @@ class MeasuredResponse:
 
     def parameter_signals(self, layer: Layer, signals: Signals) -> dict[str, Tensor]:
         """See Response."""
-        names = [name for name in self.responses.slots if name not in layer.currents]
+        names = [name for name in self.responses.tangents.slots if name not in layer.currents]
         found = ((name, self.responses.pulled(name, signals, 0, self.factors)) for name in names)
         return {name: signal for name, signal in found if signal is not None}
 
@@ -88,23 +91,6 @@ class AnalyticResponse:
 
 
 @dataclass(frozen=True)
-class Signal:
-    """A learning signal on something that the user read.
-
-    Attributes:
-        source: What was read.
-        index: In which bin.
-        value: dL/d(mean value in the bin).
-        at_the_end: Whether it was the last step's value, and not that of every step.
-    """
-
-    source: Source
-    index: int
-    value: Tensor
-    at_the_end: bool
-
-
-@dataclass(frozen=True)
 class Gradients:
     """What one backward pass found.
 
@@ -145,8 +131,16 @@ class BackwardPass:
         self.statics, self.stand_ins = statics, stand_ins
         self.wanted = wanted_inputs | {output for layer in program.layers for output in layer.outputs}
 
-    def run(self, signals: Sequence[Signal]) -> Gradients:
-        """Turns learning signals on what the user read into gradients."""
+    def run(
+        self, signals: Sequence[Signal], timed: Sequence[TimedSignal] = (), rerun: Iterable[Moment] | None = None
+    ) -> Gradients:
+        """Turns learning signals on what the user read into gradients.
+
+        Args:
+            signals: On all values of a bin.
+            timed: On the values of single steps.
+            rerun: All steps of the sequence once more; None if ``timed`` falls on the last step alone.
+        """
         leaves = {
             name: value.detach().requires_grad_(value.requires_grad) if isinstance(value, Tensor) else value
             for name, value in self.statics.items()
@@ -164,11 +158,33 @@ class BackwardPass:
         for given in signals:
             solver.add(given.source.origin, given.source.delay, given.index, given.value)
             if horizon is not None:
-                profile = horizon.at_the_end() if given.at_the_end else horizon.constant()
-                horizon.note(given.source.origin, given.value, profile)
+                horizon.note(given.source.origin, given.value, horizon.constant())
+        if timed:
+            self._take_moments(solver, leaves, timed, rerun)
         solver.run()
         inputs = {x.name: solver.signals[x.name] for x in self.program.inputs if x.name in solver.signals}
         return Gradients(self._through_statics(solver), solver.initial, inputs, solver)
+
+    def _take_moments(
+        self,
+        solver: Solver,
+        statics: Mapping[str, Tensor],
+        timed: Sequence[TimedSignal],
+        rerun: Iterable[Moment] | None,
+    ) -> None:
+        last = self.record.moment
+        assert last is not None
+        moments = MomentPass(self.program, self.record.bins, solver, statics, self.wanted)
+        if rerun is None:
+            moments.take(last, at_step(timed, last.step))
+            return
+        known = KnownCurrents()
+        for layer in self.program.layers:
+            given = of_all_steps(timed, layer.outputs, self.record.bins.edges[-1])
+            if given and is_time_invariant(layer):
+                known.add(layer, last.derivatives[layer.name], given)
+        for moment in rerun:
+            moments.take(moment, at_step(timed, moment.step), known)
 
     def _horizon(self) -> Horizon | None:
         cells = self.record.cells

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from tracecompile.analysis.linearity import refuse_active_dropout
 from tracecompile.errors import InvalidInput
 from tracecompile.program import StepProgram
-from tracecompile.runtime.anchors import spread, total
 from tracecompile.runtime.backward import StandIns
 from tracecompile.runtime.bins import Bins, Clock, SequenceClock
 from tracecompile.runtime.record import Record
+from tracecompile.runtime.rerun import Rerun
 from tracecompile.runtime.window import Window, find_ports
 
 
@@ -109,7 +109,7 @@ class Executor:
         prepared = self.prepare(leaves)
         steps = self._length(prepared)
         if self.wants_record(prepared):
-            return self._recorded(prepared, steps, bins)
+            return self._recorded(leaves, prepared, steps, bins)
         states: Sequence[Tensor] = prepared.initial
         collector = Collector(self.program)
         statics = self._argument_statics(self.statics(prepared))
@@ -119,29 +119,37 @@ class Executor:
             collector.add(outputs)
         return self.finish(collector.results(), states, prepared.invariants), None
 
-    def _recorded(self, prepared: Prepared, steps: int, bins: int) -> tuple[list[Any], Window]:
+    def _recorded(self, leaves: Sequence[Any], prepared: Prepared, steps: int, bins: int) -> tuple[list[Any], Window]:
         window = self.open_window(SequenceClock(Bins.over(steps, bins)), prepared)
         collector = Collector(self.program)
+        rerun = Rerun(self, leaves, prepared, window)
+        states: Sequence[Tensor] = ()
         with torch.no_grad():
-            states: Sequence[Tensor] = [state.detach() for state in prepared.initial]
-            inputs_of = [value.detach() for value in prepared.inputs]
-            statics = [_detached(value) for value in self._argument_statics(window.statics)]
-            invariants = [_detached(value) for value in prepared.invariants]
-            for time in range(steps):
-                inputs = self._slices(inputs_of, time)
-                (outputs, states), *recorded = self.emitted.traced(*inputs, *invariants, *states, *statics)
+            for outputs, states, recorded in self.steps(prepared, prepared.initial, window.statics):
                 self.observer(window.record, states, *recorded)
                 collector.add(outputs)
             collected = collector.results()
+        rerun.final = states
+        if self.rule == "measured":
+            window.rerun = rerun
         axes = {x.name: (value, x.dim) for x, value in zip(self.program.inputs, prepared.inputs, strict=True)}
         anchors = window.sequence_anchors(self.ports, [*collector.latest, *states], axes)
-        widths = window.record.bins.widths
-        outputs = [
-            value if anchor is None else value + _collected_anchor(anchor, output.collect, widths)
-            for value, anchor, output in zip(collected, anchors, self.program.outputs, strict=False)
-        ]
-        states = with_anchors(states, [None if anchor is None else anchor[0] for anchor in anchors[len(outputs) :]])
-        return self.finish(outputs, states, prepared.invariants), window
+        results = with_anchors(collected, anchors[: len(collected)])
+        states = with_anchors(states, anchors[len(collected) :])
+        return self.finish(results, states, prepared.invariants), window
+
+    def steps(
+        self, prepared: Prepared, initial: Sequence[Tensor], statics: Mapping[str, Any]
+    ) -> Iterator[tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Any]]]:
+        """Runs the traced steps of a sequence without a graph; yields (outputs, next states, what is recorded)."""
+        states: Sequence[Tensor] = [state.detach() for state in initial]
+        inputs_of = [value.detach() for value in prepared.inputs]
+        values = [_detached(value) for value in self._argument_statics(statics)]
+        invariants = [_detached(value) for value in prepared.invariants]
+        for time in range(self._length(prepared)):
+            inputs = self._slices(inputs_of, time)
+            (outputs, states), *recorded = self.emitted.traced(*inputs, *invariants, *states, *values)
+            yield outputs, states, recorded
 
     def _argument_statics(self, statics: Mapping[str, Any]) -> list[Any]:
         placeholders = set(self.program.invariants)
@@ -236,12 +244,6 @@ class Collector:
 def with_anchors(values: Sequence[Tensor], anchors: Sequence[Tensor | None]) -> list[Tensor]:
     """Adds to each of one step's values its anchor."""
     return [value if anchor is None else value + anchor for value, anchor in zip(values, anchors, strict=True)]
-
-
-def _collected_anchor(anchor: Tensor, collect: str, widths: tuple[int, ...]) -> Tensor:
-    if collect == "stack":
-        return spread(anchor, widths)
-    return total(anchor, widths) if collect == "sum" else anchor[-1]
 
 
 def _stand_in(value: Any, stand_ins: StandIns) -> Any:

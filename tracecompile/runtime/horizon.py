@@ -43,16 +43,11 @@ class Horizon:
         self.widths = torch.tensor(widths, dtype=torch.float64)
         self.cells = len(widths)
         self._profiles: dict[str, Profile] = {}
+        self._moments: dict[str, Profile] = {}
 
     def constant(self) -> Profile:
         """Returns the profile of a signal that is the same at every step."""
         return torch.ones(self.cells, dtype=torch.float64)
-
-    def at_the_end(self) -> Profile:
-        """Returns the profile of a signal on the last step."""
-        profile = torch.zeros(self.cells, dtype=torch.float64)
-        profile[-1] = 1.0 / self.widths[-1]
-        return profile
 
     def note(self, origin: str, signal: Tensor, profile: Profile) -> None:
         """Adds a signal on a value to the profile of that value, by its norm."""
@@ -60,8 +55,24 @@ class Horizon:
         share = profile * (float(signal.norm()) / total)
         self._profiles[origin] = self._profiles[origin] + share if origin in self._profiles else share
 
+    def note_moment(self, origin: str, signal: Tensor, step: int) -> None:
+        """Adds a signal on a value of one step, which needs no factor itself, to the profile of that value."""
+        if origin not in self._moments:
+            self._moments[origin] = torch.zeros(self.cells, dtype=torch.float64)
+        cell = int(torch.searchsorted(self.widths.cumsum(0), step, right=True))
+        self._moments[origin][cell] += float(signal.norm()) / self.widths[cell]
+
+    def knows(self, origin: str) -> bool:
+        """Tells whether there are signals on a value."""
+        return origin in self._profiles or origin in self._moments
+
     def of(self, origin: str) -> Profile:
-        """Returns the profile of the signals on a value."""
+        """Returns the profile of all signals on a value."""
+        parts = [profiles[origin] for profiles in (self._profiles, self._moments) if origin in profiles]
+        return sum(parts[1:], parts[0])
+
+    def of_bins(self, origin: str) -> Profile:
+        """Returns the profile of those signals on a value that its mean response answers to."""
         return self._profiles[origin]
 
     def factor(self, response: TraceBuffer, profile: Profile) -> float:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from tracecompile.layers import Layer
-from tracecompile.runtime.statistics import Responses
+from tracecompile.runtime.responses import Responses
 
 Signals = Mapping[str, list[Tensor | None]]
 """Learning signals by the node that made a value: one per time bin, of the value's shape, None where there is none."""

@@ -12,6 +12,7 @@ from tracecompile.program import StepProgram
 from tracecompile.runtime.horizon import Horizon, Profile
 from tracecompile.runtime.local import HasFactors, LocalGraph, Response
 from tracecompile.runtime.statistics import TraceBuffer
+from tracecompile.runtime.tangents import Tangents
 
 LATERAL_TERMS = 2
 """Fewest Neumann iterations of a recurrent block."""
@@ -29,6 +30,7 @@ class Solver:
 
     Attributes:
         signals: Learning signals by the node that made a value, one per bin.
+        timed: By layer, signals on the variables of its core, (slots, *shape), that single steps have given.
         weights: Gradients of the parameters of synapses.
         statics: Learning signals of static values.
         initial: Learning signals of initial states, by placeholder.
@@ -56,6 +58,7 @@ class Solver:
         self.program, self.overlap, self.bins = program, overlap, bins
         self.responses, self.graphs = responses, graphs
         self.signals: dict[str, list[Tensor | None]] = {}
+        self.timed: dict[str, dict[str, Tensor]] = {}
         self.weights: dict[nn.Parameter, Tensor] = {}
         self.statics: dict[str, Tensor] = {}
         self.initial: dict[str, Tensor] = {}
@@ -80,6 +83,27 @@ class Solver:
             if share and (own or made != index):
                 rows[made] = _plus(rows[made], signal * share if share != 1.0 else signal)
 
+    def add_timed(self, layer: Layer, variable: str, first: int, signal: Tensor) -> None:
+        """Adds a signal, (slots, *shape), on the slots of a variable of a core from ``first`` on."""
+        of_layer = self.timed.setdefault(layer.name, {})
+        if variable not in of_layer:
+            slots = self.bins if self.tangents(layer).is_binned(variable) else 1
+            of_layer[variable] = signal.new_zeros((slots, *signal.shape[1:]))
+        of_layer[variable][first : first + signal.shape[0]].add_(signal)
+
+    def add_weights(self, weights: Mapping[nn.Parameter, Tensor], statics: Mapping[str, Tensor]) -> None:
+        """Adds gradients of the parameters of a synapse, and signals on its static values."""
+        for parameter, gradient in weights.items():
+            self.weights[parameter] = _plus(self.weights.get(parameter), gradient)
+        for name, gradient in statics.items():
+            self.statics[name] = _plus(self.statics.get(name), gradient)
+
+    def tangents(self, layer: Layer) -> Tangents:
+        """Returns the tangents of a layer with a measured response."""
+        response = self.responses[layer.name]
+        assert isinstance(response, HasFactors)
+        return response.responses.tangents
+
     def run(self) -> None:
         """Goes through the blocks from the last to the first."""
         for block in reversed(self.program.blocks):
@@ -90,7 +114,7 @@ class Solver:
                 self._feed_forward(layers[0])
 
     def _feed_forward(self, layer: Layer) -> None:
-        if not any(name in self.signals for name in layer.outputs):
+        if layer.name not in self.timed and not any(name in self.signals for name in layer.outputs):
             return
         profile = self._apply_horizon(layer)
         pulled = [self._currents(layer, index) for index in range(self.bins)]
@@ -105,17 +129,16 @@ class Solver:
         """Sets the finite-horizon factors of a layer; returns the profile of the signals that it hands on."""
         if self.horizon is None:
             return None
-        outputs = [name for name in layer.outputs if name in self.signals]
+        outputs = [name for name in layer.outputs if self.horizon.knows(name)]
         response = self.responses[layer.name]
         if not isinstance(response, HasFactors):
             return sum((self.horizon.of(name) for name in outputs[1:]), self.horizon.of(outputs[0]))
         handed: Profile | None = None
         for output in outputs:
-            profile = self.horizon.of(output)
             for (name, variable), recorded in response.responses.profiles.items():
-                if name == output:
-                    response.factors[name, variable] = self.horizon.factor(recorded, profile)
-            below = self._handed_profile(layer, output, response.responses.profiles, profile)
+                if name == output and output in self.signals:
+                    response.factors[name, variable] = self.horizon.factor(recorded, self.horizon.of_bins(output))
+            below = self._handed_profile(layer, output, response.responses.profiles, self.horizon.of(output))
             handed = below if handed is None else handed + below
         return handed
 
@@ -154,11 +177,15 @@ class Solver:
     def _currents(self, layer: Layer, index: int) -> dict[str, Tensor]:
         """Returns the learning signals on a layer's currents in one bin."""
         signals = {name: self.signals[name] for name in layer.outputs if name in self.signals}
-        if not signals:
-            return {}
-        response = self.responses[layer.name]
-        found = ((current, response.signal(layer, current, signals, index)) for current in layer.currents)
-        return {current: signal for current, signal in found if signal is not None}
+        timed = self.timed.get(layer.name, {})
+        found: dict[str, Tensor] = {}
+        for current in layer.currents:
+            signal = self.responses[layer.name].signal(layer, current, signals, index) if signals else None
+            if current in timed:
+                signal = _plus(signal, timed[current][index])
+            if signal is not None:
+                found[current] = signal
+        return found
 
     def _handed(self, layer: Layer, index: int, signals: Mapping[str, Tensor]) -> Handed:
         if not signals:
@@ -169,13 +196,12 @@ class Solver:
     def _finish(self, layer: Layer, pulled: Sequence[Mapping[str, Tensor]]) -> None:
         """Takes the gradients of a layer whose learning signals are settled."""
         signals = {name: self.signals[name] for name in layer.outputs if name in self.signals}
-        if not signals:
-            return
-        weights, statics = self.graphs[layer.name].weight_gradients(pulled)
-        for parameter, gradient in weights.items():
-            self.weights[parameter] = _plus(self.weights.get(parameter), gradient)
-        of_core = self.responses[layer.name].parameter_signals(layer, signals)
-        for name, gradient in [*statics.items(), *of_core.items()]:
+        self.add_weights(*self.graphs[layer.name].weight_gradients(pulled))
+        of_core = self.responses[layer.name].parameter_signals(layer, signals) if signals else {}
+        for name, signal in self.timed.get(layer.name, {}).items():
+            if name not in layer.currents:
+                of_core[name] = _plus(of_core.get(name), signal[0])
+        for name, gradient in of_core.items():
             if name.startswith("init:"):
                 self.initial[name.removeprefix("init:")] = gradient
             else:

@@ -1,0 +1,117 @@
+"""The second pass over a sequence, for learning signals that fall on single steps.
+
+What a bin keeps is enough for signals that are much the same over the bin. For one that falls on a step of its own (a
+maximum over time, a first spike) the tangents of that very step are needed, and which step it is the loss says only
+afterwards. So the sequence is run forward once more, from the inputs that the caller holds anyway, and the tangents
+meet the signals as they go by. This costs time, one more forward pass, and no memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from tracecompile.analysis.linearity import draws_random
+from tracecompile.runtime.bins import SequenceClock
+from tracecompile.runtime.record import Moment, Record
+
+if TYPE_CHECKING:
+    from tracecompile.runtime.executor import Executor, Prepared
+    from tracecompile.runtime.window import Window
+
+
+class Rerun:
+    """Everything that is needed to run a sequence once more as it was."""
+
+    def __init__(self, executor: Executor, leaves: Sequence[Any], prepared: Prepared, window: Window) -> None:
+        """Remembers a sequence at its beginning.
+
+        Args:
+            executor: Runs it.
+            leaves: Of the call.
+            prepared: What the prologue made of them.
+            window: The sequence's own, whose clock, static values and initial states are used again.
+        """
+        self.executor, self.window = executor, window
+        root = executor.program.root
+        self.training = [(module, module.training) for module in root.modules()]
+        self.autocast = _autocast_states(prepared.device)
+        self.final: Sequence[Tensor] = ()
+        # Inputs that the prologue has computed are not kept: it is run again, unless it would draw other numbers.
+        self.leaves = None if _are_views(prepared.inputs, leaves) or _is_random(executor) else list(leaves)
+        self.prepared = prepared
+        if self.leaves is not None:
+            self.prepared = type(prepared)((), prepared.invariants, prepared.initial, prepared.device)
+        kept = [value for value in (*leaves, *self.prepared.inputs) if isinstance(value, Tensor)]
+        self.versions = [(value, value._version) for value in kept if not value.is_inference()]
+
+    def __call__(self) -> Iterator[Moment]:
+        """Yields every step of the sequence.
+
+        Raises:
+            RuntimeError: An input was modified in place, or the model's mode changed, since the sequence was run.
+        """
+        self._check()
+        executor, window = self.executor, self.window
+        prepared = self.prepared if self.leaves is None else executor.prepare(self.leaves)
+        clock = SequenceClock(window.record.bins)
+        record = Record(window.program, clock, window.statics, window.initial, keep=False)
+        states: Sequence[Tensor] = ()
+        with _restored(executor.program.root), contextlib.ExitStack() as stack:
+            for device, enabled, dtype in self.autocast:
+                stack.enter_context(torch.autocast(device, dtype=dtype, enabled=enabled))
+            for _, states, recorded in executor.steps(prepared, self.prepared.initial, window.statics):
+                record.add(states, *recorded)
+                assert record.moment is not None
+                yield record.moment
+        if not all(torch.equal(now, before) for now, before in zip(states, self.final, strict=True)):
+            warnings.warn(
+                "The second pass over the sequence did not come to the same states as the first: an operation of the "
+                "model is not deterministic, and the gradient is that of the second pass.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+    def _check(self) -> None:
+        if any(value._version != version for value, version in self.versions):
+            raise RuntimeError(
+                "An input was modified in place between the forward and the backward pass, which runs the sequence "
+                "once more because the loss reads single time steps. Pass a copy, or call backward before."
+            )
+        if any(module.training != training for module, training in self.training):
+            raise RuntimeError(
+                "The model was switched between train() and eval() after the forward pass, and the loss reads single "
+                "time steps, for which backward runs the sequence once more. Call backward before."
+            )
+
+
+def _are_views(inputs: Sequence[Tensor], leaves: Sequence[Any]) -> bool:
+    """Tells whether all inputs share the memory of a leaf, so that keeping them costs none."""
+    owned = {leaf.untyped_storage().data_ptr() for leaf in leaves if isinstance(leaf, Tensor)}
+    return all(value.untyped_storage().data_ptr() in owned for value in inputs)
+
+
+def _is_random(executor: Executor) -> bool:
+    return any(draws_random(executor.program, node) for node in executor.program.prologue.graph.nodes)
+
+
+def _autocast_states(device: torch.device | None) -> list[tuple[str, bool, torch.dtype]]:
+    kinds = {"cpu"} | ({device.type} if device is not None else set())
+    return [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in sorted(kinds)]
+
+
+@contextlib.contextmanager
+def _restored(root: nn.Module) -> Iterator[None]:
+    """Puts back the buffers that the steps move: the running statistics were counted the first time."""
+    kept = [(buffer, buffer._version, buffer.clone()) for buffer in root.buffers() if not buffer.is_inference()]
+    try:
+        yield
+    finally:
+        for buffer, version, value in kept:
+            if buffer._version != version:
+                buffer.copy_(value)
