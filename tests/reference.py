@@ -511,9 +511,17 @@ def solve(
 
 
 def reference_gradients(
-    network: Network, x: Tensor, signal: Tensor, bins: int, terms: int, jointly: bool = False, by_step: bool = False
+    network: Network,
+    x: Tensor,
+    signal: Tensor,
+    bins: int | list[int],
+    terms: int,
+    jointly: bool = False,
+    by_step: bool = False,
 ) -> dict[str, Tensor]:
-    """Gradients of the `measured` rule with `bins` bins; `signal` is dL/dy_t of the top output, [T, B, top neurons].
+    """Gradients of the `measured` rule with `bins` bins, or bins with these edges.
+
+    `signal` is dL/dy_t of the top output, [T, B, top neurons].
 
     dL/dW = sum_c q_c X_c^T,   dL/db = sum_c q_c,   dL/dV = sum_c q_c D_c^T,   dL/dp = sum_c h_c R^p[c],
     dL/dU = sum_c q_c D_c^T with the D of the layer above; all summed over samples.
@@ -521,7 +529,7 @@ def reference_gradients(
     With bins = T this is backpropagation through time, whatever `terms`. For `jointly` see `solve`. With `by_step` the
     signal is taken step by step, see above; the readouts must then have no recurrent weights.
     """
-    edges = bin_edges(len(x), bins)
+    edges = bin_edges(len(x), bins) if isinstance(bins, int) else bins
     shares = delay_shares(edges)
     with torch.no_grad():
         histories = simulate(network, x)
@@ -536,7 +544,7 @@ def reference_gradients(
 
         for index, layer in enumerate(network.layers):
             own = recordings[index]
-            for c in range(bins):
+            for c in range(len(shares)):
                 gradients[f"layer{index}.weight"] += q[index][c].T @ own.mean_input[c]
                 if layer.bias is not None:
                     gradients[f"layer{index}.bias"] += q[index][c].sum(0)

@@ -201,10 +201,16 @@ def test_fewer_bins_are_what_the_reference_computes(
         net = tracecompile.convert(model, x, bins=bins)
         outputs = net(x)
         assert torch.equal(outputs, model(x))
+        assert net._live.sequence is not None
+        window = net._live.sequence()
         found = models.gradients(net, (outputs * signal).sum())
+        assert window is not None
+        # A second pass places its bins by the signal: where, test_placing says; what it makes of them, the reference.
+        assert window.reran == (by_step and loss != "last step")
+        edges = list(window.record.bins.edges)
         network, names = model.reference()
         terms = 0 if recurrence == "none" else solve.MOST_LATERAL_TERMS
-        expected = reference.reference_gradients(network, x, signal, bins, terms, by_step=by_step)
+        expected = reference.reference_gradients(network, x, signal, edges, terms, by_step=by_step)
         expected = {names[name]: value for name, value in expected.items()}
         live = assert_close(found, expected, rtol=1e-9 if exact else 0.02)
         every = [step.output for history in reference.simulate(network, x) for step in history]

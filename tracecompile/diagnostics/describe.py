@@ -6,6 +6,7 @@ from torch import fx, nn
 
 from tracecompile.analysis.linearity import nonlinear_operations
 from tracecompile.analysis.reach import reached_parameters
+from tracecompile.diagnostics.footprint import footprint
 from tracecompile.diagnostics.report import ConversionReport, LayerReport, ParameterReport
 from tracecompile.layers import Jacobian, Layer
 from tracecompile.passes.insert_input_traces import layer_decay
@@ -24,6 +25,7 @@ def describe(program: StepProgram) -> ConversionReport:
         rule=settings.rule,
         bins=settings.bins,
         backend="eager",
+        memory=footprint(program),
     )
 
 
@@ -100,6 +102,11 @@ def _notes(program: StepProgram) -> list[str]:
         notes.append(f"No rate curve is known for {', '.join(replayed)}: replayed under their mean current.")
     if program.settings.rule == "measured" and program.settings.bins == 1 and program.settings.decay is None:
         notes.append("One bin: feed-forward layers are scaled by the measured factor for the finite sequence.")
+    if program.settings.rule == "measured" and program.settings.decay is None and program.kind == "sequence":
+        notes.append(
+            "A loss that reads single steps (a maximum over time, a first spike) makes backward run the sequence "
+            "forward once more, from the same inputs."
+        )
     if program.settings.rule != "bptt":
         notes += _approximations(program)
     styles = {

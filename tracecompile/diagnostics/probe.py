@@ -36,6 +36,7 @@ class LayerProbe:
         warm_up: Weight that the input trace has reached, 1 - decay**steps; 1 where it is a plain mean.
         residual: Last relative change of the recurrent solve; 0 for a feed-forward layer.
         unsettled: Samples for which the solve stopped contracting and was cut off.
+        band: Time bins, its own included, that a bin's output answers to: the memory of the neurons in bins.
     """
 
     name: str
@@ -46,6 +47,7 @@ class LayerProbe:
     warm_up: float
     residual: float
     unsettled: int
+    band: int
 
     def advice(self) -> list[str]:
         """Returns what the figures imply, one sentence each."""
@@ -78,7 +80,7 @@ class Probe:
         return tuple(sentence for layer in self.layers for sentence in layer.advice())
 
     def __str__(self) -> str:
-        header = ("layer", "rate", "silent", "saturated", "drift", "warm-up", "residual", "unsettled")
+        header = ("layer", "rate", "silent", "saturated", "drift", "warm-up", "residual", "unsettled", "band")
         rows = [[_text(value) for value in asdict(layer).values()] for layer in self.layers]
         return "\n".join([text_table(header, rows), *(f"- {sentence}" for sentence in self.advice)])
 
@@ -160,6 +162,7 @@ def _layer(layer: Any, window: Window, spikes: _Spikes) -> LayerProbe:
     counts = spikes.counts.get(layer.name)
     rates = None if counts is None else counts / spikes.steps
     decay = layer_decay(window.program, layer)
+    responses = window.record.responses.get(layer.name)
     block = next((name for name in window.residuals if layer.name in name.split("+")), "")
     return LayerProbe(
         name=layer.name,
@@ -170,6 +173,7 @@ def _layer(layer: Any, window: Window, spikes: _Spikes) -> LayerProbe:
         warm_up=1.0 if decay is None else 1.0 - decay**spikes.steps,
         residual=window.residuals.get(block, 0.0),
         unsettled=window.unsettled.get(block, 0),
+        band=responses.band if responses is not None else 1,
     )
 
 

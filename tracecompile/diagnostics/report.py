@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from tracecompile.diagnostics.footprint import Footprint
+
 Status = Literal["trace", "exact", "frozen"]
 """How a parameter is trained: from traces (approximate), exactly, or not at all."""
 
@@ -60,6 +62,7 @@ class ConversionReport:
         rule: The gradient rule: "measured", "analytic" or "bptt".
         bins: Number of time bins of the measured rule.
         backend: What runs the time steps: "eager" or "inductor".
+        memory: What training holds per sample.
     """
 
     layers: tuple[LayerReport, ...] = ()
@@ -69,6 +72,7 @@ class ConversionReport:
     rule: str = "measured"
     bins: int = 1
     backend: str = "eager"
+    memory: Footprint = field(default_factory=Footprint)
 
     def __str__(self) -> str:
         time_bins = f", {self.bins} time bin{'s' if self.bins != 1 else ''}" if self.rule == "measured" else ""
@@ -77,6 +81,7 @@ class ConversionReport:
             _section("layers", _layer_table(self.layers)),
             _section("parameters", _parameter_table(self.parameters)),
             _section("schedule", "\n".join(f"{index}. {line}" for index, line in enumerate(self.schedule, 1))),
+            _section("memory", str(self.memory) if self.memory.total else ""),
             _section("notes", "\n".join(f"- {note}" for note in self.notes)),
         ]
         return "\n\n".join(section for section in sections if section)
@@ -90,6 +95,7 @@ class ConversionReport:
             "layers": [_lists(asdict(layer)) for layer in self.layers],
             "parameters": {name: asdict(entry) for name, entry in self.parameters.items()},
             "schedule": list(self.schedule),
+            "memory": asdict(self.memory) | {"total": self.memory.total},
             "notes": list(self.notes),
         }
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from tracecompile.layers import Jacobian, Layer
+from tracecompile.layers import Layer
 from tracecompile.passes.insert_input_traces import layer_decay
 from tracecompile.program import StepProgram
 from tracecompile.rules.analytic import RateCurve
@@ -107,6 +107,21 @@ class Gradients:
     solver: Solver
 
 
+@dataclass(frozen=True)
+class Moments:
+    """Learning signals on the values of single steps.
+
+    Attributes:
+        signals: The signals.
+        last: The last step of the record.
+        rerun: All steps of the sequence once more; None if the signals fall on the last step alone.
+    """
+
+    signals: Sequence[TimedSignal]
+    last: Moment
+    rerun: Iterable[Moment] | None
+
+
 class BackwardPass:
     """Runs the local graphs of one record."""
 
@@ -131,60 +146,54 @@ class BackwardPass:
         self.statics, self.stand_ins = statics, stand_ins
         self.wanted = wanted_inputs | {output for layer in program.layers for output in layer.outputs}
 
-    def run(
-        self, signals: Sequence[Signal], timed: Sequence[TimedSignal] = (), rerun: Iterable[Moment] | None = None
-    ) -> Gradients:
+    def run(self, signals: Sequence[Signal], moments: Moments | None = None) -> Gradients:
         """Turns learning signals on what the user read into gradients.
 
         Args:
             signals: On all values of a bin.
-            timed: On the values of single steps.
-            rerun: All steps of the sequence once more; None if ``timed`` falls on the last step alone.
+            moments: Those on the values of single steps.
         """
         leaves = {
             name: value.detach().requires_grad_(value.requires_grad) if isinstance(value, Tensor) else value
             for name, value in self.statics.items()
         }
-        graphs = {layer.name: self._graph(layer, leaves) for layer in self.program.layers}
-        responses = {layer.name: self._response(layer, graphs[layer.name], leaves) for layer in self.program.layers}
         bins = self.record.bins
-        delays = {s.delay for layer in self.program.layers for s in layer.sources} | {
-            given.source.delay for given in signals
-        }
+        delays = {s.delay for layer in self.program.layers for s in layer.sources} | {s.source.delay for s in signals}
         overlap = {delay: bins.overlap(delay) for delay in delays if delay}
+        graphs: dict[str, LocalGraph] = {}
+        responses: dict[str, Response] = {}
         solver = Solver(self.program, overlap, bins.count, responses, graphs)
-        horizon = self._horizon()
-        solver.horizon = horizon
+        solver.horizon = self._horizon()
+        for name, recorded in self.record.responses.items():
+            responses[name] = MeasuredResponse(recorded)
+        if moments is not None and moments.signals:
+            # First, since a second pass fills the record.
+            self._take_moments(solver, leaves, moments)
+        for layer in self.program.layers:
+            graphs[layer.name] = self._graph(layer, leaves)
+            if layer.name not in responses:
+                responses[layer.name] = _unmeasured(layer, graphs[layer.name], leaves)
         for given in signals:
             solver.add(given.source.origin, given.source.delay, given.index, given.value)
-            if horizon is not None:
-                horizon.note(given.source.origin, given.value, horizon.constant())
-        if timed:
-            self._take_moments(solver, leaves, timed, rerun)
+            if solver.horizon is not None:
+                solver.horizon.note(given.source.origin, given.value, solver.horizon.constant())
         solver.run()
         inputs = {x.name: solver.signals[x.name] for x in self.program.inputs if x.name in solver.signals}
         return Gradients(self._through_statics(solver), solver.initial, inputs, solver)
 
-    def _take_moments(
-        self,
-        solver: Solver,
-        statics: Mapping[str, Tensor],
-        timed: Sequence[TimedSignal],
-        rerun: Iterable[Moment] | None,
-    ) -> None:
-        last = self.record.moment
-        assert last is not None
-        moments = MomentPass(self.program, self.record.bins, solver, statics, self.wanted)
-        if rerun is None:
-            moments.take(last, at_step(timed, last.step))
+    def _take_moments(self, solver: Solver, statics: Mapping[str, Tensor], moments: Moments) -> None:
+        timed, last = moments.signals, moments.last
+        steps = MomentPass(self.program, self.record.bins, solver, statics, self.wanted)
+        if moments.rerun is None:
+            steps.take(last, at_step(timed, last.step))
             return
         known = KnownCurrents()
         for layer in self.program.layers:
             given = of_all_steps(timed, layer.outputs, self.record.bins.edges[-1])
             if given and is_time_invariant(layer):
                 known.add(layer, last.derivatives[layer.name], given)
-        for moment in rerun:
-            moments.take(moment, at_step(timed, moment.step), known)
+        for moment in moments.rerun:
+            steps.take(moment, at_step(timed, moment.step), known)
 
     def _horizon(self) -> Horizon | None:
         cells = self.record.cells
@@ -199,14 +208,6 @@ class BackwardPass:
         recorded = [self.record.traces[trace.value, decay] for trace in norm_traces(layer, decay)]
         norms = [[buffer.mean(index) for buffer in recorded] for index in range(self.record.bins.count)]
         return LocalGraph(layer, means, norms, statics, {s.value for s in layer.sources if s.origin in self.wanted})
-
-    def _response(self, layer: Layer, graph: LocalGraph, statics: Mapping[str, Tensor]) -> Response:
-        if isinstance(layer.response, Jacobian):
-            return MeasuredResponse(self.record.responses[layer.name])
-        if isinstance(layer.response, RateCurve):
-            currents = dict(zip(layer.currents, graph.currents[0], strict=True))
-            return AnalyticResponse(layer.response, currents, statics)
-        return JunctionResponse()
 
     def _through_statics(self, solver: Solver) -> dict[nn.Parameter, Tensor]:
         """Adds to the synapses' gradients what reaches parameters through static values."""
@@ -224,6 +225,13 @@ class BackwardPass:
                 if gradient is not None:
                     found[parameter] = found[parameter] + gradient if parameter in found else gradient
         return found
+
+
+def _unmeasured(layer: Layer, graph: LocalGraph, statics: Mapping[str, Tensor]) -> Response:
+    if isinstance(layer.response, RateCurve):
+        currents = dict(zip(layer.currents, graph.currents[0], strict=True))
+        return AnalyticResponse(layer.response, currents, statics)
+    return JunctionResponse()
 
 
 def _reduced(signal: Tensor, value: Tensor) -> Tensor:

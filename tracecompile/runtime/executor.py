@@ -14,9 +14,10 @@ from tracecompile.errors import InvalidInput
 from tracecompile.program import StepProgram
 from tracecompile.runtime.backward import StandIns
 from tracecompile.runtime.bins import Bins, Clock, SequenceClock
+from tracecompile.runtime.ports import find_ports
 from tracecompile.runtime.record import Record
 from tracecompile.runtime.rerun import Rerun
-from tracecompile.runtime.window import Window, find_ports
+from tracecompile.runtime.window import Window
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ class Executor:
     def _recorded(self, leaves: Sequence[Any], prepared: Prepared, steps: int, bins: int) -> tuple[list[Any], Window]:
         window = self.open_window(SequenceClock(Bins.over(steps, bins)), prepared)
         collector = Collector(self.program)
-        rerun = Rerun(self, leaves, prepared, window)
+        rerun = Rerun(self, leaves, prepared, window.statics)
         states: Sequence[Tensor] = ()
         with torch.no_grad():
             for outputs, states, recorded in self.steps(prepared, prepared.initial, window.statics):

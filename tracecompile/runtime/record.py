@@ -56,7 +56,6 @@ class Record:
         clock: Clock,
         statics: Mapping[str, Tensor],
         initial: Sequence[Tensor],
-        keep: bool = True,
     ) -> None:
         """Opens a record.
 
@@ -65,12 +64,11 @@ class Record:
             clock: Of a sequence or a stream.
             statics: Static values by name; those that require grad get gradients.
             initial: Initial states in the order of the carries; those that require grad get gradients.
-            keep: False to carry the tangents along and keep nothing but the last step.
         """
-        self.program, self.clock, self.keep = program, clock, keep
+        self.program, self.clock = program, clock
         self.moment: Moment | None = None
         self.traces = {(t.value, t.decay): TraceBuffer(t, clock.capacity) for t in program.traces}
-        single = keep and clock.capacity == 1 and program.settings.decay is None
+        single = clock.capacity == 1 and program.settings.decay is None
         self.cells = fine_clock(clock) if single else None
         """Finer time for the mean responses, which a single bin needs for its finite-horizon factor."""
         for layer in program.layers:
@@ -111,9 +109,8 @@ class Record:
         cell = self._tick_cells()
         statistics = [value for pair in norms for value in pair]
         values = dict(zip(self.traces, [*traced, *statistics], strict=True))
-        if self.keep:
-            for key, value in values.items():
-                self.traces[key].add(value, index)
+        for key, value in values.items():
+            self.traces[key].add(value, index)
         changes, derivatives = {}, {}
         for layer, (outputs, entries) in zip(self.program.layers, of_layers, strict=True):
             if isinstance(layer.response, Jacobian):
@@ -122,8 +119,7 @@ class Record:
                 like |= {f"next:{i}": states[position] for i, position in enumerate(self._states_of[layer.name])}
                 responses = self.responses[layer.name]
                 change = responses.tangents.advance(rows, index, like)
-                if self.keep:
-                    responses.add(change, index)
+                responses.add(change, index)
                 if cell is not None:
                     responses.note_profiles(change, rows, cell, CELLS)
                 changes[layer.name], derivatives[layer.name] = change, rows

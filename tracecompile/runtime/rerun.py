@@ -3,41 +3,42 @@
 What a bin keeps is enough for signals that are much the same over the bin. For one that falls on a step of its own (a
 maximum over time, a first spike) the tangents of that very step are needed, and which step it is the loss says only
 afterwards. So the sequence is run forward once more, from the inputs that the caller holds anyway, and the tangents
-meet the signals as they go by. This costs time, one more forward pass, and no memory.
+meet the signals as they go by; the bins are placed anew where the signals are. This costs time, one more forward pass,
+and no memory.
 """
 
 from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from tracecompile.analysis.linearity import draws_random
-from tracecompile.runtime.bins import SequenceClock
 from tracecompile.runtime.record import Moment, Record
 
 if TYPE_CHECKING:
     from tracecompile.runtime.executor import Executor, Prepared
-    from tracecompile.runtime.window import Window
 
 
 class Rerun:
     """Everything that is needed to run a sequence once more as it was."""
 
-    def __init__(self, executor: Executor, leaves: Sequence[Any], prepared: Prepared, window: Window) -> None:
+    def __init__(
+        self, executor: Executor, leaves: Sequence[Any], prepared: Prepared, statics: Mapping[str, Any]
+    ) -> None:
         """Remembers a sequence at its beginning.
 
         Args:
             executor: Runs it.
             leaves: Of the call.
             prepared: What the prologue made of them.
-            window: The sequence's own, whose clock, static values and initial states are used again.
+            statics: Static values of the sequence.
         """
-        self.executor, self.window = executor, window
+        self.executor, self.statics = executor, statics
         root = executor.program.root
         self.training = [(module, module.training) for module in root.modules()]
         self.autocast = _autocast_states(prepared.device)
@@ -50,22 +51,20 @@ class Rerun:
         kept = [value for value in (*leaves, *self.prepared.inputs) if isinstance(value, Tensor)]
         self.versions = [(value, value._version) for value in kept if not value.is_inference()]
 
-    def __call__(self) -> Iterator[Moment]:
-        """Yields every step of the sequence.
+    def __call__(self, record: Record) -> Iterator[Moment]:
+        """Yields every step of the sequence, after it was added to ``record``.
 
         Raises:
             RuntimeError: An input was modified in place, or the model's mode changed, since the sequence was run.
         """
         self._check()
-        executor, window = self.executor, self.window
+        executor = self.executor
         prepared = self.prepared if self.leaves is None else executor.prepare(self.leaves)
-        clock = SequenceClock(window.record.bins)
-        record = Record(window.program, clock, window.statics, window.initial, keep=False)
         states: Sequence[Tensor] = ()
         with _restored(executor.program.root), contextlib.ExitStack() as stack:
             for device, enabled, dtype in self.autocast:
                 stack.enter_context(torch.autocast(device, dtype=dtype, enabled=enabled))
-            for _, states, recorded in executor.steps(prepared, self.prepared.initial, window.statics):
+            for _, states, recorded in executor.steps(prepared, self.prepared.initial, self.statics):
                 record.add(states, *recorded)
                 assert record.moment is not None
                 yield record.moment
@@ -108,10 +107,11 @@ def _autocast_states(device: torch.device | None) -> list[tuple[str, bool, torch
 @contextlib.contextmanager
 def _restored(root: nn.Module) -> Iterator[None]:
     """Puts back the buffers that the steps move: the running statistics were counted the first time."""
-    kept = [(buffer, buffer._version, buffer.clone()) for buffer in root.buffers() if not buffer.is_inference()]
+    kept = [(buffer, buffer.clone()) for buffer in root.buffers() if not buffer.is_inference()]
     try:
         yield
     finally:
-        for buffer, version, value in kept:
-            if buffer._version != version:
+        for buffer, value in kept:
+            # Batch normalisation moves its statistics without counting a version.
+            if not torch.equal(buffer, value):
                 buffer.copy_(value)

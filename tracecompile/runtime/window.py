@@ -5,61 +5,25 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tracecompile.analysis.graph_view import StepView
 from tracecompile.errors import UnsupportedState
-from tracecompile.layers import Source
-from tracecompile.program import StepProgram, final_states_read, step_results
+from tracecompile.program import StepProgram
 from tracecompile.runtime.anchors import AnchorFunction, LatestFunction
-from tracecompile.runtime.backward import BackwardPass, Gradients, StandIns
+from tracecompile.runtime.backward import StandIns
 from tracecompile.runtime.bins import Bins, Clock, StreamClock
+from tracecompile.runtime.learning import Learning, Received, takes_moments
+from tracecompile.runtime.ports import Port
 from tracecompile.runtime.record import Moment, Record
-from tracecompile.runtime.signals import Signal, TimedSignal, by_bin, is_uneven, only_last
 from tracecompile.runtime.stored import load_record
 
 Inputs = Mapping[str, tuple[Tensor, int]]
 """Sequence inputs by placeholder, each with its time axis."""
 
 Shape = tuple[tuple[int, ...], torch.dtype, torch.device]
-
-
-@dataclass(frozen=True)
-class Port:
-    """A value that the user can read.
-
-    Attributes:
-        source: The node of the step, and who made it how many steps ago.
-        when: "each" where the values of all steps can be told apart, "sum" where only their sum is read, "last" where
-            the last one is.
-    """
-
-    source: Source
-    when: Literal["each", "sum", "last"]
-
-
-_TIMES: dict[str, Literal["each", "sum", "last"]] = {"stack": "each", "step": "each", "sum": "sum", "last": "last"}
-
-
-def find_ports(program: StepProgram) -> tuple[Port | None, ...]:
-    """Returns the ports of the outputs, then of the final states; None for what no layer makes or nobody reads."""
-    view = StepView(program)
-    made = {output for layer in program.layers for output in layer.outputs}
-    outputs, states = step_results(program.step)
-    times = [_TIMES[output.collect] for output in program.outputs]
-    wanted = [(node, when, True) for node, when in zip(outputs, times, strict=True)]
-    wanted += [(node, "last", used) for node, used in zip(states, final_states_read(program), strict=True)]
-    ports: list[Port | None] = []
-    for node, when, used in wanted:
-        origin, delay = view.origin(node)
-        value = node.meta["val"]
-        is_port = used and origin.name in made and value.is_floating_point()
-        ports.append(Port(Source(node.name, origin.name, delay), when) if is_port else None)
-    return tuple(ports)
 
 
 MOST_MERGES = 40
@@ -100,7 +64,7 @@ class Window:
         self.initial = tuple(initial)
         self.record = Record(program, clock, statics, initial)
         self.closed = False
-        self.rerun: Callable[[], Iterator[Moment]] | None = None
+        self.rerun: Callable[[Record], Iterator[Moment]] | None = None
         self.reran = False
         self.residuals: dict[str, float] = {}
         self.unsettled: dict[str, int] = {}
@@ -154,7 +118,7 @@ class Window:
             self._make(ports, shapes, {})
         now = clock.generation * clock.capacity + clock.slot
         anchors = [self._anchors.get((index, now)) for index in range(len(ports))]
-        if not self._exact_moments():
+        if not takes_moments(self.program):
             return anchors
         this = weakref.ref(self)
         return [
@@ -169,10 +133,6 @@ class Window:
         self._latest[port] = self._latest[port] + signal if port in self._latest else signal
         return True
 
-    def _exact_moments(self) -> bool:
-        """Tells whether the record answers to signals on single steps."""
-        return self.program.settings.rule == "measured" and self.program.settings.decay is None
-
     def _make(self, ports: Sequence[Port | None], shapes: Mapping[tuple[int, int], Shape], inputs: Inputs) -> None:
         parameters = [p for p in self.program.root.parameters() if p.requires_grad]
         self._versions = [(p, p._version) for p in parameters]
@@ -184,42 +144,6 @@ class Window:
             run, list(shapes.values()), *parameters, *learned, *(value for value, _ in wanted.values())
         )
         self._anchors = dict(zip(shapes, made, strict=True))
-
-    def _place(self, port: Port, slot: int, signal: Tensor) -> Iterator[Signal | TimedSignal]:
-        """Says where in time what one anchor received falls."""
-        clock, bins = self.record.clock, self.record.bins
-        source, steps = port.source, bins.edges[-1]
-        if isinstance(clock, StreamClock):
-            generation, made = divmod(slot, clock.capacity)
-            yield Signal(source, made >> (clock.generation - generation), signal)
-        elif port.when == "sum":
-            yield from (Signal(source, index, signal * width) for index, width in enumerate(bins.widths))
-        elif port.when == "last" or only_last(signal):
-            yield from self._on_last(source, signal if port.when == "last" else signal[-1])
-        elif self._exact_moments() and bins.count < steps and is_uneven(signal, bins):
-            yield TimedSignal(source, -source.delay, signal)
-        else:
-            yield from by_bin(source, signal, bins)
-
-    def _place_latest(
-        self, port: Port, signal: Tensor, others: Sequence[Signal | TimedSignal]
-    ) -> Iterator[Signal | TimedSignal]:
-        """Places a signal on the latest step of a stream: with its bin, if other steps of the bin have one too."""
-        last = self.record.bins.count - 1
-        in_bin = [given for given in others if isinstance(given, Signal) and given.index == last]
-        if any(given.source == port.source and bool(given.value.any()) for given in in_bin):
-            yield Signal(port.source, last, signal)
-        else:
-            yield from self._on_last(port.source, signal)
-
-    def _on_last(self, source: Source, signal: Tensor) -> Iterator[Signal | TimedSignal]:
-        """Places a signal on the value that was read in the last step."""
-        bins = self.record.bins
-        made = bins.edges[-1] - 1 - source.delay
-        if self._exact_moments() and not source.delay and self.record.moment is not None:
-            yield TimedSignal(source, made, signal.unsqueeze(0))
-        elif made >= 0:
-            yield Signal(Source(source.value, source.origin), bins.of(made), signal)
 
     def _refuse_unreachable_initial(self) -> None:
         held = {state for layer in self.program.layers for state in layer.states}
@@ -245,17 +169,17 @@ class Window:
                     "A parameter was modified in place between the forward and the backward pass; "
                     "its gradient would be wrong. Call backward before the optimizer's step."
                 )
-        placed: list[Signal | TimedSignal] = []
-        for (index, slot), signal in zip(keys, signals, strict=True):
-            port = ports[index]
-            if signal is not None and port is not None:
-                placed += self._place(port, slot, signal)
-        for index, signal in self._latest.items():
-            port = ports[index]
-            assert port is not None
-            placed += self._place_latest(port, signal, placed)
+        received = [
+            Received(port, slot, signal)
+            for (index, slot), signal in zip(keys, signals, strict=True)
+            if signal is not None and (port := ports[index]) is not None
+        ]
+        latest = [(port, signal) for index, signal in self._latest.items() if (port := ports[index]) is not None]
         self._latest = {}
-        found = self._solve(placed, set(inputs))
+        learning = Learning(self.program, self.record, self.statics, self.stand_ins, self.initial, self.rerun)
+        with torch.no_grad():
+            found = learning.run(received, latest, set(inputs))
+        self.record, self.reran, self.rerun = learning.record, learning.reran, None
         self.residuals, self.unsettled = found.solver.residuals, found.solver.unsettled
         gradients: list[Tensor | None] = [found.parameters.get(parameter) for parameter in parameters]
         for carry, state in zip(self.program.carries, self.initial, strict=True):
@@ -265,15 +189,6 @@ class Window:
         for name, (value, dim) in inputs.items():
             gradients.append(_over_time(found.inputs.get(name), self.record.bins, value, dim))
         return [g if g is None else g.contiguous() for g in gradients]
-
-    def _solve(self, placed: Sequence[Signal | TimedSignal], wanted: set[str]) -> Gradients:
-        timed = [signal for signal in placed if isinstance(signal, TimedSignal)]
-        last = self.record.bins.edges[-1] - 1
-        self.reran = any(signal.first != last for signal in timed)
-        backward = BackwardPass(self.program, self.record, self.statics, self.stand_ins, wanted)
-        with torch.no_grad():
-            steps = self.rerun() if self.reran and self.rerun is not None else None
-            return backward.run([signal for signal in placed if isinstance(signal, Signal)], timed, steps)
 
 
 def _over_time(rows: list[Tensor | None] | None, bins: Bins, value: Tensor, dim: int) -> Tensor | None:

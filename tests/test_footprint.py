@@ -1,0 +1,79 @@
+"""The memory that the report states before the first step, and the band of the responses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tracecompile
+import tracecompile.nn as snn
+from tracecompile.diagnostics.memory import live_state_bytes
+from tracecompile.runtime.tangents import Tangents
+
+
+class Net(nn.Module):
+    def __init__(self, leak: float = 0.9, learn: bool = False) -> None:
+        super().__init__()
+        self.fc1, self.lif1 = nn.Linear(5, 30), snn.RLIF(30, leak=leak, learn_leak=learn)
+        self.fc2, self.lif2 = nn.Linear(30, 20), snn.LIF(leak=leak, detach_reset=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state1 = state2 = None
+        outputs = []
+        for x_t in x:
+            s1, state1 = self.lif1(self.fc1(x_t), state1)
+            s2, state2 = self.lif2(self.fc2(s1), state2)
+            outputs.append(s2)
+        return torch.stack(outputs)
+
+
+@pytest.mark.parametrize("bins", [1, 4, 10])
+@pytest.mark.parametrize("learn", [False, True])
+def test_the_report_states_the_memory_before_the_first_step(bins: int, learn: bool) -> None:
+    batch = 7
+    net = tracecompile.convert(Net(learn=learn), torch.rand(12, 3, 5), bins=bins)
+    stated = batch * net.report.memory.total + net.report.memory.profiles
+    held = []
+    for steps in (40, 80):
+        outputs = net(torch.rand(steps, batch, 5))
+        held.append(live_state_bytes(net))
+        outputs.sum().backward()
+    assert held[0] == held[1]
+    # A sequence's own states are in the caller's hands; the weights of the sums are a few numbers more.
+    assert 0.85 * stated < held[0] < 1.1 * stated, (held[0], str(net.report.memory))
+    assert "whatever the number of steps" in str(net.report)
+    assert net.report.to_dict()["memory"]["total"] == net.report.memory.total
+
+
+def band_and_gradients(leak: float, bins: int) -> tuple[int, list[Tensor]]:
+    torch.manual_seed(0)
+    net = tracecompile.convert(Net(leak), bins=bins)
+    x = 3 * torch.rand(200, 4, 5)
+    window_outputs = net(x)
+    assert net._live.sequence is not None
+    window = net._live.sequence()
+    assert window is not None
+    band = max(responses.band for responses in window.record.responses.values())
+    gradients = torch.autograd.grad(window_outputs.square().mean(), list(net.parameters()))
+    return band, list(gradients)
+
+
+def test_responses_that_have_faded_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow, _ = band_and_gradients(leak=0.99, bins=20)
+    fast, gradients = band_and_gradients(leak=0.5, bins=20)
+    assert slow == 20
+    assert 2 <= fast <= 4  # 0.5 ** 23 is a rounding of float32, and a bin has 10 steps
+    monkeypatch.setattr(Tangents, "_drop_faded", lambda self: None)
+    full, expected = band_and_gradients(leak=0.5, bins=20)
+    assert full == 20
+    for found, target in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(found, target, rtol=1e-5, atol=1e-9)
+        assert target.norm() > 0
+
+
+def test_probe_reports_the_band() -> None:
+    x = 3 * torch.rand(200, 4, 5)
+    probe = tracecompile.probe(tracecompile.convert(Net(0.5), x, bins=20), x)
+    assert 2 <= max(layer.band for layer in probe.layers) <= 4
+    assert "band" in str(probe)
