@@ -222,7 +222,7 @@ def test_fewer_bins_are_what_the_reference_computes(
 
 @pytest.mark.parametrize("bins", [1, 4])
 def test_large_lateral_weights_never_explode(bins: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Here backpropagation through time has gradients of norm 200, and the iterations of every step diverge."""
+    """A thousand updates. Here backpropagation through time has gradients of norm 200, and no iteration converges."""
     cut_off = []
 
     def run(solver: solve.Solver, original: Any = solve.Solver.run) -> None:
@@ -240,7 +240,7 @@ def test_large_lateral_weights_never_explode(bins: int, monkeypatch: pytest.Monk
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
     generator = torch.Generator().manual_seed(0)
     norms, rates = [], []
-    for _ in range(200):
+    for _ in range(1000):
         x = 2 * torch.randn(16, 4, 3, generator=generator, dtype=torch.float64)
         before = [p.detach().clone() for p in net.parameters()]
         optimizer.zero_grad()
@@ -252,7 +252,10 @@ def test_large_lateral_weights_never_explode(bins: int, monkeypatch: pytest.Monk
         optimizer.step()
         moved = [float((p.detach() - old).abs().max()) for p, old in zip(net.parameters(), before, strict=True)]
         assert max(moved) < 0.05
-    assert sum(count > 0 for count in cut_off) > 100, "the iterations converge: nothing had to be cut off"
+    assert sum(count > 0 for count in cut_off) > 500, "the iterations converge: nothing had to be cut off"
+    probe = tracecompile.probe(net, oracle.inputs)
+    assert max(layer.unsettled for layer in probe.layers) > 0
+    assert "cut off" in str(probe)
     assert min(rates) > 0
     assert max(rates) < 1
     assert min(norms) > 0
