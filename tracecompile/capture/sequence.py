@@ -9,7 +9,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from tracecompile.capture.assemble import Assembler
-from tracecompile.capture.build import cone, same_graph
+from tracecompile.capture.build import read_by_value, same_graph
 from tracecompile.capture.copies import share_parameters
 from tracecompile.capture.forwarding import forward_stacked_values
 from tracecompile.capture.lengths import make_lengths_symbolic
@@ -168,7 +168,7 @@ def length_matters(one: fx.Graph, other: fx.Graph) -> UnrollableLoop:
 
 def require_own_state(tape: Tape) -> None:
     """Refuses a loop whose states outlive the sequence: a sequence has to start by itself."""
-    read = {str(node.target) for node in cone(pytree.tree_leaves(tape.result)) if node.op == "get_attr"}
+    read = {str(node.target) for node in read_by_value(pytree.tree_leaves(tape.result)) if node.op == "get_attr"}
     left_over = [name for name in tape.written if name in read]
     changed = tape.again is not None and not same_graph(tape.graph, tape.again.graph)
     if left_over or changed:
