@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from table.harness import Entry
 
 INPUTS, HIDDEN, OUTPUTS = 6, 7, 4
 spike = FastSigmoid.apply
+ARCTAN = arctan(2.0)
 
 
 def linear(below: int, above: int, gain: float = 3.0) -> nn.Linear:
@@ -136,7 +138,7 @@ class Dictionaries(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.ModuleDict({"in": linear(INPUTS, HIDDEN), "out": linear(HIDDEN, OUTPUTS)})
+        self.layers = nn.ModuleDict({"hidden": linear(INPUTS, HIDDEN), "out": linear(HIDDEN, OUTPUTS)})
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         mem = {name: x.new_zeros(x.shape[1], layer.out_features) for name, layer in self.layers.items()}
@@ -183,7 +185,7 @@ class Dataclasses(nn.Module):
 class AttributeNeuron(nn.Module):
     """Keeps its membrane in an attribute and makes it when it is missing."""
 
-    def __init__(self, surrogate: Callable[[Tensor], Tensor] = arctan(2.0)) -> None:
+    def __init__(self, surrogate: Callable[[Tensor], Tensor] = ARCTAN) -> None:
         super().__init__()
         self.surrogate = surrogate
         self.leak = nn.Parameter(torch.tensor(0.9))
@@ -281,7 +283,7 @@ class ListsPerLayer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         sizes = [INPUTS, HIDDEN, HIDDEN, OUTPUTS]
-        self.layers = nn.ModuleList(linear(below, above) for below, above in zip(sizes, sizes[1:], strict=False))
+        self.layers = nn.ModuleList(linear(below, above) for below, above in pairwise(sizes))
         self.leaks = nn.ParameterList(nn.Parameter(torch.tensor(leak)) for leak in (0.9, 0.8, 0.7))
 
     def forward(self, x: Tensor) -> list[Tensor]:
