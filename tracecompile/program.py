@@ -103,6 +103,8 @@ class StepProgram:
         explicit_states: For a step model whose caller holds the state: positions of the states among the leaves of the
             arguments, in the order of the explicit carries. Empty otherwise.
         notes: Sentences for the report.
+        reads_mode: Whether the user's code branches on ``training``, so that the other mode is another program.
+        pinned: Positions, among the leaves of the arguments, of numbers that the program has built in.
         cores, statics, layers, traces, blocks: Annotations, filled by the passes in this order.
         emitted: What emit_module makes.
     """
@@ -123,6 +125,8 @@ class StepProgram:
     explicit_states: tuple[int, ...] = ()
     settings: Settings = field(default_factory=Settings)
     notes: tuple[str, ...] = ()
+    reads_mode: bool = False
+    pinned: tuple[int, ...] = ()
     cores: tuple[Core, ...] = ()
     statics: Statics | None = None
     layers: tuple[Layer, ...] = ()
