@@ -44,7 +44,7 @@ def capture_sequence(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
             continue
         program = roll_both(model, (short, longer), growth, source, pytree.tree_structure((args, kwargs)))
         if program is not None:
-            return program
+            return program.evolve(time=(source.axis, source.number))
     return None
 
 
