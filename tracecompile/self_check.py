@@ -42,7 +42,8 @@ def check_against_model(net: TracedModule, model: nn.Module, args: tuple[Any, ..
     reference, converted = independent_copy(model), copy.deepcopy(net)
     reference.training = net.training
     steps = STEPS if program.length is None else program.length
-    converted._settings = replace(net._settings, bins=steps if net._settings.decay is None else 1)
+    if net._settings.rule == "measured" and net._settings.decay is None:
+        converted._settings = replace(net._settings, bins=steps)
     states = random_states()
     with torch.random.fork_rng(), torch.enable_grad():
         expected = run(reference, program, args, kwargs)
