@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from tracecompile.program import StepProgram
 
 
 def exact_value(computed: Tensor, value: Tensor) -> Tensor:
@@ -18,3 +23,9 @@ def exact_value(computed: Tensor, value: Tensor) -> Tensor:
     if not computed.requires_grad:
         return value.detach()
     return value.detach() + (computed - computed.detach())
+
+
+def only_exact_value(program: StepProgram, name: str) -> bool:
+    """Tells whether an input of the step does nothing but give computed values their last bits."""
+    node = next(node for node in program.step.graph.nodes if node.name == name)
+    return bool(node.users) and all(user.target is exact_value and user.args[0] is not node for user in node.users)
