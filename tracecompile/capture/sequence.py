@@ -55,6 +55,9 @@ def capture_fixed_loop(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str
     """Captures a loop whose length the model fixes; None where there is none."""
     copy = share_parameters(model)
     tape = Recorder(copy).run(args, kwargs, leaf_names(model, args, kwargs))
+    if tape.written:
+        again = Recorder(share_parameters(copy)).run(args, kwargs, leaf_names(model, args, kwargs))
+        tape.changes = not same_graph(tape.graph, again.graph)
     separate_unpacked(tape)
     sink_into_steps(forward_stacked_values(tape), model)
     counts = visit_counts(tape)
@@ -70,8 +73,6 @@ def capture_fixed_loop(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str
             continue
         if program is None:
             return None
-        if tape.written:
-            tape.again = Recorder(share_parameters(copy)).run(args, kwargs, leaf_names(model, args, kwargs))
         require_own_state(tape)
         return program
     if refusal is not None:
@@ -156,7 +157,8 @@ def short_trace(
         names = leaf_names(model, args, kwargs)
         tape = Recorder(copy, VISITS).run(short_args, short_kwargs, names)
         if tape.written:
-            tape.again = Recorder(share_parameters(copy), VISITS).run(short_args, short_kwargs, names)
+            again = Recorder(share_parameters(copy), VISITS).run(short_args, short_kwargs, names)
+            tape.changes = not same_graph(tape.graph, again.graph)
         return forward_stacked_values(tape)
     except (ModelFailure, TooManySteps):
         return None
@@ -202,8 +204,7 @@ def require_own_state(tape: Tape) -> None:
     """Refuses a loop whose states outlive the sequence: a sequence has to start by itself."""
     read = {str(node.target) for node in read_by_value(pytree.tree_leaves(tape.result)) if node.op == "get_attr"}
     left_over = [name for name in tape.written if name in read]
-    changed = tape.again is not None and not same_graph(tape.graph, tape.again.graph)
-    if left_over or changed:
+    if left_over or tape.changes:
         name = (left_over or list(tape.written))[0]
         node = tape.attributes[name]
         raise UnsupportedState(

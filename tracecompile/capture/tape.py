@@ -25,7 +25,7 @@ class Tape:
         constants: Tensors that belong to no module, by target.
         inputs: Placeholder of each argument leaf (None for a baked constant).
         states: Placeholder of each attribute that was handed in as a state.
-        again: The same call once more on what this one left behind, where it left anything.
+        changes: Whether the same call once more, on what this one left behind, did something else.
         reads_mode: Whether code that is not torch's own asked a module whether it is in training mode.
     """
 
@@ -38,5 +38,5 @@ class Tape:
     constants: dict[str, torch.Tensor] = field(default_factory=dict)
     inputs: list[fx.Node | None] = field(default_factory=list)
     states: dict[str, fx.Node] = field(default_factory=dict)
-    again: Tape | None = None
+    changes: bool = False
     reads_mode: bool = False
