@@ -55,6 +55,7 @@ class Assembler(LoopPlan):
             signature=self.signature,
             result=self.spec,
             reads_mode=self.tape.reads_mode,
+            pinned=self.tape.compared_inputs(),
         )
         if self.loop.irregular:
             require_same_values(program, self)

@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 
 from tracecompile.capture.assemble import Assembler
 from tracecompile.capture.build import read_by_value, same_graph
-from tracecompile.capture.copies import share_parameters
+from tracecompile.capture.copies import plain_attributes, share_parameters
 from tracecompile.capture.forwarding import forward_stacked_values
 from tracecompile.capture.lengths import TimeSource, make_lengths_symbolic
 from tracecompile.capture.loop_body import sort_into_steps, visit_counts
@@ -54,8 +54,9 @@ def capture_sequence(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
 def capture_fixed_loop(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepProgram | None:
     """Captures a loop whose length the model fixes; None where there is none."""
     copy = share_parameters(model)
+    before = plain_attributes(copy)
     tape = Recorder(copy).run(args, kwargs, leaf_names(model, args, kwargs))
-    if tape.written:
+    if tape.written or plain_attributes(copy) != before:
         again = Recorder(share_parameters(copy)).run(args, kwargs, leaf_names(model, args, kwargs))
         tape.changes = not same_graph(tape.graph, again.graph)
     separate_unpacked(tape)
@@ -155,8 +156,9 @@ def short_trace(
         copy = share_parameters(model)
         short_args, short_kwargs = resized(args, kwargs, source, length)
         names = leaf_names(model, args, kwargs)
+        before = plain_attributes(copy)
         tape = Recorder(copy, VISITS).run(short_args, short_kwargs, names)
-        if tape.written:
+        if tape.written or plain_attributes(copy) != before:
             again = Recorder(share_parameters(copy), VISITS).run(short_args, short_kwargs, names)
             tape.changes = not same_graph(tape.graph, again.graph)
         return forward_stacked_values(tape)
@@ -204,6 +206,11 @@ def require_own_state(tape: Tape) -> None:
     """Refuses a loop whose states outlive the sequence: a sequence has to start by itself."""
     read = {str(node.target) for node in read_by_value(pytree.tree_leaves(tape.result)) if node.op == "get_attr"}
     left_over = [name for name in tape.written if name in read]
+    if tape.changes and not tape.written:
+        raise UnsupportedState(
+            "The model computes something else at its next call: a number that it keeps in an attribute has changed.",
+            "Hand the number in as an argument, or keep counters out of what forward computes.",
+        )
     if left_over or tape.changes:
         name = (left_over or list(tape.written))[0]
         node = tape.attributes[name]
