@@ -230,3 +230,49 @@ def test_the_other_mode_is_captured_again() -> None:
     net = tracecompile.convert(model, x)
     for training in (True, False, True):
         assert torch.equal(net.train(training)(x), model.train(training)(x))
+
+
+class NeuronMajor(nn.Module):
+    """Neurons along the first axis, samples along the second; states that start as the number 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(2 * torch.randn(6, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mem, total = 0.0, 0.0
+        for x_t in x:
+            mem = 0.9 * mem + self.weight @ x_t.t()
+            z = spike(mem - 1.0)
+            mem = mem - z
+            total = total + z
+        return total
+
+
+def test_the_shape_of_a_state_is_no_coincidence() -> None:
+    """With a batch as large as the layer is wide, the input has the shape of the membrane, transposed."""
+    model = NeuronMajor()
+    net = tracecompile.convert(model, torch.randn(6, 6, 6))
+    for batch in (6, 3, 1):
+        x = torch.randn(8, batch, 6)
+        assert torch.equal(net(x), model(x))
+
+
+def test_in_place_rectifier_dropout_and_norm() -> None:
+    class Mixed(Loop):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(7)
+            self.relu = nn.ReLU(inplace=True)
+
+        def current(self, x: Tensor, t: int) -> Tensor:
+            return self.drop(F.relu(self.relu(self.norm(self.fc(x[t]))), inplace=True))
+
+    model = Mixed().eval()
+    for module in model.modules():
+        module.training = not isinstance(module, nn.Dropout)
+    twin, x = copy.deepcopy(model), torch.randn(9, 3, 6)
+    net = tracecompile.convert(model, torch.randn(5, 2, 6))
+    assert torch.equal(net(x), twin(x))
+    for (name, one), other in zip(net.named_buffers(), twin.buffers(), strict=True):
+        torch.testing.assert_close(one, other, msg=name)

@@ -20,8 +20,8 @@ def pinned_numbers(
 ) -> tuple[int, ...]:
     """Returns the positions of the numbers that make another program where they have another value.
 
-    The trace notes those that Python compares. One that is counted to, or indexes a list, leaves no trace at all; so the
-    model is captured once more with other values.
+    The trace notes those that Python compares. One that is counted to, or indexes a list, leaves no trace at all; so
+    the model is captured once more with other values.
     """
     leaves, spec = pytree.tree_flatten((args, kwargs))
     steps = program.time[1]
