@@ -70,11 +70,7 @@ def trainable_statics(program: StepProgram) -> frozenset[str]:
     found: set[str] = set()
     for node in program.step.graph.nodes:
         own = node.op == "get_attr" and isinstance(program.resolve(str(node.target)), nn.Parameter)
-        own |= (
-            node.op == "call_module"
-            and not node.all_input_nodes
-            and any(True for _ in program.resolve(str(node.target)).parameters())
-        )
+        own |= node.op == "call_module" and any(True for _ in program.resolve(str(node.target)).parameters())
         if own or any(source.name in found for source in node.all_input_nodes):
             value = example_value(node)
             if value is not None and getattr(value, "is_floating_point", lambda: False)():

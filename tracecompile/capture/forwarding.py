@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.utils import _pytree as pytree
 
 from tracecompile.capture.tape import Tape
 
@@ -17,10 +18,33 @@ def forward_stacked_values(tape: Tape) -> Tape:
     A network that runs one layer over the whole sequence, then the next, becomes one that runs both at every step.
     """
     for node in list(tape.graph.nodes):
+        stack_instead_of_cat(tape, node)
+    for node in list(tape.graph.nodes):
         value = picked_from_stack(node)
         if value is not None:
             node.replace_all_uses_with(value)
     return tape
+
+
+def stack_instead_of_cat(tape: Tape, node: fx.Node) -> None:
+    """Spells ``torch.cat`` of values with a new axis each as ``torch.stack`` of the values."""
+    if node.target not in (torch.cat, torch.concat) or not isinstance(node.args[0], (list, tuple)):
+        return
+    rank = node.meta["val"].dim()
+    axes = [node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)]
+    items: list[fx.Node] = []
+    for item in node.args[0]:
+        if not isinstance(item, fx.Node) or item.target not in ("unsqueeze", torch.unsqueeze) or len(item.args) != 2:
+            return
+        items.append(item.args[0])  # type: ignore[arg-type]
+        axes.append(item.args[1])
+    if not all(isinstance(axis, int) for axis in axes) or len({axis % rank for axis in axes}) != 1:
+        return
+    with tape.graph.inserting_before(node):
+        stacked = tape.graph.call_function(torch.stack, (items, axes[0] % rank))
+    stacked.meta.update(node.meta)
+    node.replace_all_uses_with(stacked)
+    tape.result = pytree.tree_map(lambda leaf: stacked if leaf is node else leaf, tape.result)
 
 
 def picked_from_stack(node: fx.Node) -> fx.Node | None:

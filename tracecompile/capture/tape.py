@@ -25,7 +25,9 @@ class Tape:
         constants: Tensors that belong to no module, by target.
         inputs: Placeholder of each argument leaf (None for a baked constant).
         states: Placeholder of each attribute that was handed in as a state.
-        again: The same call once more on what this one left behind, where it left anything.
+        changes: Whether the same call once more, on what this one left behind, did something else.
+        compared: Nodes of numbers that Python compared.
+        reads_mode: Whether code that is not torch's own asked a module whether it is in training mode.
     """
 
     graph: fx.Graph
@@ -37,4 +39,18 @@ class Tape:
     constants: dict[str, torch.Tensor] = field(default_factory=dict)
     inputs: list[fx.Node | None] = field(default_factory=list)
     states: dict[str, fx.Node] = field(default_factory=dict)
-    again: Tape | None = None
+    changes: bool = False
+    compared: list[fx.Node] = field(default_factory=list)
+    reads_mode: bool = False
+
+    def compared_inputs(self) -> tuple[int, ...]:
+        """Returns the positions of the arguments that are numbers on which a comparison depends."""
+        seen: set[fx.Node] = set()
+        waiting = list(self.compared)
+        while waiting:
+            node = waiting.pop()
+            # The size of a tensor has nothing to do with a number that is handed in.
+            if node not in seen and not isinstance(node.meta.get("val"), torch.Tensor):
+                seen.add(node)
+                waiting += node.all_input_nodes
+        return tuple(position for position, node in enumerate(self.inputs) if node is not None and node in seen)

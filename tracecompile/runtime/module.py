@@ -19,6 +19,7 @@ from tracecompile.runtime.arguments import Call
 from tracecompile.runtime.bins import StreamClock
 from tracecompile.runtime.executor import Executor, Prepared, with_anchors
 from tracecompile.runtime.live import LiveState
+from tracecompile.self_check import check_against_model
 
 
 class TracedModule(nn.Module):
@@ -60,6 +61,11 @@ class TracedModule(nn.Module):
         self._adopt(self._compiled.program.root)
         self._copy[0] = self._compiled.program.root
         self.training = training
+        try:
+            check_against_model(self, model, args, kwargs)
+        except ConversionError:
+            self._compiled = self._executor = None
+            raise
 
     @property
     def _ready(self) -> Compiled:
@@ -111,9 +117,10 @@ class TracedModule(nn.Module):
     def _prepared_for(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Executor, Call]:
         """Binds a call; captures the model first if it never was, or was with tensors of other dtypes or devices.
 
-        A model may read ``x.dtype`` and ``x.device`` as plain Python values, so they are part of what was captured.
+        A model may read ``x.dtype``, ``x.device`` and ``self.training`` as plain Python values, so they are part of
+        what was captured.
         """
-        if self._compiled is None or not self._compiled.arguments.fits(args, kwargs):
+        if self._compiled is None or not self._compiled.fits(self, args, kwargs):
             self.compile_with(args, kwargs)
         executor = self._executor
         assert executor is not None
