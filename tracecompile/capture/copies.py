@@ -10,7 +10,9 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-MODULE_TABLES = frozenset(nn.Module().__dict__)
+from tracecompile.capture.registries import NOTE, registries_of
+
+MODULE_TABLES = frozenset(nn.Module().__dict__) | {NOTE}
 
 
 def share_parameters(model: nn.Module) -> nn.Module:
@@ -22,7 +24,11 @@ def share_parameters(model: nn.Module) -> nn.Module:
     for _, value in tensor_attributes(model):
         if not value.is_leaf and id(value) not in memo:
             memo[id(value)] = value.detach().clone()
-    return copy.deepcopy(model, memo)
+    noted = [] if NOTE in vars(model) else registries_of(model)
+    copied, in_copy = copy.deepcopy((model, noted), memo)
+    if in_copy:
+        vars(copied)[NOTE] = in_copy
+    return copied
 
 
 def tensor_attributes(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

@@ -14,6 +14,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from tracecompile.capture.copies import share_parameters
+from tracecompile.capture.registries import registries_redirected
 from tracecompile.capture.signature import Parameter, leaf_names, parameters_of, substitute
 from tracecompile.capture.tape import Tape
 from tracecompile.errors import ConversionError
@@ -94,8 +95,9 @@ def find_state_arguments(model: nn.Module, args: tuple[Any, ...], kwargs: dict[s
         named = [item for item in absent if STATE_NAMES.match(item.name)]
         chosen = named or (absent if len(absent) == 1 else [])
         return StateArguments(model, call, call, names=tuple(leaf_names(model, *call)), missing=tuple(chosen))
-    with torch.no_grad():
-        result = share_parameters(model)(*fresh(args), **fresh(kwargs))
+    copied = share_parameters(model)
+    with torch.no_grad(), registries_redirected(copied):
+        result = copied(*fresh(args), **fresh(kwargs))
     pairs = match_states(model, parameters, result)
     names = tuple(leaf_names(model, *call))
     if not pairs:

@@ -9,6 +9,7 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
+from tracecompile.capture.build import cone, is_random
 from tracecompile.capture.functionalize import canonical, is_in_place
 from tracecompile.capture.node_writer import NodeWriter
 from tracecompile.capture.values import TracedFloat, TracedInt, plain
@@ -118,7 +119,13 @@ class OperationRecorder(NodeWriter):
         )
 
     def is_fixed(self, tensor: torch.Tensor) -> bool:
-        """Tells whether a tensor is a constant of the model: no parameter, no state, nothing computed."""
+        """Tells whether a tensor is a constant of the model, or computed from constants: no parameter, no input."""
         if id(tensor) in self.parameters:
             return False
-        return not self.memory.knows(tensor) or self.memory.node(tensor).op == "get_attr"
+        if not self.memory.knows(tensor):
+            return True
+        names = set(self.parameters.values())
+        return not any(
+            node.op == "placeholder" or node.target in names or is_random(node)
+            for node in cone([self.memory.node(tensor)])
+        )

@@ -9,9 +9,10 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from tracecompile.capture.assemble import Assembler
-from tracecompile.capture.build import cone, same_graph
+from tracecompile.capture.build import same_graph
 from tracecompile.capture.copies import share_parameters
 from tracecompile.capture.forwarding import forward_stacked_values
+from tracecompile.capture.leftovers import attributes_read, same_results
 from tracecompile.capture.lengths import make_lengths_symbolic
 from tracecompile.capture.loop_body import sort_into_steps, visit_counts
 from tracecompile.capture.signature import leaf_names
@@ -168,9 +169,9 @@ def length_matters(one: fx.Graph, other: fx.Graph) -> UnrollableLoop:
 
 def require_own_state(tape: Tape) -> None:
     """Refuses a loop whose states outlive the sequence: a sequence has to start by itself."""
-    read = {str(node.target) for node in cone(pytree.tree_leaves(tape.result)) if node.op == "get_attr"}
+    read = attributes_read(tape)
     left_over = [name for name in tape.written if name in read]
-    changed = tape.again is not None and not same_graph(tape.graph, tape.again.graph)
+    changed = tape.again is not None and not same_results(tape, tape.again)
     if left_over or changed:
         name = (left_over or list(tape.written))[0]
         node = tape.attributes[name]
