@@ -179,7 +179,7 @@ def rleaky() -> nn.Module:
 
     return Recurrent(
         lambda: snn.RLeaky(beta=0.8, linear_features=HIDDEN, learn_beta=True),
-        lambda: snn.RLeaky(beta=0.8, all_to_all=False, V=0.4, reset_mechanism="zero"),
+        lambda: snn.RLeaky(beta=0.8, all_to_all=False, V=0.4, threshold=0.2, reset_mechanism="zero"),
         "init_rleaky",
     )
 
@@ -286,7 +286,8 @@ def membranes(model: nn.Module) -> list[Tensor]:
 
 
 def entry(name: str, build: Callable[[], nn.Module], example: Callable[..., Any] = sequence, **options: Any) -> Entry:
-    return Entry(f"snntorch: {name}", build, example, library="snntorch", **options)
+    # Spikes of snnTorch are float32 whatever the dtype of the input, so that no network of it runs in float64.
+    return Entry(f"snntorch: {name}", build, example, library="snntorch", double=False, **options)
 
 
 ENTRIES = [

@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 from tracecompile.capture.build import cone
 from tracecompile.capture.copies import share_parameters
 from tracecompile.capture.explicit import StateArguments
+from tracecompile.capture.leftovers import reads_shape_only
 from tracecompile.capture.tape import Tape
 from tracecompile.errors import UnsupportedState
 
@@ -65,7 +66,8 @@ def live_states(steady: Tape, arguments: StateArguments) -> list[State]:
             )
         candidates.append(State(name, placeholder, steady.attributes[name], None))
     explicit = [state for state in candidates if state.leaf is not None]
-    needed = cone([*leaves, *[state.following for state in explicit]])
+    # What only lends its shape, as in zeros_like(mem), is no state.
+    needed = cone([*leaves, *[state.following for state in explicit]], reads_shape_only)
     live: list[State] = []
     while True:
         found = [
@@ -74,4 +76,4 @@ def live_states(steady: Tape, arguments: StateArguments) -> list[State]:
         if not found:
             return [state for state in candidates if state in live]
         live += found
-        needed |= cone([state.following for state in found])
+        needed |= cone([state.following for state in found], reads_shape_only)
