@@ -101,7 +101,7 @@ def run(entry: Entry, module: nn.Module, steps: int, batch: int, dtype: torch.dt
         result = module(*arguments)
         if len(arguments) > entry.inputs:
             states = tuple(result[-(len(arguments) - entry.inputs) :])
-        results.append(result)
+        results.append(pytree.tree_map(lambda leaf: leaf, result))  # the model may write into what it returned
     return results
 
 

@@ -178,8 +178,8 @@ def rleaky() -> nn.Module:
     import snntorch as snn
 
     return Recurrent(
-        lambda: snn.RLeaky(beta=0.8, linear_features=HIDDEN, learn_beta=True),
-        lambda: snn.RLeaky(beta=0.8, all_to_all=False, V=0.4, threshold=0.2, reset_mechanism="zero"),
+        lambda: snn.RLeaky(beta=0.8, linear_features=HIDDEN, learn_beta=True, reset_mechanism="zero"),
+        lambda: snn.RLeaky(beta=0.8, all_to_all=False, V=0.4),
         "init_rleaky",
     )
 

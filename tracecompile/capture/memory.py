@@ -28,6 +28,9 @@ class Writer(Protocol):
     def create_arg(self, a: Any) -> Any:
         """Lowers a value to what a node may hold."""
 
+    def may_require_grad(self, tensor: torch.Tensor, wanted: bool) -> bool:
+        """Tells whether a tensor's requires_grad may be switched."""
+
     def really(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs a function without recording it."""
 
@@ -116,6 +119,8 @@ class Memory:
                 f"The model writes one of its Parameters ({name}) in forward.",
                 "Compute with a new value: clamp or normalise the parameter where it is used.",
             )
+        if name == "requires_grad_" and recorder.may_require_grad(tensor, *args[1:2] or (kwargs.get("requires_grad", True),)):
+            return recorder.really(function, args, kwargs)
         if name == "requires_grad_":
             raise recorder.refusal(
                 UnsupportedState,
