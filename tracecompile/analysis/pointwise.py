@@ -68,6 +68,13 @@ def is_pointwise(program: StepProgram, node: fx.Node) -> bool:
     return known and _keeps_shape(node)
 
 
+def acts_alone(node: fx.Node) -> bool:
+    """Tells whether a function or method acts on every element of its operands by itself, whatever the program."""
+    if node.op == "call_method":
+        return node.target in _METHODS
+    return node.op == "call_function" and node.target in _FUNCTIONS
+
+
 def _keeps_shape(node: fx.Node) -> bool:
     shapes = [value.shape for value in map(example_value, node.all_input_nodes) if isinstance(value, torch.Tensor)]
     return bool(shapes) and torch.broadcast_shapes(*shapes) == example_value(node).shape

@@ -50,7 +50,7 @@ def capture_fixed_loop(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str
     """Captures a loop whose length the model fixes; None where there is none."""
     copy = share_parameters(model)
     tape = Recorder(copy).run(args, kwargs, leaf_names(model, args, kwargs))
-    forward_stacked_values(tape)
+    forward_stacked_values(tape, copy)
     counts = visit_counts(tape)
     refusal: UnrollableLoop | None = None
     for steps in likely_lengths(counts):
@@ -126,7 +126,7 @@ def short_trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any],
         tape = Recorder(copy, VISITS).run(short_args, short_kwargs, names)
         if tape.written:
             tape.again = Recorder(share_parameters(copy), VISITS).run(short_args, short_kwargs, names)
-        return forward_stacked_values(tape)
+        return forward_stacked_values(tape, copy)
     except (ModelFailure, TooManySteps):
         return None
 
