@@ -2,8 +2,8 @@
 
 A network may run layer by layer: a neuron over the whole sequence, then ``fc2(spikes)`` on what it gave, then the next
 neuron. To run all layers at every step, the operations between them have to work on one step's values. They may where
-they treat the slices along the time axis alike: on (T, B, ...) a Linear or anything elementwise, on (T * B, ...) anything
-that treats samples alike, such as a convolution.
+they treat the slices along the time axis alike: on (T, B, ...) a Linear or anything elementwise, on (T * B, ...)
+anything that treats samples alike, such as a convolution.
 """
 
 from __future__ import annotations
@@ -105,9 +105,8 @@ class EachStep:
 
     def _size(self, node: fx.Node, steps: Steps) -> None:
         dim: Any = node.args[1]
-        if steps.merged or dim == steps.axis:
-            if not (steps.merged and dim > 0):
-                return
+        if dim == steps.axis or (steps.merged and dim == 0):
+            return
         inner = dim if steps.merged or dim < steps.axis else dim - 1
         node.args = (steps.items[0], inner)
 
@@ -126,8 +125,8 @@ class EachStep:
             start, end = flattened(node)
             shift = 0 if steps.merged else 1
             if start > steps.axis or (steps.merged and start > 0):
-                call = ("call_method", "flatten", (source, start - shift, end - shift if end >= 0 else end), {})
-                return self._each(node, steps, *call)
+                arguments = (source, start - shift, end - shift if end >= 0 else end)
+                return self._each(node, steps, "call_method", "flatten", arguments, {})
         return None
 
     def _applied(self, node: fx.Node, steps: Steps) -> Steps | None:
@@ -181,7 +180,7 @@ class EachStep:
             return lambda step: source
         if steps.merged or value.ndim != whole.ndim or value.shape[steps.axis] != len(steps.items):
             return None
-        index = (*[slice(None)] * steps.axis, slice(None))[: steps.axis]
+        index = (slice(None),) * steps.axis
 
         def pick(step: int) -> fx.Node:
             one = self.graph.call_function(operator.getitem, (source, (*index, step) if index else step))
@@ -235,18 +234,17 @@ def stacked_items(node: Any) -> list[fx.Node] | None:
 def stacking_axis(node: fx.Node) -> int:
     """Returns the axis along which a node stacks."""
     dim: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
-    return int(dim) % node.meta["val"].dim()
+    rank: int = node.meta["val"].dim()
+    return int(dim) % rank
 
 
 def picks(node: fx.Node) -> bool:
     """Tells whether a node takes parts out of a tensor, one at a time."""
-    return (
-        node.target in ("unbind", torch.unbind, "select", torch.select)
-        or node.target is operator.getitem
-        and any(type(item) is int for item in _index(node))
-        and isinstance(node.args[0], fx.Node)
-        and isinstance(node.args[0].meta["val"], torch.Tensor)
-    )
+    if node.target in ("unbind", torch.unbind, "select", torch.select):
+        return True
+    if node.target is not operator.getitem or not isinstance(node.args[0], fx.Node):
+        return False
+    return isinstance(node.args[0].meta["val"], torch.Tensor) and any(type(item) is int for item in _index(node))
 
 
 def picked_item(node: fx.Node, source: fx.Node, steps: Steps) -> fx.Node | None:
