@@ -149,7 +149,7 @@ class Recurrent(ManyStates):
 
 
 class SameDtype(torch.autograd.Function):
-    """A surrogate of the user's, which unlike the library's own keeps the dtype: with it the network runs in float64."""
+    """A surrogate of the user's, which unlike the library's own keeps the dtype: with it a network runs in float64."""
 
     @staticmethod
     def forward(ctx: Any, membrane: Tensor) -> Tensor:
