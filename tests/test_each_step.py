@@ -153,6 +153,15 @@ def test_what_mixes_time_steps_is_refused(between: Callable[[LayerByLayer, Tenso
         tracecompile.convert(LayerByLayer(between), 5 * torch.randn(5, 2, INPUTS))
 
 
+def test_what_mixes_time_steps_is_refused_whatever_the_example_shows() -> None:
+    model = LayerByLayer(MIXING["a cumulative sum"])
+    nn.init.zeros_(model.fc1.bias)
+    x = torch.zeros(5, 2, INPUTS)
+    assert not model.first(model.fc1(x)).any(), "the example shows a spike"
+    with pytest.raises(UnrollableLoop):
+        tracecompile.convert(model, x)
+
+
 def test_a_normalisation_over_time_and_batch_is_refused_in_training() -> None:
     def between(model: LayerByLayer, z: Tensor) -> Tensor:
         return model.norm(z.flatten(0, 1)).view(z.shape)

@@ -57,7 +57,7 @@ def test_a_network_that_ran_before_starts_a_new_sequence(batch: int) -> None:
     before = states(model)
     assert any(state.any() for state in before)
     net = tracecompile.convert(model, inputs(1, batch)[0])
-    assert any("new sequence" in note for note in net.report.notes)
+    assert any("earlier sequence" in note for note in net.report.notes)
     x = inputs(5, batch)
     expected = steps_of(fresh, x)
     assert same(steps_of(net, x), expected)
@@ -66,9 +66,10 @@ def test_a_network_that_ran_before_starts_a_new_sequence(batch: int) -> None:
     assert same(states(model), before), "the model was reset"
 
 
-def test_a_network_that_never_ran_says_nothing_of_it() -> None:
+def test_the_report_says_how_a_sequence_starts() -> None:
     net = tracecompile.convert(snntorch_models.hidden(), inputs(1, 2)[0])
-    assert not any("new sequence" in note for note in net.report.notes)
+    assert not any("earlier sequence" in note for note in net.report.notes)
+    assert any("utils.reset does not reach it" in note for note in net.report.notes)
 
 
 @pytest.mark.parametrize("build", [snntorch_models.Explicit, snntorch_models.RateCoded])
@@ -116,8 +117,13 @@ def test_a_state_that_the_library_forgets_to_reset_is_refused() -> None:
             utils.reset(self)  # resets syn and mem of RSynaptic, and not spk
             return torch.stack([self.lif(self.fc(x_t)) for x_t in x])
 
-    with pytest.raises(UnsupportedState, match=r"lif\.spk is left over"):
+    with pytest.raises(UnsupportedState, match=r"lif\.spk is left over") as caught:
         tracecompile.convert(Forgets(), inputs(5, 2))
+    assert caught.value.where is not None
+    assert caught.value.where.file == __file__
+    assert "self.lif(self.fc(x_t))" in caught.value.where.source
+    assert caught.value.library is not None
+    assert "snntorch" in caught.value.library.file
 
 
 def test_copies_of_the_net_keep_states_of_their_own() -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from tracecompile.capture.build import alike, cone, is_random, read_by_value
+from tracecompile.capture.build import alike, is_random, read_by_value
 from tracecompile.capture.tape import Tape
 
 _FILLS: dict[Any, float] = {torch.zeros_like: 0, "zeros_like": 0, torch.ones_like: 1, "ones_like": 1}
@@ -49,7 +49,7 @@ def shape_by_input(tape: Tape) -> Tape:
     for node in list(tape.graph.nodes):
         number = filled_with(node)
         readers = [user for user in node.users if filled_with(user) is None]
-        if number is None or not readers or not any(_left_over(source, tape) for source in cone([node])):
+        if number is None or not readers or not _shaped_by_leftover(node, tape):
             continue
         first = min(position.get(reader, 0) for reader in readers)
         alike_before = (one for one in varying if position[one] < first and alike(one.meta["val"], node.meta["val"]))
@@ -64,8 +64,10 @@ def shape_by_input(tape: Tape) -> Tape:
     return tape
 
 
-def _left_over(node: fx.Node, tape: Tape) -> bool:
-    return node.op == "get_attr" and node.target in tape.written
+def _shaped_by_leftover(node: Any, tape: Tape) -> bool:
+    while isinstance(node, fx.Node) and filled_with(node) is not None:
+        node = node.args[0]
+    return isinstance(node, fx.Node) and node.op == "get_attr" and node.target in tape.written
 
 
 def same_results(first: Tape, second: Tape) -> bool:
