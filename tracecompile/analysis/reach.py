@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,18 +18,20 @@ def reached_parameters(program: StepProgram) -> set[nn.Parameter]:
     Autograd answers it on one step of the captured program: what the outputs and the final states that the user reads
     depend on, and, until nothing is added, what the next values of those states depend on.
     """
-    memo = {id(parameter): parameter for parameter in program.root.parameters()}
+    # Copies of the parameters, so that hooks of the user's do not run.
+    memo: dict[int, Any] = {}
     step = copy.deepcopy(program.step, memo)
     values = [node.meta["val"] for node in program.step.graph.nodes if node.op == "placeholder"]
     first = len(values) - len(program.carries)
     states = [_leaf(value) for value in values[first:]]
-    parameters = [parameter for parameter in program.root.parameters() if parameter.requires_grad]
+    parameters = [p for p in program.root.parameters() if p.requires_grad and id(p) in memo]
+    copies = [memo[id(parameter)] for parameter in parameters]
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
         outputs, following = step(*values[:first], *states)
     live = {index for index, read in enumerate(final_states_read(program)) if read}
     while True:
         roots = [*outputs, *(following[index] for index in sorted(live))]
-        found = _dependencies(roots, [*parameters, *states])
+        found = _dependencies(roots, [*copies, *states])
         grown = live | {index for index in range(len(states)) if found[len(parameters) + index]}
         if grown == live:
             return {parameter for parameter, reached in zip(parameters, found, strict=False) if reached}
