@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from table.harness import Entry
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from table.harness import Entry
 
 INPUTS, HIDDEN, CLASSES = 6, 8, 3
 
@@ -140,7 +141,9 @@ class Convolutional(nn.Module):
         self.conv1 = nn.Conv2d(1, 3, 3, 1)
         self.conv2 = nn.Conv2d(3, 4, 3, 1)
         self.fc1 = nn.Linear(self.features, HIDDEN)
-        self.lif0 = norse.LIFCell(p=norse.LIFParameters(method="super", alpha=torch.as_tensor(100.0), v_th=torch.as_tensor(0.1)))
+        self.lif0 = norse.LIFCell(
+            p=norse.LIFParameters(method="super", alpha=torch.as_tensor(100.0), v_th=torch.as_tensor(0.1))
+        )
         self.lif1 = norse.LIFCell(p=norse.LIFParameters(v_th=torch.as_tensor(0.1)))
         self.lif2 = norse.LIFCell(p=norse.LIFParameters(v_th=torch.as_tensor(0.05)))
         self.out = norse.LILinearCell(HIDDEN, CLASSES)

@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from tracecompile.neuron_step import NeuronStep
 from tracecompile.program import StepProgram, example_value
 
 _NAMES = """
@@ -99,7 +100,10 @@ def acts_elementwise(function: Callable[..., Any], node: fx.Node) -> bool:
 
 def emits_spikes(program: StepProgram, node: fx.Node) -> bool:
     """Probes a surrogate on [-2, 2]: a spike function takes a few integer values and takes more than one."""
-    if not is_surrogate(program, node) or len(node.all_input_nodes) != 1:
+    leaf = program.resolve(str(node.target)) if is_surrogate(program, node) else None
+    if isinstance(leaf, NeuronStep):
+        return leaf.emits_spikes([example_value(source) for source in node.all_input_nodes])
+    if leaf is None or len(node.all_input_nodes) != 1:
         return False
     value = example_value(node.all_input_nodes[0])
     probe = torch.linspace(-2, 2, 257).to(value)

@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from tracecompile.capture.registries import NOTE, registries_of
+from tracecompile.capture.step_mode import as_written
 
 MODULE_TABLES = frozenset(nn.Module().__dict__) | {NOTE}
 
@@ -28,7 +29,7 @@ def share_parameters(model: nn.Module) -> nn.Module:
     copied, in_copy = copy.deepcopy((model, noted), memo)
     if in_copy:
         vars(copied)[NOTE] = in_copy
-    return copied
+    return as_written(copied)
 
 
 def tensor_attributes(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -40,6 +41,10 @@ def tensor_attributes(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
         prefix = f"{path}." if path else ""
         for attribute, value in [*module._buffers.items(), *vars(module).items()]:
             if attribute in MODULE_TABLES:
+                continue
+            if attribute == "_memories" and isinstance(value, dict):
+                # SpikingJelly's states: the module itself gives each out, and takes it, under its own name.
+                yield from ((prefix + key, leaf) for key, leaf in value.items() if isinstance(leaf, torch.Tensor))
                 continue
             for name, leaf in _leaves(prefix + attribute, value):
                 if isinstance(leaf, torch.Tensor) and not isinstance(leaf, nn.Parameter):

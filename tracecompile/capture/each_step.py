@@ -240,9 +240,8 @@ def stacking_axis(node: fx.Node) -> int:
 
 def picks(node: fx.Node) -> bool:
     """Tells whether a node takes parts out of a tensor, one at a time."""
-    return (
-        node.target in ("unbind", torch.unbind, "select", torch.select)
-        or node.target is operator.getitem
+    return node.target in ("unbind", torch.unbind, "select", torch.select) or (
+        node.target is operator.getitem
         and any(type(item) is int for item in _index(node))
         and isinstance(node.args[0], fx.Node)
         and isinstance(node.args[0].meta["val"], torch.Tensor)

@@ -12,6 +12,7 @@ from tracecompile.capture.collected import collected
 from tracecompile.capture.loop_body import Loop, Past, Site, Slice, leaves_of
 from tracecompile.capture.names import unique, valid_name
 from tracecompile.capture.roll import Roller
+from tracecompile.capture.step_mode import in_single_steps
 from tracecompile.program import Collect
 
 Output = tuple[Site, Collect]
@@ -29,7 +30,7 @@ class LoopPlan:
     """
 
     def __init__(self, root: nn.Module, loop: Loop, signature: pytree.TreeSpec) -> None:
-        self.root = root
+        self.root = in_single_steps(root)
         self.loop = loop
         self.tape = loop.tape
         self.signature = signature

@@ -119,7 +119,9 @@ class Memory:
                 f"The model writes one of its Parameters ({name}) in forward.",
                 "Compute with a new value: clamp or normalise the parameter where it is used.",
             )
-        if name == "requires_grad_" and recorder.may_require_grad(tensor, *args[1:2] or (kwargs.get("requires_grad", True),)):
+        if name == "requires_grad_" and recorder.may_require_grad(
+            tensor, *args[1:2] or (kwargs.get("requires_grad", True),)
+        ):
             return recorder.really(function, args, kwargs)
         if name == "requires_grad_":
             raise recorder.refusal(
