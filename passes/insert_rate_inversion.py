@@ -10,7 +10,7 @@ from torch import nn
 from tracecompile.analysis.linearity import refuse_random
 from tracecompile.layers import Layer
 from tracecompile.passes.base import Pass
-from tracecompile.program import StepProgram, example_value, static_nodes
+from tracecompile.program import StepProgram, example_value
 from tracecompile.rules.analytic import rate_curve
 from tracecompile.rules.jacobian import differentiate
 from tracecompile.rules.norm import with_recorded_norms
@@ -68,14 +68,9 @@ def _with_response(program: StepProgram, layer: Layer, trainable: frozenset[str]
 def trainable_statics(program: StepProgram) -> frozenset[str]:
     """Returns the names of the step's static nodes that depend on a Parameter and are floating tensors."""
     found: set[str] = set()
-    static = static_nodes(program)
     for node in program.step.graph.nodes:
         own = node.op == "get_attr" and isinstance(program.resolve(str(node.target)), nn.Parameter)
-        own |= (
-            node.op == "call_module"
-            and node in static
-            and any(True for _ in program.resolve(str(node.target)).parameters())
-        )
+        own |= node.op == "call_module" and any(True for _ in program.resolve(str(node.target)).parameters())
         if own or any(source.name in found for source in node.all_input_nodes):
             value = example_value(node)
             if value is not None and getattr(value, "is_floating_point", lambda: False)():

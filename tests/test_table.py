@@ -46,13 +46,19 @@ def test_names_are_unique() -> None:
     assert len(set(names)) == len(names)
 
 
+def _forget_membranes(model: nn.Module) -> None:
+    for module in model.modules():
+        if hasattr(module, "mem"):
+            module.mem = None
+
+
 LOOP = Entry("loop", RecurrentLoop, lambda steps, batch: (4 * torch.randn(steps, batch, 4),))
 STEP = Entry(
     "attributes",
     LazyAttributes,
     lambda steps, batch: (9 * torch.randn(batch, 4),),
     kind="step",
-    reset=lambda model: [setattr(m, "mem", None) for m in model.modules() if hasattr(m, "mem")][0],
+    reset=_forget_membranes,
     states=lambda model: [m.mem for m in model.modules() if hasattr(m, "mem")],
 )
 EXPLICIT = Entry(

@@ -29,12 +29,29 @@ class Compiled:
         stages: Its text after each.
         report: What the user is told.
         arguments: How calls are laid over the captured one.
+        modes: Training flag of every module, where the program depends on them.
+        numbers: What the pinned numbers among the arguments were.
     """
 
     program: StepProgram
     stages: Stages
     report: ConversionReport
     arguments: Arguments
+    modes: tuple[bool, ...] | None
+    numbers: tuple[Any, ...]
+
+    def fits(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Tells whether a call of a module runs the captured program, or one that has to be captured anew."""
+        if self.modes is not None and self.modes != training_flags(module):
+            return False
+        return self.arguments.fits(args, kwargs) and self.numbers == self.arguments.numbers(
+            self.program.pinned, args, kwargs
+        )
+
+
+def training_flags(module: nn.Module) -> tuple[bool, ...]:
+    """Returns the training flag of a module and of all below it."""
+    return tuple(each.training for each in module.modules())
 
 
 def compile_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], settings: Settings) -> Compiled:
@@ -63,7 +80,15 @@ def compile_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
         for name, value in model.named_buffers():
             captured.root.get_buffer(name).copy_(value)
     program, stages = run_pipeline(captured.evolve(settings=settings))
-    return Compiled(program, stages, describe(program), Arguments(model, program, args, kwargs))
+    arguments = Arguments(model, program, args, kwargs)
+    return Compiled(
+        program,
+        stages,
+        describe(program),
+        arguments,
+        modes=training_flags(model) if program.reads_mode else None,
+        numbers=arguments.numbers(program.pinned, args, kwargs),
+    )
 
 
 def _does_not_run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], fault: Exception) -> Exception:

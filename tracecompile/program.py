@@ -103,6 +103,8 @@ class StepProgram:
         explicit_states: For a step model whose caller holds the state: positions of the states among the leaves of the
             arguments, in the order of the explicit carries. Empty otherwise.
         notes: Sentences for the report.
+        reads_mode: Whether the user's code branches on ``training``, so that the other mode is another program.
+        pinned: Positions, among the leaves of the arguments, of numbers that the program has built in.
         cores, statics, layers, traces, blocks: Annotations, filled by the passes in this order.
         emitted: What emit_module makes.
     """
@@ -123,6 +125,8 @@ class StepProgram:
     explicit_states: tuple[int, ...] = ()
     settings: Settings = field(default_factory=Settings)
     notes: tuple[str, ...] = ()
+    reads_mode: bool = False
+    pinned: tuple[int, ...] = ()
     cores: tuple[Core, ...] = ()
     statics: Statics | None = None
     layers: tuple[Layer, ...] = ()
@@ -172,15 +176,27 @@ def is_tensor(node: fx.Node) -> bool:
 
 
 def static_nodes(program: StepProgram) -> set[fx.Node]:
-    """Returns the nodes whose value is the same at every time step: parameters and what depends on them alone."""
+    """Returns the nodes whose value is the same at every time step: parameters and what depends on them alone.
+
+    A batch normalisation and a dropout are none of them: each visit moves running statistics or draws a mask.
+    """
     found: set[fx.Node] = set()
     for node in program.step.graph.nodes:
         if node.op == "placeholder":
             if node.name in program.invariants:
                 found.add(node)
-        elif node.op != "output" and all(source in found for source in node.all_input_nodes):
+        elif (
+            node.op != "output"
+            and all(source in found for source in node.all_input_nodes)
+            and not _changes_when_run(program, node)
+        ):
             found.add(node)
     return found
+
+
+def _changes_when_run(program: StepProgram, node: fx.Node) -> bool:
+    module = program.resolve(str(node.target)) if node.op == "call_module" else None
+    return isinstance(module, (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd))
 
 
 def final_states_read(program: StepProgram) -> tuple[bool, ...]:

@@ -84,18 +84,24 @@ class Entry:
         return SIZES[:1] if self.batch else SIZES
 
 
-def run(entry: Entry, module: nn.Module, steps: int, batch: int, dtype: torch.dtype = torch.float32) -> Any:
+def calls(entry: Entry, steps: int, batch: int, dtype: torch.dtype = torch.float32) -> list[tuple[Any, ...]]:
+    """Returns the arguments of the calls that make one sequence."""
+    if entry.kind == "sequence":
+        return [entry.arguments(steps, batch, dtype=dtype)]
+    return [entry.arguments(1, batch, seed=step, dtype=dtype) for step in range(steps)]
+
+
+def run(entry: Entry, module: nn.Module, given: list[tuple[Any, ...]]) -> Any:
     """Runs a model, or its converted form, over a whole sequence from a fresh start; returns all that it returned."""
     if isinstance(module, tracecompile.TracedModule):
         module.reset()
     elif entry.reset is not None:
         entry.reset(module)
     if entry.kind == "sequence":
-        return module(*entry.arguments(steps, batch, dtype=dtype))
+        return module(*given[0])
     states: tuple[Any, ...] | None = None
     results = []
-    for step in range(steps):
-        arguments = entry.arguments(1, batch, seed=step, dtype=dtype)
+    for arguments in given:
         if states is not None:
             arguments = (*arguments[: entry.inputs], *states)
         result = module(*arguments)
@@ -111,8 +117,9 @@ def check_outputs_and_states(entry: Entry) -> None:
         for steps, batch in entry.sizes():
             model = entry.model(steps).train(training)
             net = entry.convert(entry.model(steps), steps).train(training)
+            given = calls(entry, steps, batch)
             for _ in range(2):  # a second sequence shows whether the first one left anything behind
-                expected, actual = run(entry, model, steps, batch), run(entry, net, steps, batch)
+                expected, actual = run(entry, model, given), run(entry, net, given)
                 assert_equal_trees(actual, expected)
             if entry.states is not None:
                 live = [value for name, value in net.snapshot().items() if name.startswith("state|")]
@@ -126,8 +133,9 @@ def check_gradients(entry: Entry) -> None:
     dtype, tolerance = (torch.float64, 1e-9) if entry.double else (torch.float32, 1e-6)
     model, reference = entry.model(steps).to(dtype).train(), entry.model(steps).to(dtype).train()
     net = entry.convert(model, steps, rule="measured", bins=steps)
-    expected = gradients(reference, weighted_loss(learning(run(entry, reference, steps, batch, dtype))))
-    actual = gradients(model, weighted_loss(learning(run(entry, net, steps, batch, dtype))))
+    given = calls(entry, steps, batch, dtype)
+    expected = gradients(reference, weighted_loss(learning(run(entry, reference, given))))
+    actual = gradients(model, weighted_loss(learning(run(entry, net, given))))
     assert_gradients_close(actual, expected, rtol=tolerance)
     for name, gradient in actual.items():
         if gradient is None or not gradient.any():
@@ -139,15 +147,15 @@ def check_memory(entry: Entry) -> None:
     saved, live, original = [], [], []
     for steps in (8, 16):
         net = entry.convert(entry.model(steps), steps).train()
-        given = _tensors([entry.arguments(steps, 3, seed=step) for step in range(steps)])
-        with saved_bytes(exclude=[*net.parameters(), *given]) as counter:
-            loss = mean_loss(learning(run(entry, net, steps, 3)))
+        given = calls(entry, steps, 3)
+        with saved_bytes(exclude=[*net.parameters(), *_tensors(given)]) as counter:
+            loss = mean_loss(learning(run(entry, net, given)))
         saved.append(counter.bytes)
         live.append(live_state_bytes(net))
         loss.backward()
         model = entry.model(steps).train()
-        with saved_bytes(exclude=list(model.parameters())) as counter:
-            kept = mean_loss(learning(run(entry, model, steps, 3)))
+        with saved_bytes(exclude=[*model.parameters(), *_tensors(given)]) as counter:
+            kept = mean_loss(learning(run(entry, model, given)))
         original.append(counter.bytes)
         del loss, kept
     assert saved[0] == saved[1], f"bytes saved for backward at T and 2T: {saved}"
@@ -159,7 +167,7 @@ def check_live(entry: Entry) -> None:
     """Neurons both fire and stay silent: a comparison of dead networks proves nothing."""
     steps, batch = SIZES[0]
     with SpikeCounter() as counter:
-        run(entry, entry.model(steps), steps, batch)
+        run(entry, entry.model(steps), calls(entry, steps, batch))
     rate = counter.fired / max(counter.seen, 1)
     assert 0.02 < rate < 0.98, f"{counter.fired} of {counter.seen} thresholds were crossed"
 
@@ -171,12 +179,13 @@ def check_untouched(entry: Entry) -> None:
     handle = model.register_forward_hook(lambda *_: seen.append("called"))
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
-    run(entry, entry.model(), EXAMPLE_STEPS, EXAMPLE_BATCH)  # what the library loads lazily is loaded now
+    given = calls(entry, EXAMPLE_STEPS, EXAMPLE_BATCH)
+    run(entry, entry.model(), given)  # what the library loads lazily is loaded now
     before, registries = fingerprint(model), library_globals(entry.library)
     net = entry.convert(model)
     assert_same_fingerprint(before, fingerprint(model))
     assert library_globals(entry.library) == registries, "the conversion left something in a registry of the library"
-    run(entry, net.eval(), EXAMPLE_STEPS, EXAMPLE_BATCH)
+    run(entry, net.eval(), given)
     assert model.training, "the converted module's mode is not the model's"
     net.train()
     assert_same_fingerprint(before, fingerprint(model))

@@ -141,9 +141,7 @@ class Convolutional(nn.Module):
         self.conv1 = nn.Conv2d(1, 3, 3, 1)
         self.conv2 = nn.Conv2d(3, 4, 3, 1)
         self.fc1 = nn.Linear(self.features, HIDDEN)
-        self.lif0 = norse.LIFCell(
-            p=norse.LIFParameters(method="super", alpha=torch.as_tensor(100.0), v_th=torch.as_tensor(0.1))
-        )
+        self.lif0 = norse.LIFCell(p=norse.LIFParameters(alpha=torch.as_tensor(80.0), v_th=torch.as_tensor(0.1)))
         self.lif1 = norse.LIFCell(p=norse.LIFParameters(v_th=torch.as_tensor(0.1)))
         self.lif2 = norse.LIFCell(p=norse.LIFParameters(v_th=torch.as_tensor(0.05)))
         self.out = norse.LILinearCell(HIDDEN, CLASSES)
@@ -220,6 +218,50 @@ class LoopOverSequential(nn.Module):
         return torch.stack(voltages)
 
 
+class ResidualOverTime(nn.Module):
+    """Convolutions over time and batch at once, neurons over time, and connections past the second layer."""
+
+    def __init__(self) -> None:
+        import norse.torch as norse
+
+        super().__init__()
+        low = norse.LIFParameters(v_th=torch.as_tensor(0.1))
+        self.conv1 = nn.Conv1d(1, 4, 3, padding=1)
+        self.lif1 = norse.LIF(low)
+        self.conv2 = nn.Conv1d(4, 4, 3, padding=1)
+        self.lif2 = norse.LIF(low)
+        self.fc = nn.Linear(4 * INPUTS, CLASSES)
+        self.out = norse.LI()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Any]:
+        steps, batch, _ = x.shape
+        y, _ = self.lif1(self.conv1(x.reshape(steps * batch, 1, INPUTS)).view(steps, batch, 4, INPUTS))
+        z, _ = self.lif2(self.conv2(y.flatten(0, 1)).view(steps, batch, 4, INPUTS) + y)
+        return self.out(self.fc(torch.relu(z + y).flatten(2)))
+
+
+class Lifted(nn.Module):
+    """SequentialState over time with a lifted convolution."""
+
+    def __init__(self) -> None:
+        import norse.torch as norse
+
+        super().__init__()
+        low = norse.LIFParameters(v_th=torch.as_tensor(0.1))
+        self.net = norse.SequentialState(
+            norse.Lift(nn.Conv2d(1, 3, 3)),
+            norse.LIF(low),
+            norse.Lift(nn.AvgPool2d(3)),
+            nn.Flatten(2),
+            nn.Linear(48, HIDDEN),
+            norse.LIFRecurrent(HIDDEN, CLASSES, p=low),
+            norse.LI(),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)[0]
+
+
 def recurrent_without_autapses() -> nn.Module:
     return RecurrentCell(autapses=False)
 
@@ -257,6 +299,8 @@ ENTRIES = [
     entry("LIFBoxCell, both resets", Box),
     entry("SequentialState of cells", sequential, one_step, kind="step"),
     entry("SequentialState over time", sequential_over_time),
+    entry("lifted convolution in a SequentialState over time", Lifted, pictures),
+    entry("residual convolutional net over time", ResidualOverTime),
     entry("loop over a convolutional SequentialState", LoopOverSequential, pictures),
     entry("convolutional net of the MNIST tutorial", Convolutional, pictures),
 ]  # fmt: skip

@@ -148,6 +148,23 @@ class Recurrent(ManyStates):
         return torch.stack(spikes), torch.stack(membranes)
 
 
+class SameDtype(torch.autograd.Function):
+    """A surrogate of the user's, which unlike the library's own keeps the dtype: with it a network runs in float64."""
+
+    @staticmethod
+    def forward(ctx: Any, membrane: Tensor) -> Tensor:
+        ctx.save_for_backward(membrane)
+        return (membrane > 0).to(membrane.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (membrane,) = ctx.saved_tensors
+        return gradient / (1 + 5 * membrane.abs()).square()
+
+
+same_dtype = SameDtype.apply
+
+
 def synaptic() -> nn.Module:
     import snntorch as snn
 
@@ -179,8 +196,10 @@ def rleaky() -> nn.Module:
     import snntorch as snn
 
     return Recurrent(
-        lambda: snn.RLeaky(beta=0.8, linear_features=HIDDEN, learn_beta=True, reset_mechanism="zero"),
-        lambda: snn.RLeaky(beta=0.8, all_to_all=False, V=0.4),
+        lambda: snn.RLeaky(
+            beta=0.8, linear_features=HIDDEN, learn_beta=True, reset_mechanism="zero", spike_grad=same_dtype
+        ),
+        lambda: snn.RLeaky(beta=0.8, all_to_all=False, V=0.4, spike_grad=same_dtype),
         "init_rleaky",
     )
 
@@ -189,8 +208,10 @@ def rsynaptic() -> nn.Module:
     import snntorch as snn
 
     return Recurrent(
-        lambda: snn.RSynaptic(alpha=0.6, beta=0.8, linear_features=HIDDEN, learn_alpha=True),
-        lambda: snn.RSynaptic(alpha=0.6, beta=0.8, all_to_all=False, V=0.4, reset_mechanism="zero"),
+        lambda: snn.RSynaptic(alpha=0.6, beta=0.8, linear_features=HIDDEN, learn_alpha=True, spike_grad=same_dtype),
+        lambda: snn.RSynaptic(
+            alpha=0.6, beta=0.8, all_to_all=False, V=0.4, reset_mechanism="zero", spike_grad=same_dtype
+        ),
         "init_rsynaptic",
     )
 
@@ -287,8 +308,8 @@ def membranes(model: nn.Module) -> list[Tensor]:
 
 
 def entry(name: str, build: Callable[[], nn.Module], example: Callable[..., Any] = sequence, **options: Any) -> Entry:
-    # Spikes of snnTorch are float32 whatever the dtype of the input, so that no network of it runs in float64.
-    return Entry(f"snntorch: {name}", build, example, library="snntorch", double=False, **options)
+    # The library's own surrogates give float32 whatever they take, so that no network with them runs in float64.
+    return Entry(f"snntorch: {name}", build, example, library="snntorch", **{"double": False, **options})
 
 
 ENTRIES = [
@@ -303,8 +324,8 @@ ENTRIES = [
     entry("Synaptic, learned decays", synaptic),
     entry("Lapicque", lapicque),
     entry("Alpha", alpha),
-    entry("RLeaky, all to all and one to one", rleaky),
-    entry("RSynaptic, all to all and one to one", rsynaptic),
+    entry("RLeaky, all to all and one to one", rleaky, double=True),
+    entry("RSynaptic, all to all and one to one", rsynaptic, double=True),
     entry("Sequential with init_hidden, one step a call", hidden, one_step, kind="step", reset=reset, states=membranes),
     entry("one of each neuron with init_hidden", every_neuron_hidden, one_step, kind="step", reset=reset,
           states=membranes),

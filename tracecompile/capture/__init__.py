@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tracecompile.capture.numbers import pinned_numbers
 from tracecompile.capture.sequence import capture_fixed_loop, capture_sequence
 from tracecompile.capture.step import capture_step
 from tracecompile.errors import NoSpikingLayer
@@ -28,14 +29,20 @@ def capture_program(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
         ConversionError: The model is not something that can be converted; the error names the line.
     """
     with torch.random.fork_rng():
-        program = (
-            capture_sequence(model, args, kwargs)
-            or capture_step(model, args, kwargs)
-            or capture_fixed_loop(model, args, kwargs)
-        )
+        program = _captured(model, args, kwargs)
+        if program is not None:
+            program = program.evolve(pinned=pinned_numbers(program, _captured, model, args, kwargs))
     if program is None:
         raise NoSpikingLayer(
             "The model has no state that lives from one time step to the next.",
             "Pass a module with a loop over time, or one that keeps or returns its membrane potentials.",
         )
     return program
+
+
+def _captured(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepProgram | None:
+    return (
+        capture_sequence(model, args, kwargs)
+        or capture_step(model, args, kwargs)
+        or capture_fixed_loop(model, args, kwargs)
+    )

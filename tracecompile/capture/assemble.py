@@ -10,11 +10,15 @@ from torch import fx
 
 from tracecompile.capture.after import After
 from tracecompile.capture.build import GraphCutter, alike, cone, evaluate, graph_module
+from tracecompile.capture.leftovers import filled_with, shaped_by_leftover
 from tracecompile.capture.loop_body import Past, Slice, leaves_of
 from tracecompile.capture.loop_plan import LoopPlan
 from tracecompile.capture.replay import require_same_values
 from tracecompile.capture.running_sums import find_sums
 from tracecompile.program import Carry, SequenceInput, StepOutput, StepProgram
+
+CLOCK = "time_t"
+"""Name of the input that only counts the steps."""
 
 
 class Assembler(LoopPlan):
@@ -41,13 +45,18 @@ class Assembler(LoopPlan):
             prologue=self.build_prologue(),
             step=step,
             epilogue=self.build_epilogue(),
-            inputs=tuple(SequenceInput(name, item.dim) for item, name in self.inputs.items()),
+            inputs=(
+                *(SequenceInput(name, item.dim) for item, name in self.inputs.items()),
+                *(SequenceInput(CLOCK, 0) for _ in [self.clock] if self.clock is not None),
+            ),
             invariants=tuple(self.invariants.values()),
             carries=tuple(Carry(name, name) for name in self.carries.values()),
             outputs=tuple(StepOutput(name, collect) for (_, collect), name in self.outputs.items()),
             length=length,
             signature=self.signature,
             result=self.spec,
+            reads_mode=self.tape.reads_mode,
+            notes=self.tape.notes,
         )
         if self.loop.irregular:
             require_same_values(program, self)
@@ -73,6 +82,9 @@ class Assembler(LoopPlan):
         for item, name in self.inputs.items():
             values.append(item.sequence.meta["val"].select(item.dim, last))
             slices[item] = cutter.placeholder(name, value=values[-1])
+        if self.clock is not None:
+            values.append(torch.zeros(()))
+            cutter.placeholder(CLOCK, value=values[-1])
         for node, name in self.invariants.items():
             values.append(node.meta["val"])
             cutter.placeholder(name, [node], values[-1])
@@ -118,16 +130,31 @@ class Assembler(LoopPlan):
         for node in self.tape.graph.nodes:
             if node in wanted:
                 cutter.take(node)
-        sequences = tuple(cutter.take(item.sequence) for item in self.inputs)
+        sequences = [cutter.take(item.sequence) for item in self.inputs]
+        if self.clock is not None:
+            sequences = self.timed(cutter, sequences)
         invariants = tuple(cutter.take(node) for node in self.invariants)
         states = tuple(
             self.shaped(cutter, node, number, past) for (node, number), past in zip(initial, self.carries, strict=True)
         )
-        return graph_module(cutter.finish((sequences, invariants, states)), self.root, self.leaves, "Prologue")
+        return graph_module(cutter.finish((tuple(sequences), invariants, states)), self.root, self.leaves, "Prologue")
+
+    def timed(self, cutter: GraphCutter, sequences: list[fx.Node]) -> list[fx.Node]:
+        """Cuts the sequences to the number of steps that the caller gives, and adds one that has nothing but steps."""
+        steps, number = cutter.take(self.clock), self.loop.steps
+        cut = [
+            cutter.add("call_method", "narrow", (node, item.dim, 0, steps), {}, node.meta["val"])
+            for node, item in zip(sequences, self.inputs, strict=True)
+        ]
+        return [*cut, cutter.add("call_function", torch.zeros, (steps,), {}, torch.zeros(number))]
 
     def initial_node(self, past: Past) -> tuple[fx.Node, float | None]:
         """Returns the node that a state starts from, or one that has its shape and the number to fill that with."""
         if isinstance(past.initial, fx.Node):
+            filled = filled_with(past.initial)
+            if filled is not None and shaped_by_leftover(past.initial, self.tape):
+                # Reset to zeros of the shape that an earlier call left: the library looks at the input's shape next.
+                return self.shape_giver(past), filled
             return past.initial, None
         number = past.initial if isinstance(past.initial, (int, float)) else 0.0
         return self.shape_giver(past), number

@@ -113,6 +113,22 @@ def cone(nodes: Iterable[Any], stop: Callable[[fx.Node], bool] = lambda node: Fa
     return found
 
 
+SHAPE_ONLY = frozenset(
+    {"zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "size", "numel"}
+)
+"""What looks at the shape of its tensor, not at its value; set to nothing but a number, a state starts afresh."""
+
+
+def read_by_value(nodes: Iterable[Any]) -> set[fx.Node]:
+    """Returns the nodes whose values some nodes need, themselves included: the shape of a tensor is not its value."""
+
+    def stops(node: fx.Node) -> bool:
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        return name in SHAPE_ONLY
+
+    return cone(nodes, stops)
+
+
 def take_in_order(cutter: GraphCutter, graph: fx.Graph, wanted: list[fx.Node]) -> list[fx.Node]:
     """Copies what is wanted in the order of the user's code, so that random numbers are drawn in that order."""
     needed = cone(wanted, lambda node: node in cutter.copies)

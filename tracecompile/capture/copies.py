@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from tracecompile.capture.registries import NOTE, registries_of
 from tracecompile.capture.step_mode import as_written
+from tracecompile.errors import UnsupportedState
 
 MODULE_TABLES = frozenset(nn.Module().__dict__) | {NOTE}
 
@@ -26,7 +28,15 @@ def share_parameters(model: nn.Module) -> nn.Module:
         if not value.is_leaf and id(value) not in memo:
             memo[id(value)] = value.detach().clone()
     noted = [] if NOTE in vars(model) else registries_of(model)
-    copied, in_copy = copy.deepcopy((model, noted), memo)
+    try:
+        copied, in_copy = copy.deepcopy((model, noted), memo)
+    except RuntimeError as fault:
+        if "deepcopy" not in str(fault):
+            raise
+        raise UnsupportedState(
+            "The model holds a tensor of an earlier autograd graph where it cannot be found: in an object of its own.",
+            "Keep states in attributes, lists, tuples, dictionaries, NamedTuples or dataclasses.",
+        ) from fault
     if in_copy:
         vars(copied)[NOTE] = in_copy
     return as_written(copied)
@@ -35,7 +45,8 @@ def share_parameters(model: nn.Module) -> nn.Module:
 def tensor_attributes(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """Yields (name, tensor) of everything a model remembers outside its Parameters.
 
-    The name is a dotted path; a tensor within a list, tuple or dict has its key in brackets ("lif.history[1]").
+    The name is a dotted path; a tensor within a container has its key in brackets: "lif.history[1]", "state['mem']",
+    "state[voltage]" for the field of a NamedTuple or a dataclass.
     """
     for path, module in model.named_modules():
         prefix = f"{path}." if path else ""
@@ -47,34 +58,62 @@ def tensor_attributes(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
                 yield from ((prefix + key, leaf) for key, leaf in value.items() if isinstance(leaf, torch.Tensor))
                 continue
             for name, leaf in _leaves(prefix + attribute, value):
-                if isinstance(leaf, torch.Tensor) and not isinstance(leaf, nn.Parameter):
+                if not isinstance(leaf, nn.Parameter):
                     yield name, leaf
 
 
-def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, (list, tuple, dict)):
-        for path, leaf in pytree.tree_flatten_with_path(value)[0]:
-            yield name + pytree.keystr(path), leaf
-    else:
+def _leaves(name: str, value: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    if isinstance(value, torch.Tensor):
         yield name, value
+    else:
+        for key, entry in _entries(value):
+            yield from _leaves(f"{name}[{key}]", entry)
+
+
+def _entries(value: Any) -> list[tuple[str, Any]]:
+    """Returns what a container holds, by key; nothing for what is no container."""
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return list(zip(value._fields, value, strict=True))
+    if isinstance(value, (list, tuple, deque)):
+        return [(str(position), entry) for position, entry in enumerate(value)]
+    if isinstance(value, dict):
+        return [(repr(key), entry) for key, entry in value.items()]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return [(each.name, getattr(value, each.name)) for each in dataclasses.fields(value)]
+    return []
+
+
+def _rebuilt(name: str, value: Any, target: str, tensor: torch.Tensor) -> Any:
+    """Returns a container with the tensor of one name replaced; containers on the way are made anew."""
+    if name == target:
+        return tensor
+    if not target.startswith(f"{name}["):
+        return value
+    changed = [_rebuilt(f"{name}[{key}]", entry, target, tensor) for key, entry in _entries(value)]
+    if isinstance(value, dict):
+        again = copy.copy(value)
+        again.update(zip(value, changed, strict=True))
+        return again
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*changed)
+    if isinstance(value, deque):
+        return deque(changed, value.maxlen)
+    if isinstance(value, (list, tuple)):
+        return type(value)(changed)
+    again = copy.copy(value)
+    for (field, _), entry in zip(_entries(value), changed, strict=True):
+        object.__setattr__(again, field, entry)  # a frozen dataclass too
+    return again
 
 
 def replace_attribute(model: nn.Module, name: str, value: Any) -> None:
-    """Writes a tensor at a place that `tensor_attributes` named.
-
-    Raises:
-        KeyError: The place is inside a tuple or nested container and the container has to be rebuilt instead.
-    """
+    """Writes a tensor at a place that `tensor_attributes` named."""
     path, _, attribute = name.partition("[")[0].rpartition(".")
     module = model.get_submodule(path)
-    if "[" not in name:
-        if attribute in module._buffers:
-            module._buffers[attribute] = value
-        else:
-            setattr(module, attribute, value)
-        return
-    container = getattr(module, attribute)
-    leaves, spec = pytree.tree_flatten_with_path(container)
-    key = name[name.index("[") :]
-    rebuilt = [value if pytree.keystr(where) == key else leaf for where, leaf in leaves]
-    setattr(module, attribute, pytree.tree_unflatten(rebuilt, spec))
+    if attribute in module._buffers:
+        module._buffers[attribute] = value
+    elif "[" in name:
+        start = f"{path}.{attribute}" if path else attribute
+        setattr(module, attribute, _rebuilt(start, getattr(module, attribute), name, value))
+    else:
+        setattr(module, attribute, value)

@@ -2,62 +2,29 @@
 
 A network may run layer by layer: a neuron over the whole sequence, then ``fc2(spikes)`` on what it gave, then the next
 neuron. To run all layers at every step, the operations between them have to work on one step's values. They may where
-they treat the slices along the time axis alike: on (T, B, ...) a Linear or anything elementwise, on (T * B, ...) anything
-that treats samples alike, such as a convolution.
+they treat the slices along the time axis alike: on (T, B, ...) a Linear or anything elementwise, on (T * B, ...)
+anything that treats samples alike, such as a convolution.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from tracecompile.analysis.linearity import NORMS
 from tracecompile.analysis.pointwise import acts_alone
 from tracecompile.capture.build import find
+from tracecompile.capture.row_wise import treats_rows_alike
+from tracecompile.capture.stacks import Steps, called, flattened, picked_item, picks, stacked_items, stacking_axis
 from tracecompile.capture.tape import Tape
 from tracecompile.errors import UnsupportedOperation
 
-_PER_ROW: tuple[type[nn.Module], ...] = (
-    nn.Linear, nn.Identity, nn.ReLU, nn.Sigmoid, nn.Tanh, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Softplus,
-    nn.Hardtanh, nn.ReLU6,
-)  # fmt: skip
-_PER_SAMPLE: tuple[type[nn.Module], ...] = (
-    *_PER_ROW, *NORMS, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
-    nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveAvgPool1d,
-    nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.GroupNorm, nn.LayerNorm, nn.Upsample, nn.ZeroPad2d,
-)  # fmt: skip
-_SAMPLE_FUNCTIONS = frozenset(
-    "conv1d conv2d conv3d avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d adaptive_avg_pool1d "
-    "adaptive_avg_pool2d adaptive_avg_pool3d interpolate".split()
-)
 _RESHAPES = frozenset(["flatten", "view", "reshape", "unflatten"])
-
-
-@dataclass(frozen=True)
-class Steps:
-    """A tensor as the values of single steps.
-
-    Attributes:
-        items: One node a step.
-        axis: Where the time axis is.
-        merged: Whether time and batch, the first two axes, are one.
-    """
-
-    items: tuple[fx.Node, ...]
-    axis: int
-    merged: bool = False
-
-    def together(self, values: list[torch.Tensor]) -> torch.Tensor:
-        """Returns the values of all steps as the tensor holds them."""
-        whole = torch.stack(values, self.axis)
-        return whole.flatten(0, 1) if self.merged else whole
 
 
 class EachStep:
@@ -105,15 +72,15 @@ class EachStep:
 
     def _size(self, node: fx.Node, steps: Steps) -> None:
         dim: Any = node.args[1]
-        if steps.merged or dim == steps.axis:
-            if not (steps.merged and dim > 0):
-                return
+        if dim == steps.axis or (steps.merged and dim == 0):
+            return
         inner = dim if steps.merged or dim < steps.axis else dim - 1
         node.args = (steps.items[0], inner)
 
     def _reshaped(self, node: fx.Node, steps: Steps, source: fx.Node) -> Steps | None:
         """Recognises time and batch made one axis, or two again; other axes flattened step by step."""
-        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        module = self._module(node)
+        name = "flatten" if isinstance(module, nn.Flatten) else called(node)
         if name not in _RESHAPES or not steps.axis < 2:
             return None
         shape, item = tuple(node.meta["val"].shape), tuple(steps.items[0].meta["val"].shape)
@@ -123,30 +90,30 @@ class EachStep:
         if steps.merged and shape == (*item[: steps.axis], count, *item[steps.axis :]):
             return Steps(steps.items, steps.axis)
         if name == "flatten":
-            start, end = flattened(node)
+            start, end = flattened(node) if module is None else (int(module.start_dim), int(module.end_dim))  # type: ignore[arg-type]
             shift = 0 if steps.merged else 1
             if start > steps.axis or (steps.merged and start > 0):
-                call = ("call_method", "flatten", (source, start - shift, end - shift if end >= 0 else end), {})
-                return self._each(node, steps, *call)
+                arguments = (source, start - shift, end - shift if end >= 0 else end)
+                return self._each(node, steps, "call_method", "flatten", arguments, {})
         return None
 
     def _applied(self, node: fx.Node, steps: Steps) -> Steps | None:
         """Applies an operation step by step, if it treats the steps alike."""
-        if node.op == "call_module":
-            module = find(self.root, str(node.target)) if str(node.target) not in self.tape.leaves else None
-            if isinstance(module, NORMS) and module.training:
-                raise UnsupportedOperation(
-                    f"The normalisation {node.target} takes the statistics of all time steps at once.",
-                    "Call it in the loop over time, once a step.",
-                    node.meta.get("where"),
-                )
-            if isinstance(module, nn.Flatten):
-                return None
-            alike = isinstance(module, _PER_SAMPLE if steps.merged else _PER_ROW)
-        else:
-            name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-            alike = acts_alone(node) or node.target is F.linear or (steps.merged and name in _SAMPLE_FUNCTIONS)
+        module = self._module(node)
+        if isinstance(module, NORMS) and module.training:
+            raise UnsupportedOperation(
+                f"The normalisation {node.target} takes the statistics of all time steps at once.",
+                "Call it in the loop over time, once a step.",
+                node.meta.get("where"),
+            )
+        alike = treats_rows_alike(node, module, samples=steps.merged)
         return self._each(node, steps, node.op, node.target, node.args, node.kwargs) if alike else None
+
+    def _module(self, node: fx.Node) -> nn.Module | None:
+        if node.op != "call_module" or str(node.target) in self.tape.leaves:
+            return None
+        module: nn.Module = find(self.root, str(node.target))
+        return module
 
     def _each(self, node: fx.Node, steps: Steps, op: str, target: Any, args: Any, kwargs: Any) -> Steps | None:
         """Writes an operation down once for each step; None where that computes something else."""
@@ -168,7 +135,17 @@ class EachStep:
             for one in reversed(made):
                 self.graph.erase_node(one)
             return None
+        self._note(node)
         return Steps(tuple(made), steps.axis, steps.merged)
+
+    def _note(self, node: fx.Node) -> None:
+        """Says in the report what may round otherwise, and ties to the mode what is another thing in training."""
+        if isinstance(self._module(node), NORMS):
+            self.tape.reads_mode = True
+        if not acts_alone(node):
+            what = node.target if node.op == "call_module" else called(node)
+            note = f"The model computes {what} for all steps at once, this network step by step: equal up to rounding."
+            self.tape.notes = tuple(dict.fromkeys([*self.tape.notes, note]))
 
     def _operand(self, source: fx.Node, steps: Steps, node: fx.Node) -> Callable[[int], fx.Node] | None:
         """Returns what gives one step's part of an operand; None where there is no telling."""
@@ -181,7 +158,7 @@ class EachStep:
             return lambda step: source
         if steps.merged or value.ndim != whole.ndim or value.shape[steps.axis] != len(steps.items):
             return None
-        index = (*[slice(None)] * steps.axis, slice(None))[: steps.axis]
+        index = (slice(None),) * steps.axis
 
         def pick(step: int) -> fx.Node:
             one = self.graph.call_function(operator.getitem, (source, (*index, step) if index else step))
@@ -222,60 +199,3 @@ class EachStep:
         self.tape.result = pytree.tree_map(
             lambda leaf: replaced.get(leaf, leaf) if isinstance(leaf, fx.Node) else leaf, self.tape.result
         )
-
-
-def stacked_items(node: Any) -> list[fx.Node] | None:
-    """Returns what a node stacks along a new axis."""
-    if not isinstance(node, fx.Node) or node.target is not torch.stack:
-        return None
-    items = node.args[0]
-    return list(items) if isinstance(items, (list, tuple)) else None  # type: ignore[arg-type]
-
-
-def stacking_axis(node: fx.Node) -> int:
-    """Returns the axis along which a node stacks."""
-    dim: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
-    return int(dim) % node.meta["val"].dim()
-
-
-def picks(node: fx.Node) -> bool:
-    """Tells whether a node takes parts out of a tensor, one at a time."""
-    return node.target in ("unbind", torch.unbind, "select", torch.select) or (
-        node.target is operator.getitem
-        and any(type(item) is int for item in _index(node))
-        and isinstance(node.args[0], fx.Node)
-        and isinstance(node.args[0].meta["val"], torch.Tensor)
-    )
-
-
-def picked_item(node: fx.Node, source: fx.Node, steps: Steps) -> fx.Node | None:
-    """Returns the value of one step that an index picks, if it takes everything along the other axes."""
-    if steps.merged or node.args[0] is not source:
-        return None
-    if node.target is operator.getitem:
-        index = _index(node)
-        if len(index) <= steps.axis or any(item != slice(None) for item in _others(index, steps.axis)):
-            return None
-        number = index[steps.axis]
-    elif node.target in ("select", torch.select) and len(node.args) == 3 and node.args[1] == steps.axis:
-        number = node.args[2]
-    else:
-        return None
-    count = len(steps.items)
-    return steps.items[number] if type(number) is int and -count <= number < count else None
-
-
-def _others(index: tuple[Any, ...], axis: int) -> Iterator[Any]:
-    return (item for position, item in enumerate(index) if position != axis and item is not Ellipsis)
-
-
-def _index(node: fx.Node) -> tuple[Any, ...]:
-    index = node.args[1]
-    return index if isinstance(index, tuple) else (index,)
-
-
-def flattened(node: fx.Node) -> tuple[int, int]:
-    """Returns the first and the last axis that a node flattens."""
-    start = node.args[1] if len(node.args) > 1 else node.kwargs.get("start_dim", 0)
-    end = node.args[2] if len(node.args) > 2 else node.kwargs.get("end_dim", -1)
-    return int(start), int(end)  # type: ignore[arg-type]

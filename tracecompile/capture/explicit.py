@@ -13,7 +13,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from tracecompile.capture.copies import share_parameters
+from tracecompile.capture.copies import share_parameters, tensor_attributes
 from tracecompile.capture.registries import registries_redirected
 from tracecompile.capture.signature import Parameter, leaf_names, parameters_of, substitute
 from tracecompile.capture.tape import Tape
@@ -54,7 +54,8 @@ class StateArguments:
         if not self.missing or not isinstance(first.result, (tuple, list)) or len(first.result) < 2:
             return self
         items = list(first.result)
-        chosen = items[-len(self.missing) :] if len(self.missing) < len(items) else []
+        places = self.places(len(items))
+        chosen = [items[place] for place in places]
         if not chosen or not all(
             any(isinstance(leaf, fx.Node) for leaf in pytree.tree_leaves(item)) for item in chosen
         ):
@@ -66,21 +67,23 @@ class StateArguments:
         steady = substitute(
             *self.steady, {parameter.key: value for parameter, value in zip(self.missing, values, strict=True)}
         )
-        return located(
-            replace(self, steady=steady),
-            tuple(parameter.name for parameter in self.missing),
-            first.result,
-            len(items) - len(chosen),
-        )
+        return located(replace(self, steady=steady), tuple(parameter.name for parameter in self.missing), items, places)
+
+    def places(self, count: int) -> list[int]:
+        """Returns which of so many results become the missing states: those of their names, else the last ones."""
+        returned = returned_names(self.model, count)
+        names = [parameter.name for parameter in self.missing]
+        if all(returned.count(name) == 1 for name in names):
+            return [returned.index(name) for name in names]
+        return list(range(count - len(names), count)) if len(names) < count else []
 
 
-def located(arguments: StateArguments, names: tuple[str, ...], result: Any, start: int) -> StateArguments:
-    """Notes where the named state parameters and the trailing items of the result stand among their leaves."""
+def located(arguments: StateArguments, names: tuple[str, ...], items: list[Any], places: list[int]) -> StateArguments:
+    """Notes where the named state parameters, and the items of the result that they become, stand among the leaves."""
     parameters = {parameter.name: parameter for parameter in parameters_of(arguments.model, *arguments.steady)}
-    items = list(result)
-    offset = len(pytree.tree_leaves(items[:start]))
+    offsets = [len(pytree.tree_leaves(items[:place])) for place in range(len(items))]
     leaves = tuple(leaf for name in names for leaf in parameters[name].leaves)
-    results = tuple(range(offset, offset + len(leaves)))
+    results = tuple(offsets[place] + leaf for place in places for leaf in range(len(pytree.tree_leaves(items[place]))))
     return replace(
         arguments, leaves=leaves, results=results, names=tuple(leaf_names(arguments.model, *arguments.steady))
     )
@@ -92,13 +95,13 @@ def find_state_arguments(model: nn.Module, args: tuple[Any, ...], kwargs: dict[s
     parameters = parameters_of(model, args, kwargs)
     absent = [item for item in parameters if item.value is None and (item.given or item.default is None)]
     if absent:
-        named = [item for item in absent if STATE_NAMES.match(item.name)]
-        chosen = named or (absent if len(absent) == 1 else [])
+        chosen = likely_states(model, absent)
         return StateArguments(model, call, call, names=tuple(leaf_names(model, *call)), missing=tuple(chosen))
-    copied = share_parameters(model)
-    with torch.no_grad(), registries_redirected(copied):
-        result = copied(*fresh(args), **fresh(kwargs))
-    pairs = match_states(model, parameters, result)
+    copy = share_parameters(model)
+    before = remembered(copy)
+    with torch.no_grad(), registries_redirected(copy):
+        result = copy(*fresh(args), **fresh(kwargs))
+    pairs = match_states(model, parameters, result, keeps_state=remembered(copy) != before)
     names = tuple(leaf_names(model, *call))
     if not pairs:
         return StateArguments(model, call, call, names=names)
@@ -109,6 +112,26 @@ def find_state_arguments(model: nn.Module, args: tuple[Any, ...], kwargs: dict[s
     return StateArguments(model, first, call, leaves, results, names, makes_own=optional)
 
 
+def likely_states(model: nn.Module, absent: list[Parameter]) -> list[Parameter]:
+    """Returns which parameters that are None at first are states: by their names, by what is returned, or all."""
+    named = [item for item in absent if STATE_NAMES.match(item.name)]
+    if named:
+        return named
+    returned = set(returned_names(model))
+    return [item for item in absent if item.name in returned] or (absent if len(absent) == 1 else [])
+
+
+def remembered(model: nn.Module) -> dict[str, Any]:
+    """Notes what a model remembers, apart from the statistics of torch's own layers."""
+    own = {
+        f"{path}.{name}" if path else name
+        for path, module in model.named_modules()
+        if type(module).__module__.startswith("torch.nn.")
+        for name in module._buffers
+    }
+    return {name: (id(value), value._version) for name, value in tensor_attributes(model) if name not in own}
+
+
 def fresh(value: Any) -> Any:
     """Returns arguments whose tensors the model may write."""
     return pytree.tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf, value)
@@ -117,7 +140,7 @@ def fresh(value: Any) -> Any:
 Pair = tuple[Parameter, tuple[int, ...]]
 
 
-def match_states(model: nn.Module, parameters: list[Parameter], result: Any) -> list[Pair]:
+def match_states(model: nn.Module, parameters: list[Parameter], result: Any, keeps_state: bool) -> list[Pair]:
     """Pairs each state parameter with the leaves of the result in which it comes back."""
     items = list(result) if isinstance(result, (tuple, list)) and not hasattr(result, "_fields") else [result]
     offsets = [len(pytree.tree_leaves(items[:position])) for position in range(len(items))]
@@ -128,6 +151,7 @@ def match_states(model: nn.Module, parameters: list[Parameter], result: Any) -> 
         item for item in parameters if item.given and any(same_structure(item.value, other) for other in items)
     ]
     states = [item for item in candidates if item.name in returned or is_state(item, parameters)]
+    states = with_aligned(states, parameters, items, returned, keeps_state)
     for parameter in reversed(states):
         fitting = [position for position in sorted(free) if same_structure(parameter.value, items[position])]
         if not fitting:
@@ -141,6 +165,39 @@ def match_states(model: nn.Module, parameters: list[Parameter], result: Any) -> 
         count = len(pytree.tree_leaves(items[position]))
         pairs.append((parameter, tuple(range(offsets[position], offsets[position] + count))))
     return pairs[::-1]
+
+
+def with_aligned(
+    states: list[Parameter], parameters: list[Parameter], items: list[Any], returned: list[str], keeps_state: bool
+) -> list[Parameter]:
+    """Adds the arguments that stand among the arguments where a result of their shape stands among the results.
+
+    That is how states are handed on whose names say nothing. An input may stand there as well, so the order has to be
+    that of the states known by name; where none is, the model must have no other state, and no result but those.
+    """
+    given = [item for item in parameters if item.given]
+    shift = len(items) - len(given)
+    known = {item.name for item in states}
+    moved = [
+        item.name in returned and returned.index(item.name) != place + shift
+        for place, item in enumerate(given)
+        if item.name in known
+    ]
+    if any(moved):
+        return states
+    if not known and (keeps_state or shift < 0):
+        return states
+    aligned = [
+        item
+        for place, item in enumerate(given)
+        if place > 0
+        and 0 < place + shift < len(items)
+        and same_structure(item.value, items[place + shift])
+        and returned[place + shift] in ("", item.name)
+    ]
+    if not known and len(aligned) != len(given) - 1:
+        return states
+    return [item for item in given if item in states or item in aligned]
 
 
 def is_state(parameter: Parameter, parameters: list[Parameter]) -> bool:
@@ -164,9 +221,12 @@ def same_structure(first: Any, second: Any) -> bool:
     )
 
 
-def returned_names(model: nn.Module, count: int) -> list[str]:
-    """Returns the variable names in forward's last return statement ("" where it is not a plain tuple of names)."""
-    nothing = [""] * count
+def returned_names(model: nn.Module, count: int | None = None) -> list[str]:
+    """Returns the variable names in forward's last return statement ("" for what is no plain name).
+
+    With a count, all are "" where the statement has another number of elements.
+    """
+    nothing = [""] * (count or 0)
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(type(model).forward)))
     except (OSError, TypeError, SyntaxError):
@@ -177,4 +237,4 @@ def returned_names(model: nn.Module, count: int) -> list[str]:
     value = max(statements, key=lambda node: node.lineno).value
     elements = value.elts if isinstance(value, ast.Tuple) else [value]
     names = [element.id if isinstance(element, ast.Name) else "" for element in elements]
-    return names if len(names) == count else nothing
+    return names if count is None or len(names) == count else nothing

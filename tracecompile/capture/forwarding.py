@@ -7,7 +7,8 @@ import operator
 import torch
 from torch import fx, nn
 
-from tracecompile.capture.each_step import EachStep, stacked_items, stacking_axis
+from tracecompile.capture.each_step import EachStep
+from tracecompile.capture.stacks import stacked_items, stacking_axis
 from tracecompile.capture.tape import Tape
 
 

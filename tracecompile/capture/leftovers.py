@@ -8,7 +8,7 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from tracecompile.capture.build import cone, is_random
+from tracecompile.capture.build import cone, is_random, read_by_value
 from tracecompile.capture.tape import Tape
 
 _FILLS: dict[Any, float] = {torch.zeros_like: 0, "zeros_like": 0, torch.ones_like: 1, "ones_like": 1}
@@ -30,12 +30,7 @@ def filled_with(node: Any) -> float | None:
 def attributes_read(tape: Tape) -> set[str]:
     """Returns the attributes whose values, and not just shapes, the result depends on."""
     results = pytree.tree_leaves(tape.result)
-    return {str(node.target) for node in cone(results, reads_shape_only) if node.op == "get_attr"}
-
-
-def reads_shape_only(node: fx.Node) -> bool:
-    """Tells whether a node's value does not depend on the values of its inputs."""
-    return filled_with(node) is not None
+    return {str(node.target) for node in read_by_value(results) if node.op == "get_attr"}
 
 
 def shaped_by_leftover(node: fx.Node, tape: Tape) -> bool:
@@ -51,7 +46,7 @@ def same_results(first: Tape, second: Tape) -> bool:
 
 def _described(tape: Tape, known: dict[Any, int]) -> list[Any]:
     leaves = pytree.tree_leaves(tape.result)
-    needed = cone(leaves, reads_shape_only)
+    needed = read_by_value(leaves)
     numbers: dict[fx.Node, int] = {}
     drawn = 0
     for node in tape.graph.nodes:
@@ -74,4 +69,4 @@ def _target(node: fx.Node) -> str:
 
 
 def _arguments(node: fx.Node, numbers: dict[fx.Node, int]) -> str:
-    return repr(fx.map_arg((node.args, node.kwargs), lambda used: f"%{numbers[used]}"))
+    return repr(fx.map_arg((node.args, node.kwargs), lambda used: f"%{numbers.get(used, 'shape')}"))

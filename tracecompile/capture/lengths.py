@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from dataclasses import dataclass
 from typing import Any
 
 from torch import fx
@@ -13,8 +14,25 @@ from tracecompile.capture.tape import Tape
 Visits = dict[Any, list[fx.Node]]
 
 
+@dataclass(frozen=True)
+class TimeSource:
+    """What says how many steps a sequence has.
+
+    Attributes:
+        axis: Axis of the first tensor argument; None where only a number says it.
+        number: Position of a number among the leaves of the arguments; None where only the axis says it.
+    """
+
+    axis: int | None
+    number: int | None = None
+
+    def clock(self, tape: Tape) -> fx.Node | None:
+        """Returns the node of the number, where there is one."""
+        return None if self.number is None else tape.inputs[self.number]
+
+
 def make_lengths_symbolic(
-    tapes: tuple[Tape, Tape], lengths: tuple[int, int], growth: dict[Any, int], axis: int
+    tapes: tuple[Tape, Tape], lengths: tuple[int, int], growth: dict[Any, int], source: TimeSource
 ) -> None:
     """Replaces integers that grow with the example's length by the length of the input.
 
@@ -22,7 +40,7 @@ def make_lengths_symbolic(
     at any other, with nothing in one trace to show it. Two traces show it.
     """
     first, second = (visits(tape) for tape in tapes)
-    symbols = [Symbol(tape, axis) for tape in tapes]
+    symbols = [Symbol(tape, source) for tape in tapes]
     for key, nodes in first.items():
         others = second.get(key, [])
         times = growth.get(key, 0)
@@ -51,10 +69,13 @@ def visits(tape: Tape) -> Visits:
 class Symbol:
     """The number of time steps in one tape, as a node."""
 
-    def __init__(self, tape: Tape, axis: int) -> None:
+    def __init__(self, tape: Tape, source: TimeSource) -> None:
         self.tape = tape
-        self.axis = axis
+        self.axis = source.axis or 0
         self.nodes: dict[int, fx.Node] = {}
+        clock = source.clock(tape)
+        if clock is not None:
+            self.nodes[0] = clock
 
     def plus(self, offset: int) -> fx.Node:
         """Returns the node of the number of steps plus something."""
@@ -62,8 +83,10 @@ class Symbol:
             return self.nodes[offset]
         source = next(node for node in self.tape.inputs if node is not None and hasattr(node.meta["val"], "shape"))
         inputs = [node for node in self.tape.graph.nodes if node.op == "placeholder"]
-        length = source.meta["val"].shape[self.axis]
-        with self.tape.graph.inserting_after(self.nodes.get(0, inputs[-1])):
+        length = self.nodes[0].meta["val"] if 0 in self.nodes else source.meta["val"].shape[self.axis]
+        with self.tape.graph.inserting_after(
+            inputs[-1] if offset == 0 or self.nodes.get(0) in inputs else self.plus(0)
+        ):
             if offset == 0:
                 node = self.tape.graph.call_method("size", (source, self.axis))
             else:

@@ -27,13 +27,15 @@ class LoopPlan:
         sums: Accumulators that the runtime keeps: site of the running sum -> what is added.
         outputs: Per-step values that the epilogue asks for.
         invariants: Values from before the loop that step or epilogue ask for.
+        clock: The argument that says how many steps there are, where no sequence does.
     """
 
-    def __init__(self, root: nn.Module, loop: Loop, signature: pytree.TreeSpec) -> None:
+    def __init__(self, root: nn.Module, loop: Loop, signature: pytree.TreeSpec, clock: fx.Node | None = None) -> None:
         self.root = in_single_steps(root)
         self.loop = loop
         self.tape = loop.tape
         self.signature = signature
+        self.clock = clock
         self.leaves: dict[str, nn.Module] = dict(self.tape.leaves)
         self.roller = Roller(loop)
         self.movable = movable_nodes(self.tape.graph)

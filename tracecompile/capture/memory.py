@@ -119,11 +119,9 @@ class Memory:
                 f"The model writes one of its Parameters ({name}) in forward.",
                 "Compute with a new value: clamp or normalise the parameter where it is used.",
             )
-        if name == "requires_grad_" and recorder.may_require_grad(
-            tensor, *args[1:2] or (kwargs.get("requires_grad", True),)
-        ):
-            return recorder.really(function, args, kwargs)
         if name == "requires_grad_":
+            if recorder.may_require_grad(tensor, args[1] if len(args) > 1 else kwargs.get("requires_grad", True)):
+                return recorder.really(function, args, kwargs)
             raise recorder.refusal(
                 UnsupportedState,
                 "The model switches requires_grad of a tensor within forward.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from keyword import iskeyword
 from typing import Any
 
 import torch
@@ -69,6 +70,13 @@ class CallRecorder(OperationRecorder):
 
     def record_leaf_module(self, module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs one of torch's own modules as one node."""
+        keyword = next((part for part in path.split(".") if iskeyword(part)), None)
+        if keyword is not None:
+            raise self.refusal(
+                UnsupportedOperation,
+                f"The submodule {path} has a name that is a keyword of Python, which no generated code can spell.",
+                f"Give it another name, such as {keyword}_.",
+            )
         written = getattr(module, "inplace", False) is True
         if written:
             module.inplace = False  # type: ignore[assignment]

@@ -142,6 +142,17 @@ class NodeWriter(fx.Tracer):
         self.tape.constants[target] = tensor.detach().clone()
         return target
 
+    def may_require_grad(self, tensor: torch.Tensor, wanted: bool) -> bool:
+        """Tells whether switching requires_grad changes no gradient that anybody can see.
+
+        A tensor that the model makes itself, such as an initial state, may well collect a gradient: it is forgotten
+        with it. A Parameter's or an input's gradient is the user's.
+        """
+        if tensor.requires_grad == wanted:
+            return True
+        is_input = self.memory.knows(tensor) and self.memory.node(tensor).op == "placeholder"
+        return wanted and id(tensor) not in self.parameters and not is_input
+
     def refusal(self, kind: type[ConversionError], explanation: str, advice: str) -> ConversionError:
         """Makes an error that names the user's line."""
         return kind(explanation, advice, current_place(self.running[-1])[1])

@@ -78,17 +78,6 @@ class OperationRecorder(NodeWriter):
             return self.write_down("call_function", getattr, (args[0], name), {}, value)
         return value
 
-    def may_require_grad(self, tensor: torch.Tensor, wanted: bool) -> bool:
-        """Tells whether switching requires_grad changes no gradient that anybody can see.
-
-        A tensor that the model makes itself, such as an initial state, may well collect a gradient: it is forgotten
-        with it. A Parameter's or an input's gradient is the user's.
-        """
-        if tensor.requires_grad == wanted:
-            return True
-        is_input = self.memory.knows(tensor) and self.memory.node(tensor).op == "placeholder"
-        return wanted and id(tensor) not in self.parameters and not is_input
-
     def record_size(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Answers with integers that remember which tensor's size they are."""
         tensor = args[0]

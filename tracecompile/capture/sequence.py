@@ -13,12 +13,13 @@ from tracecompile.capture.build import same_graph
 from tracecompile.capture.copies import share_parameters
 from tracecompile.capture.forwarding import forward_stacked_values
 from tracecompile.capture.leftovers import attributes_read, same_results
-from tracecompile.capture.lengths import make_lengths_symbolic
+from tracecompile.capture.lengths import TimeSource, make_lengths_symbolic
 from tracecompile.capture.loop_body import sort_into_steps, visit_counts
 from tracecompile.capture.signature import leaf_names
 from tracecompile.capture.tape import Tape
 from tracecompile.capture.trace_errors import ModelFailure, TooManySteps
 from tracecompile.capture.tracer import Recorder
+from tracecompile.capture.unpacking import separate_unpacked
 from tracecompile.errors import UnrollableLoop, UnsupportedState
 from tracecompile.program import StepProgram
 
@@ -28,19 +29,21 @@ FEWEST_STEPS = 3
 
 
 def capture_sequence(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepProgram | None:
-    """Captures a loop whose length is that of an input's axis; None where no axis is one."""
-    for axis in range(dimensions(args, kwargs)):
-        short = short_trace(model, args, kwargs, axis, SHORT)
+    """Captures a loop whose length is that of an input's axis, or a number handed in; None where nothing is."""
+    for source in time_sources(args, kwargs):
+        short = short_trace(model, args, kwargs, source, SHORT)
         if short is None or max(visit_counts(short).values(), default=0) < SHORT - 1:
             continue
-        longer = short_trace(model, args, kwargs, axis, LONGER)
+        longer = short_trace(model, args, kwargs, source, LONGER)
         if longer is None:
             continue
+        separate_unpacked(short, longer)
+        separate_unpacked(longer, short)
         before, after = visit_counts(short), visit_counts(longer)
         growth = {key: count - before.get(key, 0) for key, count in after.items()}
         if not any(growth.values()):
             continue
-        program = roll_both(model, (short, longer), growth, axis, pytree.tree_structure((args, kwargs)))
+        program = roll_both(model, (short, longer), growth, source, pytree.tree_structure((args, kwargs)))
         if program is not None:
             return program
     return None
@@ -50,6 +53,7 @@ def capture_fixed_loop(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str
     """Captures a loop whose length the model fixes; None where there is none."""
     copy = share_parameters(model)
     tape = Recorder(copy).run(args, kwargs, leaf_names(model, args, kwargs))
+    separate_unpacked(tape)
     forward_stacked_values(tape, copy)
     counts = visit_counts(tape)
     refusal: UnrollableLoop | None = None
@@ -89,6 +93,24 @@ def visits_in_a_step(count: int, steps: int) -> int:
     return 1 if count == steps - 1 else 0
 
 
+def time_sources(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[TimeSource]:
+    """Returns what may say how many steps there are, the likeliest first."""
+    axes = range(dimensions(args, kwargs))
+    numbers = [
+        (position, leaf)
+        for position, leaf in enumerate(pytree.tree_leaves((args, kwargs)))
+        if isinstance(leaf, int) and not isinstance(leaf, bool) and leaf > 0
+    ]
+    first = first_tensor(args, kwargs)
+    both = [
+        TimeSource(axis, position)
+        for position, leaf in numbers
+        for axis in axes
+        if first is not None and first.shape[axis] == leaf
+    ]
+    return [*both, *(TimeSource(axis) for axis in axes), *(TimeSource(None, position) for position, _ in numbers)]
+
+
 def dimensions(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
     """Returns the number of axes of the first tensor argument."""
     first = first_tensor(args, kwargs)
@@ -101,11 +123,16 @@ def first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor 
 
 
 def resized(
-    args: tuple[Any, ...], kwargs: dict[str, Any], axis: int, length: int
+    args: tuple[Any, ...], kwargs: dict[str, Any], source: TimeSource, length: int
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Cuts or repeats the example to a length along an axis, in every tensor that has the first one's length there."""
-    first = first_tensor(args, kwargs)
-    assert first is not None
+    if source.number is not None:
+        leaves, spec = pytree.tree_flatten((args, kwargs))
+        leaves[source.number] = length
+        args, kwargs = pytree.tree_unflatten(leaves, spec)
+    first, axis = first_tensor(args, kwargs), source.axis
+    if first is None or axis is None:
+        return args, kwargs
     present = first.shape[axis]
 
     def change(leaf: Any) -> Any:
@@ -117,11 +144,13 @@ def resized(
     return changed
 
 
-def short_trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], axis: int, length: int) -> Tape | None:
-    """Traces the model on an example cut along an axis; None where the model cannot take that."""
+def short_trace(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], source: TimeSource, length: int
+) -> Tape | None:
+    """Traces the model on an example of another length; None where the model cannot take that."""
     try:
         copy = share_parameters(model)
-        short_args, short_kwargs = resized(args, kwargs, axis, length)
+        short_args, short_kwargs = resized(args, kwargs, source, length)
         names = leaf_names(model, args, kwargs)
         tape = Recorder(copy, VISITS).run(short_args, short_kwargs, names)
         if tape.written:
@@ -132,16 +161,16 @@ def short_trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any],
 
 
 def roll_both(
-    model: nn.Module, tapes: tuple[Tape, Tape], growth: dict[Any, int], axis: int, signature: pytree.TreeSpec
+    model: nn.Module, tapes: tuple[Tape, Tape], growth: dict[Any, int], source: TimeSource, signature: pytree.TreeSpec
 ) -> StepProgram | None:
     """Rolls both traces and refuses them where they are not the same program."""
     for tape in tapes:
         require_own_state(tape)
-    make_lengths_symbolic(tapes, (SHORT, LONGER), growth, axis)
+    make_lengths_symbolic(tapes, (SHORT, LONGER), growth, source)
     programs = []
     for tape, steps in zip(tapes, (SHORT, LONGER), strict=True):
         loop = sort_into_steps(tape, steps, growth)
-        programs.append(Assembler(share_parameters(model), loop, signature).assemble(None))
+        programs.append(Assembler(share_parameters(model), loop, signature, source.clock(tape)).assemble(None))
     short, longer = programs
     if short is None or longer is None:
         return None

@@ -30,7 +30,7 @@ def axis_of_writes(loop: Loop, site: Site) -> int | None:
     template = loop.template(site)
     if template.target is not set_item:
         return None
-    dim = axis_of_index(template.args[1], loop.steps - 1)
+    dim = axis_of_index(template.args[1], loop.steps - 1, template.meta["val"].dim())
     before = loop.at(site, loop.steps - 2)
     first = loop.at(site, 0)
     if dim is None or before is None or first is None or template.args[0] is not before or first.args[0] in loop.when:
@@ -41,7 +41,7 @@ def axis_of_writes(loop: Loop, site: Site) -> int | None:
         return None
     for step in range(loop.steps):
         node = loop.at(site, step)
-        if node is None or axis_of_index(node.args[1], step) != dim:
+        if node is None or axis_of_index(node.args[1], step, template.meta["val"].dim()) != dim:
             return None
         source = loop.when.get(node.args[2])  # type: ignore[arg-type]
         if source is None or source[0] != step:
@@ -55,8 +55,8 @@ def sliced_at(node: fx.Node, step: int) -> Slice | None:
         source = node.args[0]
         if isinstance(source.meta["val"], (tuple, list)):
             return unbound(source) if node.args[1] == step and type(node.args[1]) is int else None
-        dim = axis_of_index(node.args[1], step)
-        kept = axis_of_index(node.args[1], slice(step, step + 1))
+        dim = axis_of_index(node.args[1], step, source.meta["val"].dim())
+        kept = axis_of_index(node.args[1], slice(step, step + 1), source.meta["val"].dim())
         if dim is None and kept is None:
             return None
         return Slice(source, dim) if dim is not None else Slice(source, kept or 0, keep=True)
@@ -81,15 +81,15 @@ def unbound(source: fx.Node) -> Slice | None:
     return Slice(whole, dim, keep=name != "unbind")
 
 
-def axis_of_index(index: Any, step: int | slice) -> int | None:
+def axis_of_index(index: Any, step: int | slice, dimensions: int) -> int | None:
     """Returns the axis along which an index picks the step, if it takes everything along the others."""
     items = index if isinstance(index, tuple) else (index,)
-    axis, before = None, 0
+    axis = None
     for position, item in enumerate(items):
         if type(item) is type(step) and item == step and axis is None:
-            axis, before = position, position
-        elif item is Ellipsis and axis is not None:
-            continue
-        elif not (isinstance(item, slice) and item == slice(None)):
+            axis = position
+        elif not (item is Ellipsis or (isinstance(item, slice) and item == slice(None))):
             return None
-    return before if axis is not None else None
+    if axis is None or Ellipsis not in items[:axis]:
+        return axis
+    return dimensions - (len(items) - axis)

@@ -61,6 +61,7 @@ class StepBuilder(StepRuns):
             result=spec,
             explicit_states=tuple(state.leaf for state in self.states if state.leaf is not None),
             notes=notes,
+            reads_mode=self.first.reads_mode or self.steady.reads_mode,
         )
 
     def build_step(self, outputs: list[fx.Node]) -> fx.GraphModule:

@@ -24,6 +24,8 @@ class Tape:
         inputs: Placeholder of each argument leaf (None for a baked constant).
         states: Placeholder of each attribute that was handed in as a state.
         again: The same call once more on what this one left behind, where it left anything.
+        notes: Sentences for the report.
+        reads_mode: Whether code that is not torch's own asked a module whether it is in training mode.
     """
 
     graph: fx.Graph
@@ -36,3 +38,5 @@ class Tape:
     inputs: list[fx.Node | None] = field(default_factory=list)
     states: dict[str, fx.Node] = field(default_factory=dict)
     again: Tape | None = None
+    reads_mode: bool = False
+    notes: tuple[str, ...] = ()

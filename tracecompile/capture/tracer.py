@@ -7,6 +7,7 @@ and factory calls such as ``torch.zeros`` are nodes rather than constants with a
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -20,7 +21,7 @@ from tracecompile.capture.copies import replace_attribute, tensor_attributes
 from tracecompile.capture.module_calls import CallRecorder
 from tracecompile.capture.names import valid_name
 from tracecompile.capture.registries import registries_redirected
-from tracecompile.capture.source import line_of_failure
+from tracecompile.capture.source import CAPTURE, TORCH, line_of_failure
 from tracecompile.capture.step_mode import in_single_steps
 from tracecompile.capture.surrogates import surrogates_recorded
 from tracecompile.capture.tape import Tape
@@ -134,6 +135,7 @@ class Recorder(CallRecorder):
         try:
             with (
                 registries_redirected(self.root),
+                mode_watched(self.tape),
                 torch.enable_grad(),
                 _Mode(self),
                 surrogates_recorded(self.record_surrogate),
@@ -141,6 +143,26 @@ class Recorder(CallRecorder):
                 yield
         finally:
             nn.Module.__call__ = original  # type: ignore[method-assign]
+
+
+@contextmanager
+def mode_watched(tape: Tape) -> Iterator[None]:
+    """Notes who reads ``training``: a branch on it in the user's code is part of what is captured."""
+
+    def read(module: nn.Module) -> bool:
+        if not sys._getframe(1).f_code.co_filename.startswith((TORCH, CAPTURE)):
+            tape.reads_mode = True
+        return bool(module.__dict__["training"])
+
+    def write(module: nn.Module, value: bool) -> None:
+        module.__dict__["training"] = value
+
+    # A property of the class comes before the attribute of the instance.
+    setattr(nn.Module, "training", property(read, write))  # noqa: B010
+    try:
+        yield
+    finally:
+        delattr(nn.Module, "training")
 
 
 class _Mode(TorchFunctionMode):

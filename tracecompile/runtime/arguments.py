@@ -66,6 +66,18 @@ class Arguments:
         ]
         return [(leaf.dtype, leaf.device) for leaf in tensors if isinstance(leaf, Tensor)]
 
+    def numbers(self, pinned: tuple[int, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+        """Returns the numbers at some positions among the leaves of a call."""
+        try:
+            given = self.signature.bind(*args, **kwargs).arguments
+        except TypeError:
+            return ()  # bind says what is wrong
+        found: dict[int, Any] = {}
+        for name, positions in self.positions.items():
+            value = given.get(name, self.signature.parameters[name].default)
+            found.update(zip(pytree.tree_leaves(positions), pytree.tree_leaves(value), strict=False))
+        return tuple(found.get(position) for position in pinned)
+
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         """Returns the leaves of a call.
 

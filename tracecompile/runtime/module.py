@@ -111,9 +111,10 @@ class TracedModule(nn.Module):
     def _prepared_for(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Executor, Call]:
         """Binds a call; captures the model first if it never was, or was with tensors of other dtypes or devices.
 
-        A model may read ``x.dtype`` and ``x.device`` as plain Python values, so they are part of what was captured.
+        A model may read ``x.dtype``, ``x.device`` and ``self.training`` as plain Python values, so they are part of
+        what was captured.
         """
-        if self._compiled is None or not self._compiled.arguments.fits(args, kwargs):
+        if self._compiled is None or not self._compiled.fits(self, args, kwargs):
             self.compile_with(args, kwargs)
         executor = self._executor
         assert executor is not None
