@@ -69,7 +69,9 @@ def capture_fixed_loop(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str
         if program is None:
             return None
         if tape.written:
-            tape.again = Recorder(share_parameters(copy)).run(args, kwargs, leaf_names(model, args, kwargs))
+            second = share_parameters(copy)
+            tape.again = Recorder(second).run(args, kwargs, leaf_names(model, args, kwargs))
+            forward_stacked_values(tape.again, second)
         require_own_state(tape)
         return program
     if refusal is not None:
@@ -154,7 +156,9 @@ def short_trace(
         names = leaf_names(model, args, kwargs)
         tape = Recorder(copy, VISITS).run(short_args, short_kwargs, names)
         if tape.written:
-            tape.again = Recorder(share_parameters(copy), VISITS).run(short_args, short_kwargs, names)
+            second = share_parameters(copy)
+            again = Recorder(second, VISITS).run(short_args, short_kwargs, names)
+            tape.again = forward_stacked_values(again, second)
         return forward_stacked_values(tape, copy)
     except (ModelFailure, TooManySteps):
         return None
