@@ -125,14 +125,13 @@ def record_step(
         count = len(values) - len(states)
         names = [*("spike" if not number else f"output_{number}" for number in range(count))]
         names += list(vars(neuron)["_memories"])
-        results = []
-        for position, (name, value) in enumerate(zip(names, values, strict=True)):
-            if any(value is other for other in given):
-                results.append(value)
-                continue
-            target = f"{valid_name(path)}__{name}"
-            recorder.tape.leaves.setdefault(target, NeuronStep(step, position, len(values)))
-            results.append(recorder.write_down("call_module", target, given, {}, value))
+        results = list(values)
+        # The states come first: they are the neuron's recurrence, which its spikes join.
+        for position in [*range(count, len(values)), *range(count)]:
+            if not any(values[position] is other for other in given):
+                target = f"{valid_name(path)}__{names[position]}"
+                recorder.tape.leaves.setdefault(target, NeuronStep(step, position, len(values)))
+                results[position] = recorder.write_down("call_module", target, given, {}, values[position])
     return tuple(results[:count]), tuple(results[count:])
 
 
