@@ -103,12 +103,15 @@ def emits_spikes(program: StepProgram, node: fx.Node) -> bool:
     leaf = program.resolve(str(node.target)) if is_surrogate(program, node) else None
     if isinstance(leaf, NeuronStep):
         return leaf.emits_spikes([example_value(source) for source in node.all_input_nodes])
-    if leaf is None or len(node.all_input_nodes) != 1:
+    values: list[Any] = [example_value(arg) if isinstance(arg, fx.Node) else arg for arg in node.args]
+    wide = [place for place, value in enumerate(values) if isinstance(value, torch.Tensor) and value.numel() > 1]
+    if leaf is None or len(wide) > 1:
+        # A number in a tensor may come with it, such as the steepness of a surrogate.
         return False
-    value = example_value(node.all_input_nodes[0])
-    probe = torch.linspace(-2, 2, 257).to(value)
+    place = wide[0] if wide else 0
+    probe = torch.linspace(-2, 2, 257).to(values[place])
     with torch.no_grad():
-        result = program.resolve(str(node.target))(probe)
+        result = program.resolve(str(node.target))(*values[:place], probe, *values[place + 1 :])
     if not isinstance(result, torch.Tensor) or result.shape != probe.shape:
         return False
     levels = torch.unique(result)

@@ -10,7 +10,6 @@ from torch import fx
 
 from tracecompile.capture.after import After
 from tracecompile.capture.build import GraphCutter, alike, cone, evaluate, graph_module
-from tracecompile.capture.leftovers import filled_with, shaped_by_leftover
 from tracecompile.capture.loop_body import Past, Slice, leaves_of
 from tracecompile.capture.loop_plan import LoopPlan, is_learned
 from tracecompile.capture.replay import require_same_values
@@ -180,10 +179,6 @@ class Assembler(LoopPlan):
     def initial_node(self, past: Past) -> tuple[fx.Node, float | None]:
         """Returns the node that a state starts from, or one that has its shape and the number to fill that with."""
         if isinstance(past.initial, fx.Node):
-            filled = filled_with(past.initial)
-            if filled is not None and shaped_by_leftover(past.initial, self.tape):
-                # Reset to zeros of the shape that an earlier call left: the library looks at the input's shape next.
-                return self.shape_giver(past), filled
             return past.initial, None
         number = past.initial if isinstance(past.initial, (int, float)) else 0.0
         return self.shape_giver(past), number

@@ -8,7 +8,7 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from tracecompile.capture.build import cone, is_random, read_by_value
+from tracecompile.capture.build import alike, is_random, read_by_value
 from tracecompile.capture.tape import Tape
 
 _FILLS: dict[Any, float] = {torch.zeros_like: 0, "zeros_like": 0, torch.ones_like: 1, "ones_like": 1}
@@ -33,9 +33,41 @@ def attributes_read(tape: Tape) -> set[str]:
     return {str(node.target) for node in read_by_value(results) if node.op == "get_attr"}
 
 
-def shaped_by_leftover(node: fx.Node, tape: Tape) -> bool:
-    """Tells whether a filled tensor has the shape of what an earlier call left behind, whatever this call's input."""
-    return any(source.op == "get_attr" and source.target in tape.written for source in cone([node]))
+def shape_by_input(tape: Tape) -> Tape:
+    """Gives states that are reset to a number the shape of this call's input, where they have an earlier call's.
+
+    ``self.mem = torch.zeros_like(self.mem)`` fits the batch that the model saw last, which the example may share by
+    chance. Whoever resets a state like that makes it anew for a batch of another size.
+    """
+    if not tape.written:
+        return tape
+    position = {node: place for place, node in enumerate(tape.graph.nodes)}
+    varying: dict[fx.Node, None] = {}
+    for node in tape.graph.nodes:
+        if node.op == "placeholder" or any(source in varying for source in node.all_input_nodes):
+            varying[node] = None
+    for node in list(tape.graph.nodes):
+        number = filled_with(node)
+        readers = [user for user in node.users if filled_with(user) is None]
+        if number is None or not readers or not _shaped_by_leftover(node, tape):
+            continue
+        first = min(position.get(reader, 0) for reader in readers)
+        alike_before = (one for one in varying if position[one] < first and alike(one.meta["val"], node.meta["val"]))
+        like = next(alike_before, None)
+        if like is not None:
+            with tape.graph.inserting_after(like):
+                fresh = tape.graph.call_function(torch.full_like, (like, number)) if number else None
+                fresh = fresh or tape.graph.call_function(torch.zeros_like, (like,))
+            fresh.meta.update(val=node.meta["val"], where=node.meta.get("where"), place=None)
+            for reader in readers:
+                reader.replace_input_with(node, fresh)
+    return tape
+
+
+def _shaped_by_leftover(node: Any, tape: Tape) -> bool:
+    while isinstance(node, fx.Node) and filled_with(node) is not None:
+        node = node.args[0]
+    return isinstance(node, fx.Node) and node.op == "get_attr" and node.target in tape.written
 
 
 def same_results(first: Tape, second: Tape) -> bool:

@@ -12,7 +12,7 @@ from tracecompile.capture.assemble import Assembler
 from tracecompile.capture.build import same_graph
 from tracecompile.capture.copies import share_parameters
 from tracecompile.capture.forwarding import forward_stacked_values
-from tracecompile.capture.leftovers import attributes_read, same_results
+from tracecompile.capture.leftovers import attributes_read, same_results, shape_by_input
 from tracecompile.capture.lengths import TimeSource, make_lengths_symbolic
 from tracecompile.capture.loop_body import sort_into_steps, visit_counts
 from tracecompile.capture.signature import leaf_names
@@ -54,7 +54,7 @@ def capture_fixed_loop(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str
     copy = share_parameters(model)
     tape = Recorder(copy).run(args, kwargs, leaf_names(model, args, kwargs))
     separate_unpacked(tape)
-    forward_stacked_values(tape, copy)
+    forward_stacked_values(shape_by_input(tape), copy)
     counts = visit_counts(tape)
     refusal: UnrollableLoop | None = None
     for steps in likely_lengths(counts):
@@ -157,9 +157,9 @@ def short_trace(
         tape = Recorder(copy, VISITS).run(short_args, short_kwargs, names)
         if tape.written:
             second = share_parameters(copy)
-            again = Recorder(second, VISITS).run(short_args, short_kwargs, names)
+            again = shape_by_input(Recorder(second, VISITS).run(short_args, short_kwargs, names))
             tape.again = forward_stacked_values(again, second)
-        return forward_stacked_values(tape, copy)
+        return forward_stacked_values(shape_by_input(tape), copy)
     except (ModelFailure, TooManySteps):
         return None
 

@@ -23,13 +23,11 @@ from tracecompile.capture.tracer import Recorder
 from tracecompile.errors import UnrollableLoop
 from tracecompile.program import StepProgram
 
-FRESH = "The model held states of an earlier sequence; the converted one starts a new sequence."
-
 
 def capture_step(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepProgram | None:
     """Captures one call as the step; None where no state outlives the call."""
     model = share_parameters(model)
-    held = start_afresh(model)
+    notes = start_afresh(model)
     first_copy = share_parameters(model)
     arguments = find_state_arguments(model, args, kwargs)
     first = Recorder(first_copy).run(*arguments.first, leaf_names(model, *arguments.first))
@@ -42,7 +40,8 @@ def capture_step(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     again = share_parameters(warm)
     require_steady(steady, states, run_steady(again, arguments, steady), arguments)
     program = StepBuilder(model, arguments, first, steady, states).build()
-    return program.evolve(notes=(*program.notes, FRESH)) if held else program
+    explicit = all(carry.explicit for carry in program.carries)
+    return program if explicit else program.evolve(notes=(*program.notes, *notes))
 
 
 def run_steady(model: nn.Module, arguments: StateArguments, before: Tape) -> Tape:
