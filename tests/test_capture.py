@@ -56,7 +56,10 @@ def test_loop_equals_model(kind: type[nn.Module], axis: int, fixed: bool) -> Non
         x = sequence(length, batch, axis, seed=length)
         expected, found = untouched(model)(x), run_sequence(program, x)
         assert_equal(expected, found)
-        assert_equal(gradients(model, expected), gradients(model, found))
+        if kind is models.BatchFirst:  # a product over the whole sequence is summed up in another order
+            torch.testing.assert_close(gradients(model, expected), gradients(model, found))
+        else:
+            assert_equal(gradients(model, expected), gradients(model, found))
 
 
 STEPS: list[tuple[type[nn.Module], Any]] = [

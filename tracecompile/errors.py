@@ -79,5 +79,9 @@ class InvalidInput(ConversionError, ValueError):
     """The tensors or options handed to convert or to the converted module do not fit."""
 
 
+class SelfCheckFailed(ConversionError):
+    """The converted module does not compute what the model computes on the example."""
+
+
 class PassError(ConversionError):
     """A compiler pass broke its own contract: a fault of tracecompile, not of the model."""

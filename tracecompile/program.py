@@ -102,7 +102,10 @@ class StepProgram:
         result: Pytree of the user's return value; its leaves are what the epilogue returns.
         explicit_states: For a step model whose caller holds the state: positions of the states among the leaves of the
             arguments, in the order of the explicit carries. Empty otherwise.
+        explicit_results: Positions of their successors among the leaves of the result, in the same order.
         notes: Sentences for the report.
+        time: Axis of the first tensor argument, and position of a number among the leaves of the arguments, that say
+            how many steps there are (None where they do not).
         reads_mode: Whether the user's code branches on ``training``, so that the other mode is another program.
         pinned: Positions, among the leaves of the arguments, of numbers that the program has built in.
         cores, statics, layers, traces, blocks: Annotations, filled by the passes in this order.
@@ -123,8 +126,10 @@ class StepProgram:
     signature: TreeSpec
     result: TreeSpec
     explicit_states: tuple[int, ...] = ()
+    explicit_results: tuple[int, ...] = ()
     settings: Settings = field(default_factory=Settings)
     notes: tuple[str, ...] = ()
+    time: tuple[int | None, int | None] = (None, None)
     reads_mode: bool = False
     pinned: tuple[int, ...] = ()
     cores: tuple[Core, ...] = ()

@@ -23,7 +23,7 @@ _LINEAR_NAMES = frozenset(
     avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d cat stack flatten view reshape
     permute transpose t unsqueeze squeeze expand expand_as movedim swapaxes contiguous clone detach to float double
     half bfloat16 type type_as sum mean getitem select narrow chunk split unbind pad interpolate roll flip size getattr
-    concat concatenate zeros_like repeat unflatten index_select""".split()
+    concat concatenate zeros_like repeat unflatten index_select exact_value""".split()
 )
 _PRODUCTS = frozenset("mul truediv div matmul mm bmm einsum multiply divide addmm baddbmm".split())
 _RANDOM = frozenset(

@@ -19,18 +19,20 @@ def reached_parameters(program: StepProgram) -> set[nn.Parameter]:
     depend on, and, until nothing is added, what the next values of those states depend on. What the step takes leads on
     to what was computed before the loop; what is computed after it is on the way to the result.
     """
-    memo = {id(parameter): parameter for parameter in program.root.parameters()}
+    # Copies of the parameters, so that hooks of the user's do not run.
+    memo: dict[int, Any] = {}
     step = copy.deepcopy(program.step, memo)
     values = [node.meta["val"] for node in program.step.graph.nodes if node.op == "placeholder"]
     first = len(values) - len(program.carries)
     given = [_leaf(value) for value in values]
-    parameters = [parameter for parameter in program.root.parameters() if parameter.requires_grad]
+    parameters = [p for p in program.root.parameters() if p.requires_grad]
+    copies = [memo.get(id(parameter), parameter) for parameter in parameters]
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
         outputs, following = step(*given)
     live = {index for index, read in enumerate(final_states_read(program)) if read}
     while True:
         roots = [*outputs, *(following[index] for index in sorted(live))]
-        found = _dependencies(roots, [*parameters, *given])
+        found = _dependencies(roots, [*copies, *given])
         taken = found[len(parameters) :]
         grown = live | {index for index, reached in enumerate(taken[first:]) if reached}
         if grown == live:
@@ -41,13 +43,13 @@ def reached_parameters(program: StepProgram) -> set[nn.Parameter]:
 
 def _before(program: StepProgram, parameters: list[nn.Parameter], taken: list[bool]) -> set[nn.Parameter]:
     """Returns the parameters on which what the step takes depends: hoisted layers, initial states."""
-    memo = {id(parameter): parameter for parameter in program.root.parameters()}
+    memo: dict[int, Any] = {}
     prologue = copy.deepcopy(program.prologue, memo)
     values = [node.meta["val"] for node in program.prologue.graph.nodes if node.op == "placeholder"]
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
         inputs, invariants, states = prologue(*values)
     roots = [value for value, is_taken in zip((*inputs, *invariants, *states), taken, strict=True) if is_taken]
-    found = _dependencies(roots, parameters)
+    found = _dependencies(roots, [memo.get(id(parameter), parameter) for parameter in parameters])
     return {parameter for parameter, is_reached in zip(parameters, found, strict=True) if is_reached}
 
 

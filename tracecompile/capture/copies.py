@@ -23,7 +23,12 @@ def share_parameters(model: nn.Module) -> nn.Module:
 
     A state left over from an earlier call is part of an autograd graph, which cannot be copied: its value is.
     """
-    memo: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
+    return independent_copy(model, {id(parameter): parameter for parameter in model.parameters()})
+
+
+def independent_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """Returns a deep copy of a model that shares nothing but what the memo holds."""
+    memo = {} if memo is None else memo
     for _, value in tensor_attributes(model):
         if not value.is_leaf and id(value) not in memo:
             memo[id(value)] = value.detach().clone()

@@ -16,6 +16,7 @@ from tracecompile.capture.leftovers import attributes_read, same_results, shape_
 from tracecompile.capture.lengths import TimeSource, make_lengths_symbolic
 from tracecompile.capture.loop_body import sort_into_steps, visit_counts
 from tracecompile.capture.signature import leaf_names
+from tracecompile.capture.sinking import sink_into_steps
 from tracecompile.capture.tape import Tape
 from tracecompile.capture.trace_errors import ModelFailure, TooManySteps
 from tracecompile.capture.tracer import Recorder
@@ -39,13 +40,15 @@ def capture_sequence(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
             continue
         separate_unpacked(short, longer)
         separate_unpacked(longer, short)
+        for tape in (short, longer):
+            sink_into_steps(tape, model)
         before, after = visit_counts(short), visit_counts(longer)
         growth = {key: count - before.get(key, 0) for key, count in after.items()}
         if not any(growth.values()):
             continue
         program = roll_both(model, (short, longer), growth, source, pytree.tree_structure((args, kwargs)))
         if program is not None:
-            return program
+            return program.evolve(time=(source.axis, source.number))
     return None
 
 
@@ -54,7 +57,7 @@ def capture_fixed_loop(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str
     copy = share_parameters(model)
     tape = Recorder(copy).run(args, kwargs, leaf_names(model, args, kwargs))
     separate_unpacked(tape)
-    forward_stacked_values(shape_by_input(tape), copy)
+    sink_into_steps(forward_stacked_values(shape_by_input(tape), copy), model)
     counts = visit_counts(tape)
     refusal: UnrollableLoop | None = None
     for steps in likely_lengths(counts):

@@ -60,6 +60,11 @@ class StepBuilder(StepRuns):
             signature=pytree.tree_structure(self.arguments.steady),
             result=spec,
             explicit_states=tuple(state.leaf for state in self.states if state.leaf is not None),
+            explicit_results=tuple(
+                result
+                for leaf, result in zip(self.arguments.leaves, self.arguments.results, strict=True)
+                if leaf in explicit
+            ),
             notes=notes,
             reads_mode=self.first.reads_mode or self.steady.reads_mode,
         )

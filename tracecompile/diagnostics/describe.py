@@ -7,6 +7,7 @@ from torch import fx, nn
 from tracecompile.analysis.linearity import nonlinear_operations
 from tracecompile.analysis.reach import reached_parameters
 from tracecompile.diagnostics.report import ConversionReport, LayerReport, ParameterReport
+from tracecompile.exact import exact_value
 from tracecompile.layers import Jacobian, Layer
 from tracecompile.passes.insert_input_traces import layer_decay
 from tracecompile.program import StepProgram
@@ -127,6 +128,11 @@ def _approximations(program: StepProgram) -> list[str]:
             notes.append(
                 f"{layer.name}: in training, batch statistics are recorded per step and averaged over each bin."
             )
+    parts = (program.step.graph, program.epilogue.graph)
+    if any(node.target is exact_value for graph in parts for node in graph.nodes):
+        notes.append(
+            "Work on the whole sequence is trained step by step; its values are those of the whole, as in the model."
+        )
     if any(node.op == "call_module" and _trains(program, node) for node in program.epilogue.graph.nodes):
         notes.append(
             "Layers after the loop keep the collected outputs for backward: that memory grows with the sequence."
@@ -138,4 +144,10 @@ def _approximations(program: StepProgram) -> list[str]:
 
 
 def _trains(program: StepProgram, node: fx.Node) -> bool:
-    return any(parameter.requires_grad for parameter in program.resolve(str(node.target)).parameters())
+    """Tells whether a module has parameters that learn from what this node of a prologue or epilogue computes."""
+    waiting, learns = [node], False
+    while waiting:
+        current = waiting.pop()
+        learns = learns or current.op == "output"
+        waiting += [user for user in current.users if user.target != "detach"]
+    return learns and any(parameter.requires_grad for parameter in program.resolve(str(node.target)).parameters())

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tracecompile.analysis.linearity import refuse_active_dropout
 from tracecompile.errors import InvalidInput
+from tracecompile.exact import only_exact_value
 from tracecompile.program import StepProgram
 from tracecompile.runtime.anchors import spread, total
 from tracecompile.runtime.backward import StandIns
@@ -173,8 +174,12 @@ class Executor:
         prologue = self.program.prologue
         placeholders = [node for node in prologue.graph.nodes if node.op == "placeholder"]
         output = next(node for node in reversed(prologue.graph.nodes) if node.op == "output")
-        sequences = list(output.args[0][0])
-        return [x.dim for x in self.program.inputs] if sequences == placeholders else None
+        given = [
+            (x.dim, sequence)
+            for x, sequence in zip(self.program.inputs, output.args[0][0], strict=True)
+            if not only_exact_value(self.program, x.name)
+        ]
+        return [dim for dim, _ in given] if [sequence for _, sequence in given] == placeholders else None
 
     def one_step(self, prepared: Prepared, states: Sequence[Tensor] | None) -> Prepared:
         """Takes the only step out of sequences of length one, to go on from the given states."""

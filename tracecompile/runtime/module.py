@@ -19,6 +19,7 @@ from tracecompile.runtime.arguments import Call
 from tracecompile.runtime.bins import StreamClock
 from tracecompile.runtime.executor import Executor, Prepared, with_anchors
 from tracecompile.runtime.live import LiveState
+from tracecompile.self_check import check_against_model
 
 
 class TracedModule(nn.Module):
@@ -60,6 +61,11 @@ class TracedModule(nn.Module):
         self._adopt(self._compiled.program.root)
         self._copy[0] = self._compiled.program.root
         self.training = training
+        try:
+            check_against_model(self, model, args, kwargs)
+        except ConversionError:
+            self._compiled = self._executor = None
+            raise
 
     @property
     def _ready(self) -> Compiled:
