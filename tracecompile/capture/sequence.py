@@ -17,6 +17,7 @@ from tracecompile.capture.lengths import TimeSource, make_lengths_symbolic
 from tracecompile.capture.loop_body import sort_into_steps, visit_counts
 from tracecompile.capture.signature import leaf_names
 from tracecompile.capture.sinking import sink_into_steps
+from tracecompile.capture.step_mode import in_single_steps
 from tracecompile.capture.tape import Tape
 from tracecompile.capture.trace_errors import ModelFailure, TooManySteps
 from tracecompile.capture.tracer import Recorder
@@ -40,8 +41,11 @@ def capture_sequence(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
             continue
         separate_unpacked(short, longer)
         separate_unpacked(longer, short)
+        root = in_single_steps(share_parameters(model))
         for tape in (short, longer):
-            sink_into_steps(tape, model)
+            sink_into_steps(tape, root)
+            if tape.again is not None:
+                sink_into_steps(tape.again, root)
         before, after = visit_counts(short), visit_counts(longer)
         growth = {key: count - before.get(key, 0) for key, count in after.items()}
         if not any(growth.values()):
@@ -57,7 +61,7 @@ def capture_fixed_loop(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str
     copy = share_parameters(model)
     tape = Recorder(copy).run(args, kwargs, leaf_names(model, args, kwargs))
     separate_unpacked(tape)
-    sink_into_steps(forward_stacked_values(shape_by_input(tape), copy), model)
+    sink_into_steps(forward_stacked_values(shape_by_input(tape), copy), copy)
     counts = visit_counts(tape)
     refusal: UnrollableLoop | None = None
     for steps in likely_lengths(counts):
@@ -74,7 +78,7 @@ def capture_fixed_loop(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str
         if tape.written:
             second = share_parameters(copy)
             tape.again = Recorder(second).run(args, kwargs, leaf_names(model, args, kwargs))
-            forward_stacked_values(tape.again, second)
+            sink_into_steps(forward_stacked_values(shape_by_input(tape.again), second), second)
         require_own_state(tape)
         return program
     if refusal is not None:
