@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from tracecompile.neuron_step import NeuronStep
 from tracecompile.program import StepProgram, example_value
 
 _NAMES = """
@@ -99,9 +100,12 @@ def acts_elementwise(function: Callable[..., Any], node: fx.Node) -> bool:
 
 def emits_spikes(program: StepProgram, node: fx.Node) -> bool:
     """Probes a surrogate on [-2, 2]: a spike function takes a few integer values and takes more than one."""
+    leaf = program.resolve(str(node.target)) if is_surrogate(program, node) else None
+    if isinstance(leaf, NeuronStep):
+        return leaf.emits_spikes([example_value(source) for source in node.all_input_nodes])
     values: list[Any] = [example_value(arg) if isinstance(arg, fx.Node) else arg for arg in node.args]
     wide = [place for place, value in enumerate(values) if isinstance(value, torch.Tensor) and value.numel() > 1]
-    if not is_surrogate(program, node) or len(wide) > 1:
+    if leaf is None or len(wide) > 1:
         # A number in a tensor may come with it, such as the steepness of a surrogate.
         return False
     place = wide[0] if wide else 0

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from tracecompile.capture.registries import NOTE, registries_of
+from tracecompile.capture.step_mode import as_written
 from tracecompile.errors import UnsupportedState
 
 MODULE_TABLES = frozenset(nn.Module().__dict__) | {NOTE}
@@ -43,7 +44,7 @@ def independent_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> nn
         ) from fault
     if in_copy:
         vars(copied)[NOTE] = in_copy
-    return copied
+    return as_written(copied)
 
 
 def tensor_attributes(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -56,6 +57,10 @@ def tensor_attributes(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
         prefix = f"{path}." if path else ""
         for attribute, value in [*module._buffers.items(), *vars(module).items()]:
             if attribute in MODULE_TABLES:
+                continue
+            if attribute == "_memories" and isinstance(value, dict):
+                # SpikingJelly's states: the module itself gives each out, and takes it, under its own name.
+                yield from ((prefix + key, leaf) for key, leaf in value.items() if isinstance(leaf, torch.Tensor))
                 continue
             for name, leaf in _leaves(prefix + attribute, value):
                 if not isinstance(leaf, nn.Parameter):

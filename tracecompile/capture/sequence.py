@@ -17,6 +17,7 @@ from tracecompile.capture.lengths import TimeSource, make_lengths_symbolic
 from tracecompile.capture.loop_body import sort_into_steps, visit_counts
 from tracecompile.capture.signature import leaf_names
 from tracecompile.capture.sinking import sink_into_steps
+from tracecompile.capture.step_mode import in_single_steps
 from tracecompile.capture.tape import Tape
 from tracecompile.capture.trace_errors import ModelFailure, TooManySteps
 from tracecompile.capture.tracer import Recorder
@@ -40,8 +41,11 @@ def capture_sequence(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
             continue
         separate_unpacked(short, longer)
         separate_unpacked(longer, short)
+        root = in_single_steps(share_parameters(model))
         for tape in (short, longer):
-            sink_into_steps(tape, model)
+            sink_into_steps(tape, root)
+            if tape.again is not None:
+                sink_into_steps(tape.again, root)
         before, after = visit_counts(short), visit_counts(longer)
         growth = {key: count - before.get(key, 0) for key, count in after.items()}
         if not any(growth.values()):
@@ -57,7 +61,7 @@ def capture_fixed_loop(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str
     copy = share_parameters(model)
     tape = Recorder(copy).run(args, kwargs, leaf_names(model, args, kwargs))
     separate_unpacked(tape)
-    sink_into_steps(forward_stacked_values(shape_by_input(tape), copy), model)
+    sink_into_steps(forward_stacked_values(shape_by_input(tape), copy), copy)
     counts = visit_counts(tape)
     refusal: UnrollableLoop | None = None
     for steps in likely_lengths(counts):
@@ -72,7 +76,9 @@ def capture_fixed_loop(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str
         if program is None:
             return None
         if tape.written:
-            tape.again = Recorder(share_parameters(copy)).run(args, kwargs, leaf_names(model, args, kwargs))
+            second = share_parameters(copy)
+            tape.again = Recorder(second).run(args, kwargs, leaf_names(model, args, kwargs))
+            sink_into_steps(forward_stacked_values(shape_by_input(tape.again), second), second)
         require_own_state(tape)
         return program
     if refusal is not None:
@@ -157,7 +163,9 @@ def short_trace(
         names = leaf_names(model, args, kwargs)
         tape = Recorder(copy, VISITS).run(short_args, short_kwargs, names)
         if tape.written:
-            tape.again = Recorder(share_parameters(copy), VISITS).run(short_args, short_kwargs, names)
+            second = share_parameters(copy)
+            again = shape_by_input(Recorder(second, VISITS).run(short_args, short_kwargs, names))
+            tape.again = forward_stacked_values(again, second)
         return forward_stacked_values(shape_by_input(tape), copy)
     except (ModelFailure, TooManySteps):
         return None

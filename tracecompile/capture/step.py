@@ -47,7 +47,7 @@ def capture_step(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 def run_steady(model: nn.Module, arguments: StateArguments, before: Tape) -> Tape:
     """Runs the model with every state handed in."""
     present = {name for name, _ in tensor_attributes(model)}
-    written = {name: before.learning[name] for name in before.written if name in present}
+    written = {name: before.learning[name] for name in [*before.states, *before.written] if name in present}
     return Recorder(model).run(*arguments.steady, leaf_names(model, *arguments.steady), written, arguments.leaves)
 
 

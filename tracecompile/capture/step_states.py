@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 from tracecompile.capture.build import cone, read_by_value
 from tracecompile.capture.copies import share_parameters
 from tracecompile.capture.explicit import StateArguments
+from tracecompile.capture.step_mode import in_single_steps
 from tracecompile.capture.tape import Tape
 from tracecompile.errors import UnsupportedState
 
@@ -37,7 +38,7 @@ class StepRuns:
     def __init__(
         self, model: nn.Module, arguments: StateArguments, first: Tape, steady: Tape, states: list[State]
     ) -> None:
-        self.root = share_parameters(model)
+        self.root = in_single_steps(share_parameters(model))
         self.model = model
         self.arguments = arguments
         self.first = first

@@ -6,9 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import fx
-
-from tracecompile.capture.surrogates import SurrogateLeaf
+from torch import fx, nn
 
 
 @dataclass
@@ -21,7 +19,7 @@ class Tape:
         attributes: Node or constant that each tensor attribute holds at the end, by name.
         learning: Whether each of them is part of an autograd graph.
         written: Names of the attributes that hold something else than at the start.
-        leaves: The surrogate leaves, by target.
+        leaves: The surrogate functions and whole neurons, by target.
         constants: Tensors that belong to no module, by target.
         inputs: Placeholder of each argument leaf (None for a baked constant).
         states: Placeholder of each attribute that was handed in as a state.
@@ -35,7 +33,7 @@ class Tape:
     attributes: dict[str, fx.Node] = field(default_factory=dict)
     learning: dict[str, bool] = field(default_factory=dict)
     written: tuple[str, ...] = ()
-    leaves: dict[str, SurrogateLeaf] = field(default_factory=dict)
+    leaves: dict[str, nn.Module] = field(default_factory=dict)
     constants: dict[str, torch.Tensor] = field(default_factory=dict)
     inputs: list[fx.Node | None] = field(default_factory=list)
     states: dict[str, fx.Node] = field(default_factory=dict)

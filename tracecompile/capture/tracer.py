@@ -22,6 +22,7 @@ from tracecompile.capture.module_calls import CallRecorder
 from tracecompile.capture.names import valid_name
 from tracecompile.capture.registries import registries_redirected
 from tracecompile.capture.source import CAPTURE, TORCH, line_of_failure
+from tracecompile.capture.step_mode import in_single_steps
 from tracecompile.capture.surrogates import surrogates_recorded
 from tracecompile.capture.tape import Tape
 from tracecompile.capture.trace_errors import ModelFailure, TooManySteps
@@ -62,6 +63,7 @@ class Recorder(CallRecorder):
         self.tape.result = pytree.tree_map(self.result_leaf, result)
         self.read_attributes(before)
         self.drop_unread_numbers()
+        in_single_steps(self.root)
         return self.tape
 
     def hand_in_attribute(self, name: str, learning: bool) -> None:
