@@ -175,6 +175,17 @@ def test_state_objects_are_those_of_the_library_in_and_out() -> None:
     assert type(state[0]).__name__ == "LIFFeedForwardState"
 
 
+def test_the_report_tells_spiking_layers_from_readouts_and_currents_from_membranes() -> None:
+    net = tracecompile.convert(norse_models.Cells(), (inputs(1, 2)[0], None))
+    layers = net._ready.program.layers
+    assert [layer.kind for layer in layers] == ["spiking", "spiking", "readout"]
+    kinds = {name: kind for layer in layers for name, kind in zip(layer.states, layer.state_kinds, strict=True)}
+    found = {carry.name: kinds[carry.placeholder] for carry in net._ready.program.carries}
+    assert found == {
+        f"state[{place}].{name}": kind for place in range(3) for name, kind in (("v", "membrane"), ("i", "current"))
+    }
+
+
 def test_a_state_of_the_users_own_begins_a_sequence() -> None:
     model = norse_models.Cells()
     x = inputs(6, 2)

@@ -217,6 +217,6 @@ def require_own_state(tape: Tape) -> None:
         node = tape.attributes[name]
         raise UnsupportedState(
             f"The state {name} is left over from one sequence to the next.",
-            "Set it at the start of forward, before the loop over time.",
+            "Set it at the start of forward, before the loop over time, or call the library's reset there.",
             node.meta.get("where"),
         )
