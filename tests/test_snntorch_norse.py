@@ -158,6 +158,33 @@ def test_inhibition_converts() -> None:
     assert 0 < found.sum() <= 8 * 3
 
 
+def test_an_input_that_forward_itself_codes_as_spikes() -> None:
+    from snntorch import spikegen
+
+    class RateCoded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(snntorch_models.INPUTS, 4)
+            self.lif = snn.Leaky(beta=0.9)
+
+        def forward(self, x: Tensor, num_steps: int) -> Tensor:
+            coded, mem, spikes = spikegen.rate(x, num_steps=num_steps), self.lif.reset_mem(), []
+            for step in range(num_steps):
+                spk, mem = self.lif(2 * self.fc(coded[step]), mem)
+                spikes.append(spk)
+            return torch.stack(spikes)
+
+    model = RateCoded()
+    net = tracecompile.convert(model, (torch.rand(2, snntorch_models.INPUTS), 6))
+    x = torch.rand(3, snntorch_models.INPUTS)
+    torch.manual_seed(7)
+    expected = model(x, 9)
+    torch.manual_seed(7)
+    found = net(x, 9)
+    assert torch.equal(found, expected)
+    assert 0 < found.mean() < 1
+
+
 # Norse.
 
 
