@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from tracecompile.capture.copies import independent_copy
 from tracecompile.capture.lengths import TimeSource
+from tracecompile.capture.registries import registries_redirected
 from tracecompile.capture.sequence import first_tensor, resized
 from tracecompile.errors import SelfCheckFailed, SourceLine, UnsupportedOperation
 from tracecompile.program import StepProgram
@@ -48,7 +49,8 @@ def check_against_model(net: TracedModule, model: nn.Module, args: tuple[Any, ..
         converted._settings = replace(net._settings, bins=steps)
     states = random_states()
     with torch.random.fork_rng(), torch.enable_grad():
-        expected = run(reference, program, args, kwargs)
+        with registries_redirected(reference):
+            expected = run(reference, program, args, kwargs)
         restore(states)
         try:
             found = run(converted, program, args, kwargs)
