@@ -67,7 +67,9 @@ def single_spikes() -> nn.Module:
     return exact_weights(
         nn.Sequential(
             nn.Linear(INPUTS, HIDDEN),
-            sl.LIF(tau_mem=4.0, norm_input=False, spike_fn=sa.SingleSpike, reset_fn=sa.MembraneReset(), train_alphas=True),
+            sl.LIF(
+                tau_mem=4.0, norm_input=False, spike_fn=sa.SingleSpike, reset_fn=sa.MembraneReset(), train_alphas=True
+            ),
             nn.Linear(HIDDEN, CLASSES),
             sl.ExpLeak(tau_mem=6.0),
         )
@@ -121,7 +123,12 @@ def reset_recurrent(model: nn.Module) -> None:
 
 def _entry(name: str, build: Any, example: Any = sequence, **options: Any) -> Entry:
     return Entry(
-        f"sinabs: {name}", build, example, library="sinabs", double=False, **{"reset": reset, "states": states, **options}
+        f"sinabs: {name}",
+        build,
+        example,
+        library="sinabs",
+        double=False,
+        **{"reset": reset, "states": states, **options},
     )
 
 

@@ -99,9 +99,7 @@ def convolutional() -> nn.Module:
 
 
 def _step(name: str, build: Callable[[], nn.Module], example: Any = one_step) -> Entry:
-    return Entry(
-        f"tracetorch: {name}", build, example, kind="step", library="tracetorch", reset=reset, states=states
-    )
+    return Entry(f"tracetorch: {name}", build, example, kind="step", library="tracetorch", reset=reset, states=states)
 
 
 ENTRIES = [

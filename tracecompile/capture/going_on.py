@@ -51,9 +51,7 @@ def going_on(program: StepProgram, plan: LoopPlan, names: Sequence[str]) -> Step
     expected = pytree.tree_leaves(tape.again.result)
     if not all(_same(one, other) for one, other in zip(results, expected, strict=True)):
         return None
-    carries = tuple(
-        replace(carry, kept=is_kept) for carry, is_kept in zip(program.carries, kept, strict=True)
-    )
+    carries = tuple(replace(carry, kept=is_kept) for carry, is_kept in zip(program.carries, kept, strict=True))
     return program.evolve(carries=carries, notes=(*program.notes, NOTE))
 
 
