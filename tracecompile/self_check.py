@@ -51,8 +51,9 @@ def check_against_model(net: TracedModule, model: nn.Module, args: tuple[Any, ..
     if net._settings.rule == "measured" and net._settings.decay is None and steps <= MOST_BINS:
         converted._settings = replace(net._settings, bins=steps)
     states = random_states()
-    with torch.random.fork_rng(), torch.enable_grad(), registries_redirected(reference):
-        expected = run(reference, program, args, kwargs)
+    with torch.random.fork_rng(), torch.enable_grad():
+        with registries_redirected(reference):
+            expected = run(reference, program, args, kwargs)
         restore(states)
         try:
             found = run(converted, program, args, kwargs)

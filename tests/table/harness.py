@@ -24,7 +24,7 @@ from tracecompile.diagnostics.memory import live_state_bytes, saved_bytes
 
 EXAMPLE_STEPS, EXAMPLE_BATCH = 5, 2
 SIZES = ((6, 3), (11, 1), (5, 4))
-SPIKE_OPERATIONS = ("gt", "ge", "lt", "le", "heaviside", "sign", "floor", "greater", "greater_equal")
+SPIKE_OPERATIONS = ("gt", "ge", "lt", "le", "heaviside", "sign", "floor", "round", "greater", "greater_equal")
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ def independent_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> nn
         if not value.is_leaf and id(value) not in memo:
             memo[id(value)] = value.detach().clone()
     noted = [] if NOTE in vars(model) else registries_of(model)
+    copy_as_they_are(model, memo)
     try:
         copied, in_copy = copy.deepcopy((model, noted), memo)
     except RuntimeError as fault:
@@ -45,6 +46,23 @@ def independent_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> nn
     if in_copy:
         vars(copied)[NOTE] = in_copy
     return as_written(copied)
+
+
+def copy_as_they_are(model: nn.Module, memo: dict[int, Any]) -> None:
+    """Copies, ahead of all others, the modules of a library whose own ``__deepcopy__`` builds new ones.
+
+    Sinabs' layers do: their copies would forget flags, hooks and shared Parameters.
+    """
+    rebuilt = [module for module in model.modules() if id(module) not in memo and _rebuilds_itself(module)]
+    for module in rebuilt:
+        memo[id(module)] = object.__new__(type(module))
+    for module in rebuilt:
+        memo[id(module)].__dict__.update(copy.deepcopy(vars(module), memo))
+
+
+def _rebuilds_itself(module: nn.Module) -> bool:
+    owner = next((base for base in type(module).__mro__ if "__deepcopy__" in vars(base)), None)
+    return owner is not None and owner.__module__.startswith("sinabs.")
 
 
 def tensor_attributes(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

@@ -12,6 +12,8 @@ from tracecompile.capture.assemble import Assembler
 from tracecompile.capture.build import same_graph
 from tracecompile.capture.copies import share_parameters
 from tracecompile.capture.forwarding import forward_stacked_values
+from tracecompile.capture.fresh_start import start_afresh
+from tracecompile.capture.going_on import going_on, left_for_the_next
 from tracecompile.capture.leftovers import attributes_read, same_results, shape_by_input
 from tracecompile.capture.lengths import TimeSource, make_lengths_symbolic
 from tracecompile.capture.loop_body import sort_into_steps, visit_counts
@@ -32,6 +34,8 @@ FEWEST_STEPS = 3
 
 def capture_sequence(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepProgram | None:
     """Captures a loop whose length is that of an input's axis, or a number handed in; None where nothing is."""
+    model = share_parameters(model)
+    notes = start_afresh(model)
     for source in time_sources(args, kwargs):
         short = short_trace(model, args, kwargs, source, SHORT)
         if short is None or max(visit_counts(short).values(), default=0) < SHORT - 1:
@@ -52,12 +56,14 @@ def capture_sequence(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
             continue
         program = roll_both(model, (short, longer), growth, source, pytree.tree_structure((args, kwargs)))
         if program is not None:
-            return program.evolve(time=(source.axis, source.number))
+            return noted(program.evolve(time=(source.axis, source.number)), notes)
     return None
 
 
 def capture_fixed_loop(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepProgram | None:
     """Captures a loop whose length the model fixes; None where there is none."""
+    model = share_parameters(model)
+    notes = start_afresh(model)
     copy = share_parameters(model)
     tape = Recorder(copy).run(args, kwargs, leaf_names(model, args, kwargs))
     separate_unpacked(tape)
@@ -69,7 +75,8 @@ def capture_fixed_loop(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str
         try:
             loop = sort_into_steps(tape, steps, per_step)
             root = share_parameters(model)
-            program = Assembler(root, loop, pytree.tree_structure((args, kwargs))).assemble(steps)
+            plan = Assembler(root, loop, pytree.tree_structure((args, kwargs)))
+            program = plan.assemble(steps)
         except UnrollableLoop as error:
             refusal = refusal or error
             continue
@@ -79,11 +86,17 @@ def capture_fixed_loop(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str
             second = share_parameters(copy)
             tape.again = Recorder(second).run(args, kwargs, leaf_names(model, args, kwargs))
             sink_into_steps(forward_stacked_values(shape_by_input(tape.again), second), second)
-        require_own_state(tape)
-        return program
+        return noted(with_states_left(program, plan, require_own_state(tape, model)), notes)
     if refusal is not None:
         raise refusal
     return None
+
+
+def noted(program: StepProgram | None, notes: tuple[str, ...]) -> StepProgram | None:
+    """Adds to the report how the states of a library start, where they outlive a sequence."""
+    if program is None or not any(carry.kept for carry in program.carries):
+        return program
+    return program.evolve(notes=(*program.notes, *notes))
 
 
 def likely_lengths(counts: dict[Any, int]) -> list[int]:
@@ -175,13 +188,13 @@ def roll_both(
     model: nn.Module, tapes: tuple[Tape, Tape], growth: dict[Any, int], source: TimeSource, signature: pytree.TreeSpec
 ) -> StepProgram | None:
     """Rolls both traces and refuses them where they are not the same program."""
-    for tape in tapes:
-        require_own_state(tape)
+    left = [require_own_state(tape, model) for tape in tapes][0]
     make_lengths_symbolic(tapes, (SHORT, LONGER), growth, source)
     programs = []
     for tape, steps in zip(tapes, (SHORT, LONGER), strict=True):
         loop = sort_into_steps(tape, steps, growth)
-        programs.append(Assembler(share_parameters(model), loop, signature, source.clock(tape)).assemble(None))
+        plan = Assembler(share_parameters(model), loop, signature, source.clock(tape))
+        programs.append(with_states_left(plan.assemble(None), plan, left))
     short, longer = programs
     if short is None or longer is None:
         return None
@@ -207,16 +220,33 @@ def length_matters(one: fx.Graph, other: fx.Graph) -> UnrollableLoop:
     )
 
 
-def require_own_state(tape: Tape) -> None:
-    """Refuses a loop whose states outlive the sequence: a sequence has to start by itself."""
+def with_states_left(program: StepProgram | None, plan: Assembler, left: tuple[str, ...]) -> StepProgram | None:
+    """Lets sequences go on from the states that the last one left, where some are."""
+    if program is None or not left:
+        return program
+    found = going_on(program, plan, left)
+    if found is None:
+        raise left_over_state(plan.tape, left[0])
+    return found
+
+
+def require_own_state(tape: Tape, model: nn.Module) -> tuple[str, ...]:
+    """Refuses a loop whose states outlive the sequence; returns those of library neurons, which are kept until reset."""
+    kept = left_for_the_next(tape, model)
+    if kept:
+        return kept
     read = attributes_read(tape)
     left_over = [name for name in tape.written if name in read]
     changed = tape.again is not None and not same_results(tape, tape.again)
     if left_over or changed:
-        name = (left_over or list(tape.written))[0]
-        node = tape.attributes[name]
-        raise UnsupportedState(
-            f"The state {name} is left over from one sequence to the next.",
-            "Set it at the start of forward, before the loop over time, or call the library's reset there.",
-            node.meta.get("where"),
-        )
+        raise left_over_state(tape, (left_over or list(tape.written))[0])
+    return ()
+
+
+def left_over_state(tape: Tape, name: str) -> UnsupportedState:
+    """Makes the refusal of a state that outlives its sequence."""
+    return UnsupportedState(
+        f"The state {name} is left over from one sequence to the next.",
+        "Set it at the start of forward, before the loop over time, or call the library's reset there.",
+        tape.attributes[name].meta.get("where"),
+    )

@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 from tracecompile.capture.copies import replace_attribute, tensor_attributes
 from tracecompile.capture.module_calls import CallRecorder
 from tracecompile.capture.names import valid_name
+from tracecompile.capture.permutations import undo_permutations
 from tracecompile.capture.registries import registries_redirected
 from tracecompile.capture.source import CAPTURE, TORCH, line_of_failure
 from tracecompile.capture.step_mode import in_single_steps
@@ -64,6 +65,7 @@ class Recorder(CallRecorder):
         self.read_attributes(before)
         self.drop_unread_numbers()
         in_single_steps(self.root)
+        undo_permutations(self.tape)
         return self.tape
 
     def hand_in_attribute(self, name: str, learning: bool) -> None:
