@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 from models import assert_gradients_close, assert_same_fingerprint, fingerprint, gradients, mean_loss, weighted_loss
+from requirements import library
 from torch import Tensor, nn
 from torch.autograd.function import _SingleLevelFunction
 from torch.utils import _pytree as pytree
@@ -268,11 +269,9 @@ def learning(result: Any) -> list[Tensor]:
 
 @contextmanager
 def needs(entry: Entry) -> Iterator[None]:
-    """Skips, with the reason, where the library of an entry is not installed."""
+    """Skips, with the reason, where the library of an entry is not installed and need not be."""
     if entry.library is not None:
-        import pytest
-
-        pytest.importorskip(entry.library, reason=f"{entry.library} is not installed")
+        library(entry.library)
     yield
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from table.harness import Entry
 from torch import Tensor, nn
+
+from table.harness import Entry
 
 INPUTS, HIDDEN, CLASSES = 6, 12, 4
 

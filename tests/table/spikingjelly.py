@@ -105,7 +105,7 @@ class RateOverTime(nn.Module):
 
 
 class StaticPicture(nn.Module):
-    """Convolutional network with trained time constants: the first layers see one picture and encode it over T steps."""
+    """Convolutional network with trained time constants: the first layers see one picture and encode it."""
 
     def __init__(self, steps: int) -> None:
         from spikingjelly.activation_based import layer, neuron, surrogate

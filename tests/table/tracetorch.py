@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from table.harness import Entry
 from torch import Tensor, nn
+
+from table.harness import Entry
 
 INPUTS, HIDDEN, CLASSES = 6, 12, 4
 

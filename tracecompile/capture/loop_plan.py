@@ -146,9 +146,9 @@ def is_learned(node: fx.Node, root: nn.Module) -> bool:
     for source in cone([node]):
         if source.op == "get_attr" and isinstance(named(root, str(source.target)), nn.Parameter):
             return True
-        if source.op == "call_module" and isinstance(module := named(root, str(source.target)), nn.Module):
-            if any(True for _ in module.parameters()):
-                return True
+        module = named(root, str(source.target)) if source.op == "call_module" else None
+        if isinstance(module, nn.Module) and any(True for _ in module.parameters()):
+            return True
     return False
 
 

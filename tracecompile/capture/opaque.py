@@ -158,7 +158,8 @@ def runs_operator(neuron: nn.Module) -> bool:
             probe.single_step_functional_forward((example,), states)
         except (RuntimeError, ValueError, TypeError, NotImplementedError, IndexError):
             return False
-    return finder.found
+    found: bool = finder.found
+    return found
 
 
 class _OperatorFinder(TorchFunctionMode):

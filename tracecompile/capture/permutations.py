@@ -1,8 +1,8 @@
 """Elementwise work between a permutation of the axes and its inverse, done without either.
 
-A library may bring the neurons' axis to the end, compute, and bring it back. The permutation then stands between a state
-and its next value, which hides that every neuron is on its own. So elementwise operations are written on the tensors as
-they were, and the permutation after them; one that undoes another disappears.
+A library may bring the neurons' axis to the end, compute, and bring it back. The permutation then stands between a
+state and its next value, which hides that every neuron is on its own. So elementwise operations are written on the
+tensors as they were, and the permutation after them; one that undoes another disappears.
 """
 
 from __future__ import annotations

@@ -191,7 +191,7 @@ def roll_both(
     model: nn.Module, tapes: tuple[Tape, Tape], growth: dict[Any, int], source: TimeSource, signature: pytree.TreeSpec
 ) -> StepProgram | None:
     """Rolls both traces and refuses them where they are not the same program."""
-    left = [require_own_state(tape, model) for tape in tapes][0]
+    left, _ = (require_own_state(tape, model) for tape in tapes)
     make_lengths_symbolic(tapes, (SHORT, LONGER), growth, source)
     programs = []
     for tape, steps in zip(tapes, (SHORT, LONGER), strict=True):
@@ -234,7 +234,7 @@ def with_states_left(program: StepProgram | None, plan: Assembler, left: tuple[s
 
 
 def require_own_state(tape: Tape, model: nn.Module) -> tuple[str, ...]:
-    """Refuses a loop whose states outlive the sequence; returns those of library neurons, which are kept until reset."""
+    """Refuses a loop whose states outlive the sequence; returns those of library neurons, kept until reset."""
     kept = left_for_the_next(tape, model)
     if kept:
         return kept

@@ -17,6 +17,8 @@ from tracecompile.errors import SourceLine
 TORCH = str(Path(torch.__file__).parent) + "/"
 PACKAGE = str(Path(__file__).parent.parent) + "/"
 CAPTURE = str(Path(__file__).parent) + "/"
+GRAPHS = PACKAGE + "nir/"
+"""The code of models that nobody wrote: where they come from a graph, it is all that there is to point at."""
 
 
 INSTALLED = re.compile(r"[/\\\\](site|dist)-packages[/\\\\]")
@@ -64,7 +66,7 @@ def current_place(module_path: str) -> tuple[Place, SourceLine | None]:
                 break
         elif not file.startswith(TORCH):
             frames.append((file, code.co_name, positions(code)[frame.f_lasti // 2]))
-            if where is None and not file.startswith(PACKAGE):
+            if where is None and (not file.startswith(PACKAGE) or file.startswith(GRAPHS)):
                 where = source_line(file, frame.f_lineno, module_path)
             if caller is None and not file.startswith(PACKAGE) and not INSTALLED.search(file):
                 caller = source_line(file, frame.f_lineno)

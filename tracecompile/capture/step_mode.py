@@ -1,7 +1,7 @@
 """Stateless layers of SpikingJelly, which take one time step or a whole sequence, as their step_mode says.
 
-In mode 'm' such a layer treats the (T, N, ...) of a sequence as a batch of T * N. The program calls it once a step: there
-it stands in mode 's'. Copies that run the user's forward are as the user wrote them.
+In mode 'm' such a layer treats the (T, N, ...) of a sequence as a batch of T * N. The program calls it once a step:
+there it stands in mode 's'. Copies that run the user's forward are as the user wrote them.
 """
 
 from __future__ import annotations
@@ -33,16 +33,20 @@ def is_wrapper(module: nn.Module) -> bool:
 
 def in_single_steps(model: nn.Module) -> nn.Module:
     """Sets the layers of a copy to one step a call."""
-    for module in model.modules():
-        if is_wrapper(module) and module.step_mode == "m":
-            module.step_mode = "s"  # type: ignore[assignment]
+    for module in _wrappers(model):
+        if module.step_mode == "m":
+            module.step_mode = "s"
             vars(module)[OVER_TIME] = True
     return model
 
 
-def as_written(model: nn.Module) -> Any:
+def as_written(model: nn.Module) -> nn.Module:
     """Sets the layers of a copy to the mode that the user's model has."""
-    for module in model.modules():
-        if is_wrapper(module) and vars(module).pop(OVER_TIME, False):
-            module.step_mode = "m"  # type: ignore[assignment]
+    for module in _wrappers(model):
+        if vars(module).pop(OVER_TIME, False):
+            module.step_mode = "m"
     return model
+
+
+def _wrappers(model: nn.Module) -> list[Any]:
+    return [module for module in model.modules() if is_wrapper(module)]

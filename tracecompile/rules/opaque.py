@@ -1,4 +1,4 @@
-"""Derivatives of a neuron's step that is kept whole: vector-Jacobian products of ones through the library's own step."""
+"""Derivatives of a neuron's step that is kept whole: products of ones with the Jacobian of the library's own step."""
 
 from __future__ import annotations
 
