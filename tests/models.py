@@ -579,8 +579,8 @@ def mean_loss(outputs: list[Tensor]) -> Tensor:
 
 
 def gradients(module: nn.Module, loss: Tensor) -> dict[str, Tensor | None]:
-    """Returns the gradients of all parameters by name and leaves their ``grad`` alone."""
-    named = dict(module.named_parameters())
+    """Returns the gradients of all parameters that learn, by name, and leaves their ``grad`` alone."""
+    named = {name: value for name, value in module.named_parameters() if value.requires_grad}
     return dict(zip(named, torch.autograd.grad(loss, list(named.values()), allow_unused=True), strict=True))
 
 

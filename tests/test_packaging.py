@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = ("networkx", "typer", "rich", "matplotlib", "sklearn", "snntorch", "norse", "spikingjelly")
+LIBRARIES = ("snntorch", "norse", "spikingjelly", "sinabs", "tracetorch", "nir")
 
 
 def python(code: str) -> subprocess.CompletedProcess[str]:
@@ -132,6 +134,28 @@ def test_constraints_name_every_dependency() -> None:
     pinned = dict(line.split("==") for line in lines)
     assert wanted <= set(pinned)
     assert not [name for name, version in pinned.items() if "+" in version]
+
+
+def test_every_library_is_an_extra() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for name in LIBRARIES:
+        assert [line.split(">=")[0] for line in extras[name]] == [name]
+    assert extras["libraries"] == [f"tracecompile[{','.join(sorted(LIBRARIES, key=extras['libraries'][0].index))}]"]
+
+
+def test_continuous_integration_fails_where_a_library_is_missing() -> None:
+    commands = (ROOT / ".ci" / "run").read_text().splitlines()
+    (line,) = (line for line in commands if line.endswith("-m libraries"))
+    assert line.startswith("TRACECOMPILE_REQUIRE_LIBRARIES=1 ")
+    result = subprocess.run(
+        [sys.executable, "-c", "import requirements; requirements.library('no_such_library')"],
+        cwd=ROOT / "tests",
+        env={**os.environ, "TRACECOMPILE_REQUIRE_LIBRARIES": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert "ModuleNotFoundError: No module named 'no_such_library'" in result.stderr
 
 
 def test_continuous_integration_runs_the_command_of_the_readme() -> None:

@@ -28,7 +28,7 @@ def _cases() -> list[object]:
             check,
             id=f"{entry.name}-{name}",
             # Libraries warn about themselves; what the compiler warns about is tested with its own models.
-            marks=[pytest.mark.filterwarnings("ignore")] if entry.library else [],
+            marks=[pytest.mark.libraries, pytest.mark.filterwarnings("ignore")] if entry.library else [],
         )
         for entry in all_entries()
         for name, check in CHECKS.items()

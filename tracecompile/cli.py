@@ -36,13 +36,16 @@ class Rule(StrEnum):
     bptt = "bptt"
 
 
-Target = Annotated[str, typer.Argument(help="package.module:factory, path/file.py:factory, or a saved folder.")]
+Target = Annotated[
+    str, typer.Argument(help="package.module:factory, path/file.py:factory, a NIR graph (file.nir), or a saved folder.")
+]
 Shape = Annotated[
     str | None, typer.Option("--input", help="Shape of the input: 100x32x40; of several: 100x32x40,32x4.")
 ]
 RuleOption = Annotated[Rule, typer.Option(help="Gradient rule.")]
 Bins = Annotated[int | None, typer.Option(min=1, help="Time bins of the measured rule.")]
 HalfLife = Annotated[float | None, typer.Option(help="Steps after which an input counts half in its trace.")]
+TimeStep = Annotated[float | None, typer.Option(help="Seconds per time step of a NIR graph (1e-4).")]
 Weights = Annotated[Path | None, typer.Option(help="Weights: safetensors, or a state dict of torch.save.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
@@ -56,12 +59,13 @@ def convert(
     bins: Bins = None,
     half_life: HalfLife = None,
     weights: Weights = None,
+    dt: TimeStep = None,
     as_json: Json = False,
 ) -> None:
     """Convert a model and save it: generated code, weights, report."""
     if output.exists() and not output.is_dir():
         raise UsageError(f"{output} exists and is not a folder.")
-    net, _, _ = _converted(target, shape, rule, bins, half_life, weights)
+    net, _, _ = _converted(target, shape, rule, bins, half_life, weights, dt)
     save(net, output)
     _print({"output": str(output), "report": net.report.to_dict()}, f"{net.report}\n\nwritten to {output}", as_json)
 
@@ -74,6 +78,7 @@ def inspect(
     bins: Bins = None,
     half_life: HalfLife = None,
     weights: Weights = None,
+    dt: TimeStep = None,
     html: Annotated[Path | None, typer.Option(help="Write the report as one HTML file.")] = None,
     dump: Annotated[Path | None, typer.Option(help="Write the program after each pass into this folder.")] = None,
     as_json: Json = False,
@@ -82,7 +87,7 @@ def inspect(
     if is_artifact(target):
         net = _load_artifact(target)
     else:
-        net, _, _ = _converted(target, shape, rule, bins, half_life, weights)
+        net, _, _ = _converted(target, shape, rule, bins, half_life, weights, dt)
     if html is not None:
         from tracecompile.diagnostics.html import report_html
 
@@ -101,6 +106,7 @@ def check(
     bins: Bins = None,
     half_life: HalfLife = None,
     weights: Weights = None,
+    dt: TimeStep = None,
     as_json: Json = False,
 ) -> None:
     """Compare a converted model with backpropagation through time: gradients, memory, time of a training step."""
@@ -108,7 +114,7 @@ def check(
 
     if is_artifact(target):
         raise UsageError(f"{target} is converted already: check needs the model itself, as module:factory.")
-    net, model, inputs = _converted(target, shape, rule, bins, half_life, weights)
+    net, model, inputs = _converted(target, shape, rule, bins, half_life, weights, dt)
     with _working("comparing with backpropagation through time"):
         result = check_model(model, net, inputs)
     _print(result.to_dict(), str(result), as_json)
@@ -134,13 +140,21 @@ def demo(
 
 
 def _converted(
-    target: str, shape: str | None, rule: Rule, bins: int | None, half_life: float | None, weights: Path | None
+    target: str,
+    shape: str | None,
+    rule: Rule,
+    bins: int | None,
+    half_life: float | None,
+    weights: Path | None,
+    dt: float | None,
 ) -> tuple[tracecompile.TracedModule, nn.Module, tuple[torch.Tensor, ...]]:
     if is_artifact(target):
         raise UsageError(f"{target} is converted already: name the model itself, as module:factory.")
     if half_life is not None and not half_life > 0:
         raise UsageError("--half-life must be a positive number of time steps.")
-    model, module = load_target(target)
+    if dt is not None and not dt > 0:
+        raise UsageError("--dt must be a positive number of seconds.")
+    model, module = load_target(target, dt)
     if weights is not None:
         load_weights(model, weights)
     inputs = choose_inputs(shape, module)

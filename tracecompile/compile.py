@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from tracecompile.capture import capture_program
 from tracecompile.capture.copies import share_parameters
+from tracecompile.capture.registries import registries_redirected
 from tracecompile.diagnostics.describe import describe
 from tracecompile.diagnostics.report import ConversionReport
 from tracecompile.errors import ConversionError, InvalidInput
@@ -93,8 +94,9 @@ def compile_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
 def _does_not_run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], fault: Exception) -> Exception:
     """Tells an input that the model itself cannot take from a fault of the capture, which stays as it is."""
     try:
-        with torch.no_grad(), torch.random.fork_rng():
-            share_parameters(model)(*args, **kwargs)
+        copied = share_parameters(model)
+        with torch.no_grad(), torch.random.fork_rng(), registries_redirected(copied):
+            copied(*args, **kwargs)
     except (RuntimeError, TypeError, IndexError, ValueError) as own:
         return InvalidInput(
             f"The model itself cannot run on the example: {str(own).splitlines()[0]}.",

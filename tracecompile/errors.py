@@ -14,12 +14,14 @@ class SourceLine:
         line: Line number, counted from 1.
         source: Text of that line, stripped.
         module_path: Dotted path of the submodule whose code it is ("" for the model itself).
+        caller: Where the user's own code calls this line, if it is a library's.
     """
 
     file: str
     line: int
     source: str
     module_path: str = ""
+    caller: SourceLine | None = None
 
     def __str__(self) -> str:
         inside = f" (in {self.module_path})" if self.module_path else ""
@@ -33,12 +35,14 @@ class ConversionError(RuntimeError):
         explanation: One sentence: what was found and why it is a problem.
         advice: One sentence: what to write instead.
         where: The user's line, or None where no single line is to blame.
+        library: The line of a library that it leads to, if that is where the fault was met.
     """
 
     def __init__(self, explanation: str, advice: str = "", where: SourceLine | None = None) -> None:
         self.explanation = explanation
         self.advice = advice
-        self.where = where
+        self.where = where.caller if where is not None and where.caller is not None else where
+        self.library = where if self.where is not where else None
         super().__init__(str(self))
 
     def __str__(self) -> str:
@@ -46,7 +50,9 @@ class ConversionError(RuntimeError):
         if self.advice:
             parts.append(self.advice)
         text = " ".join(parts)
-        return f"{text}\n  at {self.where}" if self.where else text
+        for word, line in (("at", self.where), ("inside", self.library)):
+            text += f"\n  {word} {line}" if line is not None else ""
+        return text
 
 
 class UnsupportedControlFlow(ConversionError):

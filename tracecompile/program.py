@@ -52,11 +52,13 @@ class Carry:
         name: The user's name for it ("lif1.mem", "state[0]", "mem").
         placeholder: Name of the step's placeholder that receives it.
         explicit: True where the caller of a step model passes it in and gets it back.
+        kept: True where a sequence starts with what the last one left, until the module is reset.
     """
 
     name: str
     placeholder: str
     explicit: bool = False
+    kept: bool = False
 
 
 @dataclass(frozen=True)

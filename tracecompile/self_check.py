@@ -15,7 +15,9 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from tracecompile.capture.copies import independent_copy
+from tracecompile.capture.fresh_start import start_afresh
 from tracecompile.capture.lengths import TimeSource
+from tracecompile.capture.registries import registries_redirected
 from tracecompile.capture.sequence import first_tensor, resized
 from tracecompile.errors import SelfCheckFailed, SourceLine
 from tracecompile.program import StepProgram
@@ -31,6 +33,8 @@ MOST_BINS = 10
 """With more bins than this their responses take too much memory for a check, which then asks only for a gradient."""
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3}
 """How far a gradient with a bin per step may be from backpropagation through time, relative to its norm."""
+CANCELS = 1e-3
+"""Gradients below this share of the largest one may be nothing but rounding: that of a bias before a norm is."""
 
 REPORT = "This is a fault of tracecompile, please report it; a model written in another way may convert."
 
@@ -46,12 +50,15 @@ def check_against_model(net: TracedModule, model: nn.Module, args: tuple[Any, ..
     args, kwargs = shortened(program, args, kwargs, STEPS)
     reference, converted = independent_copy(model), copy.deepcopy(net)
     reference.training = net.training
+    if program.kind == "step":
+        start_afresh(reference)
     steps = STEPS if program.length is None else program.length
     if net._settings.rule == "measured" and net._settings.decay is None and steps <= MOST_BINS:
         converted._settings = replace(net._settings, bins=steps)
     states = random_states()
     with torch.random.fork_rng(), torch.enable_grad():
-        expected = run(reference, program, args, kwargs)
+        with registries_redirected(reference):
+            expected = run(reference, program, args, kwargs)
         restore(states)
         found = run(converted, program, args, kwargs)
     require_same_results(program, expected, found)
@@ -205,6 +212,7 @@ def require_same_gradients(net: TracedModule, reference: Run, converted: Run, ex
         return  # the model overwrites in place what autograd needs: it cannot be trained as it is, and so not compared
     found = gradients(*converted)
     report, rule = net.report, net._settings.rule
+    largest = max((float(gradient.norm()) for gradient in expected.values() if gradient is not None), default=0.0)
     for name, gradient in expected.items():
         other = found.get(name)
         if gradient is None or not bool(gradient.any()) or not bool(gradient.isfinite().all()):
@@ -214,9 +222,13 @@ def require_same_gradients(net: TracedModule, reference: Run, converted: Run, ex
             if rule == "analytic" and (other is not None or explained):
                 continue  # a rate curve has flat parts
             raise failed_parameter(net._ready.program, name, "gets no gradient, though the model trains it")
-        tolerance = TOLERANCE.get(gradient.dtype, float("inf"))
-        if exact and float((other - gradient).norm()) > tolerance * float(gradient.norm()):
+        if exact and float((other - gradient).norm()) > tolerated(gradient, largest):
             raise failed_parameter(net._ready.program, name, "gets another gradient than the model gives it")
+
+
+def tolerated(gradient: Tensor, largest: float) -> float:
+    """Returns the error that rounding may make in a gradient, one that cancels (a bias before a norm) included."""
+    return TOLERANCE.get(gradient.dtype, float("inf")) * max(float(gradient.norm()), CANCELS * largest)
 
 
 def gradients(module: nn.Module, results: list[Any]) -> dict[str, Tensor | None]:

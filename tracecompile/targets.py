@@ -16,6 +16,8 @@ from torch import nn
 
 from tracecompile.errors import ConversionError
 
+EXAMPLE_STEPS, EXAMPLE_BATCH = 20, 2
+"""Length and batch size of the random input of a NIR graph, which says its shape itself."""
 FIRING_RATE = 0.3
 """Probability of a one in the random inputs that stand for a shape."""
 
@@ -29,15 +31,21 @@ def is_artifact(target: str) -> bool:
     return Path(target).is_dir()
 
 
-def load_target(target: str) -> tuple[nn.Module, ModuleType]:
+def load_target(target: str, dt: float | None = None) -> tuple[nn.Module, ModuleType]:
     """Returns the model that ``package.module:name`` or ``path/file.py:name`` names, and the module it comes from.
 
     Args:
-        target: ``name`` is a class or function that needs no arguments, or a model itself.
+        target: ``name`` is a class or function that needs no arguments, or a model itself. A path that ends in
+            ``.nir`` is a NIR graph.
+        dt: Seconds per time step of a NIR graph.
 
     Raises:
         UsageError: The file, the module or the name does not exist, or calling it does not give an ``nn.Module``.
     """
+    if target.endswith(".nir"):
+        return _load_graph(Path(target), dt)
+    if dt is not None:
+        raise UsageError("--dt is the time step of a NIR graph: the target has to be a file that ends in .nir.")
     place, colon, name = target.rpartition(":")
     if not colon or not place or not name:
         raise UsageError(f"{target!r} is no target: write package.module:factory or path/to/file.py:factory.")
@@ -52,6 +60,26 @@ def load_target(target: str) -> tuple[nn.Module, ModuleType]:
     if not isinstance(found, nn.Module):
         raise UsageError(f"{target} gives a {type(found).__name__}, not a torch.nn.Module.")
     return found, module
+
+
+def _load_graph(path: Path, dt: float | None) -> tuple[nn.Module, ModuleType]:
+    """Reads a NIR graph; its example inputs are sequences of spikes in the shape that the graph's input has."""
+    from tracecompile.nir import load_nir
+    from tracecompile.nir.network import TIME_STEP
+
+    if not path.is_file():
+        raise UsageError(f"There is no file {path}.")
+    try:
+        model = load_nir(path, TIME_STEP if dt is None else dt)
+    except ConversionError:
+        raise
+    except Exception as error:
+        raise UsageError(f"{path} cannot be read as a NIR graph: {type(error).__name__}: {error}") from error
+    module = ModuleType("nir")
+    if model.input_shape:
+        shape = (EXAMPLE_STEPS, EXAMPLE_BATCH, *model.input_shape)
+        module.example_inputs = lambda: random_inputs([shape])  # type: ignore[attr-defined]
+    return model, module
 
 
 def _call(factory: Any, target: str) -> Any:

@@ -50,8 +50,30 @@ class StepView:
         graph: nx.DiGraph[fx.Node] = self._now.subgraph(kept).copy()
         graph.add_edges_from((made, read) for read, made in self.delayed.items() if made in graph and read in graph)
         groups = [sorted(group, key=self.position.__getitem__) for group in nx.strongly_connected_components(graph)]
-        groups.sort(key=lambda group: self.position[group[-1]])
+        groups = self._in_topological_order(groups)
         return [(group, len(group) > 1 or graph.has_edge(group[0], group[0])) for group in groups]
+
+    def _in_topological_order(self, groups: list[list[fx.Node]]) -> list[list[fx.Node]]:
+        """Orders groups of nodes by what they read within one step, by their last nodes where that leaves a choice.
+
+        The last node alone does not tell: a current may be written back after the membrane that it drives.
+        """
+        import networkx as nx
+
+        leader = {node: group[0] for group in groups for node in group}
+        quotient: nx.DiGraph[fx.Node] = nx.DiGraph()
+        quotient.add_nodes_from(leader.get(node, node) for node in self.nodes)
+        quotient.add_edges_from((leader.get(one, one), leader.get(two, two)) for one, two in self._now.edges)
+        last = {group[0]: self.position[group[-1]] for group in groups}
+        condensed = nx.condensation(quotient)
+        rank: dict[fx.Node, int] = {}
+
+        def key(part: int) -> int:
+            return min(last.get(node, self.position[node]) for node in condensed.nodes[part]["members"])
+
+        for place, part in enumerate(nx.lexicographical_topological_sort(condensed, key=key)):
+            rank.update(dict.fromkeys(condensed.nodes[part]["members"], place))
+        return sorted(groups, key=lambda group: (rank[group[0]], last[group[0]]))
 
     def is_convex(self, nodes: Iterable[fx.Node]) -> bool:
         """Tells whether no path within one step leaves the nodes and comes back."""

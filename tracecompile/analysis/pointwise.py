@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from tracecompile.neuron_step import NeuronStep
 from tracecompile.program import StepProgram, example_value
 
 _NAMES = """
@@ -68,6 +69,13 @@ def is_pointwise(program: StepProgram, node: fx.Node) -> bool:
     return known and _keeps_shape(node)
 
 
+def acts_alone(node: fx.Node) -> bool:
+    """Tells whether a function or method acts on every element of its operands by itself, whatever the program."""
+    if node.op == "call_method":
+        return node.target in _METHODS
+    return node.op == "call_function" and node.target in _FUNCTIONS
+
+
 def _keeps_shape(node: fx.Node) -> bool:
     shapes = [value.shape for value in map(example_value, node.all_input_nodes) if isinstance(value, torch.Tensor)]
     return bool(shapes) and torch.broadcast_shapes(*shapes) == example_value(node).shape
@@ -92,12 +100,18 @@ def acts_elementwise(function: Callable[..., Any], node: fx.Node) -> bool:
 
 def emits_spikes(program: StepProgram, node: fx.Node) -> bool:
     """Probes a surrogate on [-2, 2]: a spike function takes a few integer values and takes more than one."""
-    if not is_surrogate(program, node) or len(node.all_input_nodes) != 1:
+    leaf = program.resolve(str(node.target)) if is_surrogate(program, node) else None
+    if isinstance(leaf, NeuronStep):
+        return leaf.emits_spikes([example_value(source) for source in node.all_input_nodes])
+    values: list[Any] = [example_value(arg) if isinstance(arg, fx.Node) else arg for arg in node.args]
+    wide = [place for place, value in enumerate(values) if isinstance(value, torch.Tensor) and value.numel() > 1]
+    if leaf is None or len(wide) > 1:
+        # A number in a tensor may come with it, such as the steepness of a surrogate.
         return False
-    value = example_value(node.all_input_nodes[0])
-    probe = torch.linspace(-2, 2, 257).to(value)
+    place = wide[0] if wide else 0
+    probe = torch.linspace(-2, 2, 257).to(values[place])
     with torch.no_grad():
-        result = program.resolve(str(node.target))(probe)
+        result = program.resolve(str(node.target))(*values[:place], probe, *values[place + 1 :])
     if not isinstance(result, torch.Tensor) or result.shape != probe.shape:
         return False
     levels = torch.unique(result)

@@ -16,37 +16,69 @@ def reached_parameters(program: StepProgram) -> set[nn.Parameter]:
     """Returns the parameters from which a differentiable way leads to what the model returns.
 
     Autograd answers it on one step of the captured program: what the outputs and the final states that the user reads
-    depend on, and, until nothing is added, what the next values of those states depend on.
+    depend on, and, until nothing is added, what the next values of those states depend on. What the step takes leads on
+    to what was computed before the loop; what is computed after it is on the way to the result.
     """
     # Copies of the parameters, so that hooks of the user's do not run.
     memo: dict[int, Any] = {}
     step = copy.deepcopy(program.step, memo)
     values = [node.meta["val"] for node in program.step.graph.nodes if node.op == "placeholder"]
     first = len(values) - len(program.carries)
-    states = [_leaf(value) for value in values[first:]]
-    parameters = [p for p in program.root.parameters() if p.requires_grad and id(p) in memo]
-    copies = [memo[id(parameter)] for parameter in parameters]
+    given = [_leaf(value) for value in values]
+    parameters = [p for p in program.root.parameters() if p.requires_grad]
+    copies = [memo.get(id(parameter), parameter) for parameter in parameters]
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-        outputs, following = step(*values[:first], *states)
+        outputs, following = step(*given)
     live = {index for index, read in enumerate(final_states_read(program)) if read}
     while True:
         roots = [*outputs, *(following[index] for index in sorted(live))]
-        found = _dependencies(roots, [*copies, *states])
-        grown = live | {index for index in range(len(states)) if found[len(parameters) + index]}
+        found = _dependencies(roots, [*copies, *given])
+        taken = found[len(parameters) :]
+        grown = live | {index for index, reached in enumerate(taken[first:]) if reached}
         if grown == live:
-            return {parameter for parameter, reached in zip(parameters, found, strict=False) if reached}
+            reached = {parameter for parameter, is_reached in zip(parameters, found, strict=False) if is_reached}
+            return reached | _before(program, parameters, taken) | _after(program)
         live = grown
 
 
-def _leaf(value: Tensor) -> Tensor:
+def _before(program: StepProgram, parameters: list[nn.Parameter], taken: list[bool]) -> set[nn.Parameter]:
+    """Returns the parameters on which what the step takes depends: hoisted layers, initial states."""
+    memo: dict[int, Any] = {}
+    prologue = copy.deepcopy(program.prologue, memo)
+    values = [node.meta["val"] for node in program.prologue.graph.nodes if node.op == "placeholder"]
+    with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        inputs, invariants, states = prologue(*values)
+    roots = [value for value, is_taken in zip((*inputs, *invariants, *states), taken, strict=True) if is_taken]
+    found = _dependencies(roots, [memo.get(id(parameter), parameter) for parameter in parameters])
+    return {parameter for parameter, is_reached in zip(parameters, found, strict=True) if is_reached}
+
+
+def _after(program: StepProgram) -> set[nn.Parameter]:
+    """Returns the parameters that what runs after the loop uses."""
+    found: set[nn.Parameter] = set()
+    for node in program.epilogue.graph.nodes:
+        if node.op in ("call_module", "get_attr"):
+            value = program.resolve(str(node.target))
+            found |= set(value.parameters()) if isinstance(value, nn.Module) else {value} & _parameters(program)
+    return found
+
+
+def _parameters(program: StepProgram) -> set[nn.Parameter]:
+    return set(program.root.parameters())
+
+
+def _leaf(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
     detached = value.detach().clone()
     return detached.requires_grad_() if detached.is_floating_point() else detached
 
 
-def _dependencies(roots: Sequence[object], leaves: Sequence[Tensor]) -> list[bool]:
+def _dependencies(roots: Sequence[object], leaves: Sequence[Any]) -> list[bool]:
+    tensors = [isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves]
     terms = [root.sum() for root in roots if isinstance(root, Tensor) and root.requires_grad]
-    wanted = [leaf for leaf in leaves if leaf.requires_grad]
+    wanted = [leaf for leaf, learns in zip(leaves, tensors, strict=True) if learns]
     if not terms or not wanted:
         return [False] * len(leaves)
     found = iter(torch.autograd.grad(terms, wanted, allow_unused=True, retain_graph=True))
-    return [leaf.requires_grad and next(found) is not None for leaf in leaves]
+    return [learns and next(found) is not None for learns in tensors]

@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from tracecompile.analysis.pointwise import emits_spikes, is_comparison, is_surrogate
+from tracecompile.neuron_step import NeuronStep
 from tracecompile.program import StepProgram, is_tensor, step_results
 
 _CASTS = frozenset(["float", "double", "half", "bfloat16", "to", "type", "type_as", "clone", "contiguous", "detach"])
@@ -71,6 +72,9 @@ def reset_style(program: StepProgram, nodes: list[fx.Node], spikes: set[fx.Node]
     The reset is whatever leads from a spike of the core to one of its next states other than the spike itself. A
     surrogate all of whose ways there cross ``detach`` is a reset gate, and a detached one; so is a bare comparison.
     """
+    for node in nodes:
+        if is_surrogate(program, node) and isinstance(leaf := program.resolve(str(node.target)), NeuronStep):
+            return leaf.step.reset
     inside = set(nodes)
     carried = dict(zip(step_results(program.step)[1], (carry.placeholder for carry in program.carries), strict=True))
     placeholders = {node.name: node for node in program.step.graph.nodes if node.op == "placeholder"}

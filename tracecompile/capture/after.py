@@ -146,4 +146,6 @@ class After:
         """Moves the time axis to where the user put it."""
         if dim == 0:
             return stacked
-        return self.once(("moved", stacked, dim), "call_method", "movedim", (stacked, 0, dim))
+        moved = self.once(("moved", stacked, dim), "call_method", "movedim", (stacked, 0, dim))
+        # In memory as the user's own stack is: a sum over an axis adds up in the order of memory.
+        return self.once(("laid out", stacked, dim), "call_method", "contiguous", (moved,))

@@ -11,7 +11,7 @@ from torch import fx
 from tracecompile.capture.after import After
 from tracecompile.capture.build import GraphCutter, cone, evaluate, graph_module
 from tracecompile.capture.loop_body import Past, Slice, leaves_of
-from tracecompile.capture.loop_plan import LoopPlan
+from tracecompile.capture.loop_plan import LoopPlan, is_learned
 from tracecompile.capture.replay import require_same_values
 from tracecompile.capture.running_sums import find_sums
 from tracecompile.capture.shapes import same_shape_above
@@ -36,18 +36,19 @@ class Assembler(LoopPlan):
         if not self.carries and not self.sums:
             return None
         self.name_inputs()
-        self.demand()
+        self.demand(length)
         step = self.build_step()
         program = StepProgram(
             kind="sequence",
             root=self.root,
             leaves=self.leaves,
-            prologue=self.build_prologue(),
+            prologue=self.build_prologue(length),
             step=step,
             epilogue=self.build_epilogue(),
             inputs=(
                 *(SequenceInput(name, item.dim) for item, name in self.inputs.items()),
                 *(SequenceInput(CLOCK, 0) for _ in [self.clock] if self.clock is not None),
+                *(SequenceInput(name, 0) for name in self.learned.values()),
             ),
             invariants=tuple(self.invariants.values()),
             carries=tuple(Carry(name, name) for name in self.carries.values()),
@@ -56,19 +57,25 @@ class Assembler(LoopPlan):
             signature=self.signature,
             result=self.spec,
             reads_mode=self.tape.reads_mode,
+            notes=self.tape.notes,
             pinned=self.tape.compared_inputs(),
         )
         if self.loop.irregular:
             require_same_values(program, self)
         return program
 
-    def demand(self) -> None:
+    def demand(self, length: int | None) -> None:
         """Lets step and epilogue say which invariants and outputs they read."""
+        timed = bool(self.inputs) or self.clock is not None or length is not None
         for site in self.body:
             if site in self.roller.slices:
                 continue
             for node in self.loop.template(site).all_input_nodes:
-                if node not in self.loop.when and node not in self.movable:
+                if node in self.loop.when or node in self.movable:
+                    continue
+                if timed and is_learned(node, self.root):
+                    self.ask_learned(node)
+                else:
                     self.ask_invariant(node)
         After(self, dry=True).build()
 
@@ -85,6 +92,9 @@ class Assembler(LoopPlan):
         if self.clock is not None:
             values.append(torch.zeros(()))
             cutter.placeholder(CLOCK, value=values[-1])
+        for node, name in self.learned.items():
+            values.append(node.meta["val"])
+            cutter.placeholder(name, [node], values[-1])
         for node, name in self.invariants.items():
             values.append(node.meta["val"])
             cutter.placeholder(name, [node], values[-1])
@@ -119,20 +129,22 @@ class Assembler(LoopPlan):
             evaluate(graph, values, self.root, self.leaves)
         return graph_module(graph, self.root, self.leaves, "Step")
 
-    def build_prologue(self) -> fx.GraphModule:
+    def build_prologue(self, length: int | None) -> fx.GraphModule:
         """Writes down what the loop needs from before it."""
         cutter = GraphCutter()
         for node in self.tape.inputs:
             if node is not None:
                 cutter.placeholder(node.name, [node], node.meta["val"])
         initial = [self.initial_node(past) for past in self.carries]
-        wanted = cone([*[item.sequence for item in self.inputs], *self.invariants, *[node for node, _ in initial]])
+        first = [*[item.sequence for item in self.inputs], *self.learned, *self.invariants]
+        wanted = cone([*first, *[node for node, _ in initial]])
         for node in self.tape.graph.nodes:
             if node in wanted:
                 cutter.take(node)
         sequences = [cutter.take(item.sequence) for item in self.inputs]
         if self.clock is not None:
             sequences = self.timed(cutter, sequences)
+        sequences += self.repeated(cutter, sequences, length)
         invariants = tuple(cutter.take(node) for node in self.invariants)
         states = tuple(
             self.shaped(cutter, node, number, past) for (node, number), past in zip(initial, self.carries, strict=True)
@@ -147,6 +159,24 @@ class Assembler(LoopPlan):
             for node, item in zip(sequences, self.inputs, strict=True)
         ]
         return [*cut, cutter.add("call_function", torch.zeros, (steps,), {}, torch.zeros(number))]
+
+    def repeated(self, cutter: GraphCutter, sequences: list[fx.Node], length: int | None) -> list[fx.Node]:
+        """Makes sequences of what is computed once, with parameters, and read at every step: its gradient is a sum."""
+        steps: Any = length
+        if self.learned and sequences:
+            dim = next(iter(self.inputs)).dim if self.inputs else 0
+            steps = cutter.add("call_method", "size", (sequences[0], dim), {}, self.loop.steps)
+        made = []
+        for node in self.learned:
+            value, where = node.meta["val"].unsqueeze(0), node.meta.get("where")
+            one = cutter.add("call_method", "unsqueeze", (cutter.take(node), 0), {}, value, where)
+            keep = [-1] * (value.dim() - 1)
+            made.append(
+                cutter.add(
+                    "call_method", "expand", (one, steps, *keep), {}, value.expand(self.loop.steps, *keep), where
+                )
+            )
+        return made
 
     def initial_node(self, past: Past) -> tuple[fx.Node, float | None]:
         """Returns the node that a state starts from, or one that has its shape and the number to fill that with."""

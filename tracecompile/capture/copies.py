@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from tracecompile.capture.registries import NOTE, registries_of
+from tracecompile.capture.step_mode import as_written
 from tracecompile.errors import UnsupportedState
 
-MODULE_TABLES = frozenset(nn.Module().__dict__)
+MODULE_TABLES = frozenset(nn.Module().__dict__) | {NOTE}
 
 
 def share_parameters(model: nn.Module) -> nn.Module:
@@ -30,8 +32,10 @@ def independent_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> nn
     for _, value in tensor_attributes(model):
         if not value.is_leaf and id(value) not in memo:
             memo[id(value)] = value.detach().clone()
+    noted = [] if NOTE in vars(model) else registries_of(model)
+    copy_as_they_are(model, memo)
     try:
-        return copy.deepcopy(model, memo)
+        copied, in_copy = copy.deepcopy((model, noted), memo)
     except RuntimeError as fault:
         if "deepcopy" not in str(fault):
             raise
@@ -39,6 +43,26 @@ def independent_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> nn
             "The model holds a tensor of an earlier autograd graph where it cannot be found: in an object of its own.",
             "Keep states in attributes, lists, tuples, dictionaries, NamedTuples or dataclasses.",
         ) from fault
+    if in_copy:
+        vars(copied)[NOTE] = in_copy
+    return as_written(copied)
+
+
+def copy_as_they_are(model: nn.Module, memo: dict[int, Any]) -> None:
+    """Copies, ahead of all others, the modules of a library whose own ``__deepcopy__`` builds new ones.
+
+    Sinabs' layers do: their copies would forget flags, hooks and shared Parameters.
+    """
+    rebuilt = [module for module in model.modules() if id(module) not in memo and _rebuilds_itself(module)]
+    for module in rebuilt:
+        memo[id(module)] = object.__new__(type(module))
+    for module in rebuilt:
+        memo[id(module)].__dict__.update(copy.deepcopy(vars(module), memo))
+
+
+def _rebuilds_itself(module: nn.Module) -> bool:
+    owner = next((base for base in type(module).__mro__ if "__deepcopy__" in vars(base)), None)
+    return owner is not None and owner.__module__.startswith("sinabs.")
 
 
 def tensor_attributes(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -51,6 +75,10 @@ def tensor_attributes(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
         prefix = f"{path}." if path else ""
         for attribute, value in [*module._buffers.items(), *vars(module).items()]:
             if attribute in MODULE_TABLES:
+                continue
+            if attribute == "_memories" and isinstance(value, dict):
+                # SpikingJelly's states: the module itself gives each out, and takes it, under its own name.
+                yield from ((prefix + key, leaf) for key, leaf in value.items() if isinstance(leaf, torch.Tensor))
                 continue
             for name, leaf in _leaves(prefix + attribute, value):
                 if not isinstance(leaf, nn.Parameter):

@@ -14,6 +14,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from tracecompile.capture.copies import share_parameters, tensor_attributes
+from tracecompile.capture.registries import registries_redirected
 from tracecompile.capture.signature import Parameter, leaf_names, parameters_of, substitute
 from tracecompile.capture.tape import Tape
 from tracecompile.errors import ConversionError
@@ -98,7 +99,7 @@ def find_state_arguments(model: nn.Module, args: tuple[Any, ...], kwargs: dict[s
         return StateArguments(model, call, call, names=tuple(leaf_names(model, *call)), missing=tuple(chosen))
     copy = share_parameters(model)
     before = remembered(copy)
-    with torch.no_grad():
+    with torch.no_grad(), registries_redirected(copy):
         result = copy(*fresh(args), **fresh(kwargs))
     pairs = match_states(model, parameters, result, keeps_state=remembered(copy) != before)
     names = tuple(leaf_names(model, *call))

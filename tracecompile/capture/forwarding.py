@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import operator
-from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from tracecompile.capture.each_step import EachStep
+from tracecompile.capture.stacks import stacked_items, stacking_axis
 from tracecompile.capture.tape import Tape
 
 
-def forward_stacked_values(tape: Tape) -> Tape:
+def forward_stacked_values(tape: Tape, root: nn.Module) -> Tape:
     """Lets a later loop read the values of an earlier one directly, where it reads them out of their stack.
 
     A network that runs one layer over the whole sequence, then the next, becomes one that runs both at every step.
+
+    Args:
+        root: The copy of the model that was traced.
     """
     for node in list(tape.graph.nodes):
         stack_instead_of_cat(tape, node)
+    EachStep(tape, root).rewrite()
     for node in list(tape.graph.nodes):
-        value = picked_from_stack(node)
+        value = picked_from_unbound(node)
         if value is not None:
             node.replace_all_uses_with(value)
     return tape
@@ -47,28 +52,15 @@ def stack_instead_of_cat(tape: Tape, node: fx.Node) -> None:
     tape.result = pytree.tree_map(lambda leaf: stacked if leaf is node else leaf, tape.result)
 
 
-def picked_from_stack(node: fx.Node) -> fx.Node | None:
-    """Returns the value that an index picks out of a stack of values."""
+def picked_from_unbound(node: fx.Node) -> fx.Node | None:
+    """Returns the value that an index picks out of a stack that ``unbind`` took apart."""
     if node.target is not operator.getitem or not isinstance(node.args[0], fx.Node):
         return None
     source, index = node.args[0], node.args[1]
-    items = stacked_items(source)
-    if items is None and source.target in ("unbind", torch.unbind) and leading(source):
-        items = stacked_items(source.args[0])
-    if items is None or type(index) is not int or not -len(items) <= index < len(items):
+    if source.target not in ("unbind", torch.unbind) or not isinstance(source.args[0], fx.Node):
         return None
-    return items[index]
-
-
-def stacked_items(node: Any) -> list[fx.Node] | None:
-    """Returns what a node stacks along a new first axis."""
-    if not isinstance(node, fx.Node) or node.target is not torch.stack or not leading(node):
+    items = stacked_items(source.args[0])
+    dim = source.args[1] if len(source.args) > 1 else source.kwargs.get("dim", 0)
+    if items is None or dim != stacking_axis(source.args[0]):
         return None
-    items = node.args[0]
-    return list(items) if isinstance(items, (list, tuple)) else None  # type: ignore[arg-type]
-
-
-def leading(node: fx.Node) -> bool:
-    """Tells whether a node works along the first axis."""
-    dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
-    return bool(dim == 0)
+    return items[index] if type(index) is int and -len(items) <= index < len(items) else None

@@ -31,7 +31,7 @@ def initial_in_prologue(cutter: GraphCutter, runs: StepRuns) -> tuple[tuple[Any,
     for state in runs.states:
         if state.leaf is not None and not runs.arguments.makes_own:
             initial.append(None)
-        elif state.leaf is None and state.name in present:
+        elif state.leaf is None and state.name in present and goes_on(present[state.name], made.get(state)):
             initial.append(value_at_conversion(cutter, runs, state, present[state.name]))
         elif isinstance(made.get(state), fx.Node) and isinstance(made[state].meta["val"], torch.Tensor):
             initial.append(as_shaped(cutter, runs, state, take_in_order(cutter, runs.first.graph, [made[state]])[0]))
@@ -40,6 +40,11 @@ def initial_in_prologue(cutter: GraphCutter, runs: StepRuns) -> tuple[tuple[Any,
             initial.append(filled(cutter, runs, state, number if isinstance(number, (int, float)) else 0))
             guessed.append(state)
     return tuple(initial), guessed
+
+
+def goes_on(value: torch.Tensor, made: Any) -> bool:
+    """Tells whether the first run goes on from what the attribute held, rather than from a state of its own making."""
+    return value.numel() > 0 and (not isinstance(made, fx.Node) or made.op == "get_attr")
 
 
 def value_at_conversion(cutter: GraphCutter, runs: StepRuns, state: State, value: torch.Tensor) -> fx.Node:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
+import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from tracecompile.capture.build import cone, is_random
+from tracecompile.capture.build import cone, find, is_random
 from tracecompile.capture.collected import collected
 from tracecompile.capture.loop_body import Loop, Past, Site, Slice, leaves_of
 from tracecompile.capture.names import unique, valid_name
 from tracecompile.capture.roll import Roller
+from tracecompile.capture.step_mode import in_single_steps
 from tracecompile.program import Collect
 
 Output = tuple[Site, Collect]
@@ -26,11 +29,12 @@ class LoopPlan:
         sums: Accumulators that the runtime keeps: site of the running sum -> what is added.
         outputs: Per-step values that the epilogue asks for.
         invariants: Values from before the loop that step or epilogue ask for.
+        learned: Those of them that step asks for and parameters make: the step takes them like a sequence.
         clock: The argument that says how many steps there are, where no sequence does.
     """
 
     def __init__(self, root: nn.Module, loop: Loop, signature: pytree.TreeSpec, clock: fx.Node | None = None) -> None:
-        self.root = root
+        self.root = in_single_steps(root)
         self.loop = loop
         self.tape = loop.tape
         self.signature = signature
@@ -47,6 +51,7 @@ class LoopPlan:
         self.outputs: dict[Output, str] = {}
         self.invariants: dict[fx.Node, str] = {}
         self.inputs: dict[Slice, str] = {}
+        self.learned: dict[fx.Node, str] = {}
         for name, value in self.tape.constants.items():
             if not hasattr(root, name):
                 root.register_buffer(name, value, persistent=False)
@@ -120,11 +125,39 @@ class LoopPlan:
             self.invariants[node] = unique(f"{node.name}_fixed" if node.op == "placeholder" else node.name, taken)
         return self.invariants[node]
 
+    def ask_learned(self, node: fx.Node) -> None:
+        """Names a value from before the loop through which parameters learn, noting that the step wants it."""
+        if node not in self.learned:
+            taken = {*self.carries.values(), *self.inputs.values(), *self.invariants.values(), *self.learned.values()}
+            self.learned[node] = unique(f"{node.name}_t", taken)
+
     def ask_output(self, site: Site, collect: Collect) -> str:
         """Returns the name of a per-step output, noting that it is wanted."""
         if (site, collect) not in self.outputs:
             self.outputs[site, collect] = unique(self.loop.template(site).name, set(self.outputs.values()))
         return self.outputs[site, collect]
+
+
+def is_learned(node: fx.Node, root: nn.Module) -> bool:
+    """Tells whether parameters have a part in a value."""
+    value = node.meta["val"]
+    if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+        return False
+    for source in cone([node]):
+        if source.op == "get_attr" and isinstance(named(root, str(source.target)), nn.Parameter):
+            return True
+        module = named(root, str(source.target)) if source.op == "call_module" else None
+        if isinstance(module, nn.Module) and any(True for _ in module.parameters()):
+            return True
+    return False
+
+
+def named(root: nn.Module, target: str) -> Any:
+    """Returns what a target names in the model, None for a leaf that capture added."""
+    try:
+        return find(root, target)
+    except AttributeError:
+        return None
 
 
 def movable_nodes(graph: fx.Graph) -> set[fx.Node]:

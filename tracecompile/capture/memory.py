@@ -28,6 +28,9 @@ class Writer(Protocol):
     def create_arg(self, a: Any) -> Any:
         """Lowers a value to what a node may hold."""
 
+    def may_require_grad(self, tensor: torch.Tensor, wanted: bool) -> bool:
+        """Tells whether a tensor's requires_grad may be switched."""
+
     def really(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs a function without recording it."""
 
@@ -117,6 +120,8 @@ class Memory:
                 "Compute with a new value: clamp or normalise the parameter where it is used.",
             )
         if name == "requires_grad_":
+            if recorder.may_require_grad(tensor, args[1] if len(args) > 1 else kwargs.get("requires_grad", True)):
+                return recorder.really(function, args, kwargs)
             raise recorder.refusal(
                 UnsupportedState,
                 "The model switches requires_grad of a tensor within forward.",

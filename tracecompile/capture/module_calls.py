@@ -11,7 +11,9 @@ from torch import nn
 from torch.autograd import Function
 from torch.utils import _pytree as pytree
 
+from tracecompile.capture.opaque import keeps_memories, steps_recorded
 from tracecompile.capture.operations import OperationRecorder
+from tracecompile.capture.step_mode import is_wrapper
 from tracecompile.capture.surrogates import SLOT, SurrogateLeaf, apply_directly
 from tracecompile.capture.values import plain
 from tracecompile.errors import UnsupportedOperation
@@ -27,12 +29,44 @@ class CallRecorder(OperationRecorder):
             return original(module, *args, **kwargs)
         self.running.append(path)
         try:
+            if keeps_memories(module):
+                with steps_recorded(self, module, path):
+                    return original(module, *args, **kwargs)
+            if is_wrapper(module):
+                return self.record_wrapper(module, path, original, args, kwargs)
             if not path or not self.is_leaf_module(module, path):
                 return original(module, *args, **kwargs)
             with self.pause():
                 return self.record_leaf_module(module, path, args, kwargs)
         finally:
             self.running.pop()
+
+    def record_wrapper(
+        self, module: nn.Module, path: str, original: Callable[..., Any], args: Any, kwargs: dict[str, Any]
+    ) -> Any:
+        """Runs one of torch's modules that a library lets take whole sequences, as a batch of all their steps."""
+        whole = module.step_mode == "m" and not isinstance(module, nn.Linear)
+        if not whole or kwargs or len(args) != 1:
+            with self.pause():
+                return self.record_leaf_module(module, path, args, kwargs)
+        (sequence,) = args
+        flat = sequence.flatten(0, 1)
+        with self.pause():
+            wanted = original(module, sequence).detach()
+            module.step_mode = "s"  # type: ignore[assignment]
+            try:
+                made = self.record_leaf_module(module, path, (flat,), {})
+            finally:
+                module.step_mode = "m"  # type: ignore[assignment]
+        result = made.unflatten(0, (sequence.shape[0], sequence.shape[1]))
+        with self.pause():
+            if not torch.equal(result, wanted):
+                raise self.refusal(
+                    UnsupportedOperation,
+                    f"The layer {path} makes something else of a sequence than of its steps.",
+                    "Set its step_mode to 's' and call it once a step.",
+                )
+        return result
 
     def record_leaf_module(self, module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs one of torch's own modules as one node."""
@@ -73,7 +107,7 @@ class CallRecorder(OperationRecorder):
     def surrogate_target(self, function: type[Function], template: tuple[tuple[str, Any], ...]) -> str:
         """Returns the target of the leaf for a Function and its constants."""
         for target, leaf in self.tape.leaves.items():
-            if leaf.function is function and leaf.template == template:
+            if isinstance(leaf, SurrogateLeaf) and leaf.function is function and leaf.template == template:
                 return target
         target = f"spike_{len(self.tape.leaves)}"
         self.tape.leaves[target] = SurrogateLeaf(function, template)

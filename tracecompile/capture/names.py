@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import keyword
+
 
 def valid_name(name: str) -> str:
     """Turns a path such as "lif.history[1]" into a Python identifier."""
-    return "".join(letter if letter.isalnum() else "_" for letter in name).strip("_")
+    plain = "".join(letter if letter.isalnum() else "_" for letter in name).strip("_")
+    return f"_{plain}" if plain[:1].isdigit() or keyword.iskeyword(plain) else plain
 
 
 def unique(name: str, taken: set[str]) -> str:

@@ -20,6 +20,9 @@ from tracecompile.capture.trace_errors import TooManySteps
 from tracecompile.capture.values import TracedFloat, TracedInt, plain, snapshot
 from tracecompile.errors import ConversionError, UnsupportedOperation
 
+DTYPES: dict[type, torch.dtype] = {bool: torch.bool, int: torch.int64, float: torch.float64}
+"""What torch takes for a dtype although it is a Python type, which no graph can hold."""
+
 
 class NodeWriter(fx.Tracer):
     """Knows the node of every tensor of one trace and appends new ones; what to record is its subclasses' matter."""
@@ -114,6 +117,8 @@ class NodeWriter(fx.Tracer):
             return self.node_of(a)
         if isinstance(a, (TracedInt, TracedFloat)):
             return a.node
+        if isinstance(a, type) and a in DTYPES:
+            return DTYPES[a]
         if isinstance(a, torch.Size):
             return tuple(self.create_arg(length) for length in a)
         return super().create_arg(a)
@@ -141,6 +146,17 @@ class NodeWriter(fx.Tracer):
         target = f"captured_{valid_name(name)}" if name else f"captured_{len(self.tape.constants)}"
         self.tape.constants[target] = tensor.detach().clone()
         return target
+
+    def may_require_grad(self, tensor: torch.Tensor, wanted: bool) -> bool:
+        """Tells whether switching requires_grad changes no gradient that anybody can see.
+
+        A tensor that the model makes itself, such as an initial state, may well collect a gradient: it is forgotten
+        with it. A Parameter's or an input's gradient is the user's.
+        """
+        if tensor.requires_grad == wanted:
+            return True
+        is_input = self.memory.knows(tensor) and self.memory.node(tensor).op == "placeholder"
+        return wanted and id(tensor) not in self.parameters and not is_input
 
     def refusal(self, kind: type[ConversionError], explanation: str, advice: str) -> ConversionError:
         """Makes an error that names the user's line."""

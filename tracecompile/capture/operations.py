@@ -9,6 +9,7 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
+from tracecompile.capture.build import cone, is_random
 from tracecompile.capture.functionalize import canonical, is_in_place
 from tracecompile.capture.node_writer import NodeWriter
 from tracecompile.capture.values import TracedFloat, TracedInt, plain
@@ -59,6 +60,8 @@ class OperationRecorder(NodeWriter):
         """Answers a question such as ``x.shape`` or ``x.device``."""
         name = function.__self__.__name__  # type: ignore[attr-defined]
         if function.__name__ == "__set__":
+            if name == "requires_grad" and self.may_require_grad(args[0], args[1]):
+                return self.really(function, args, kwargs)
             if name in ("data", "requires_grad", "names"):
                 raise self.refusal(
                     UnsupportedState,
@@ -122,7 +125,13 @@ class OperationRecorder(NodeWriter):
         )
 
     def is_fixed(self, tensor: torch.Tensor) -> bool:
-        """Tells whether a tensor is a constant of the model: no parameter, no state, nothing computed."""
+        """Tells whether a tensor is a constant of the model, or computed from constants: no parameter, no input."""
         if id(tensor) in self.parameters:
             return False
-        return not self.memory.knows(tensor) or self.memory.node(tensor).op == "get_attr"
+        if not self.memory.knows(tensor):
+            return True
+        names = set(self.parameters.values())
+        return not any(
+            node.op == "placeholder" or node.target in names or is_random(node)
+            for node in cone([self.memory.node(tensor)])
+        )

@@ -9,13 +9,17 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from tracecompile.capture.assemble import Assembler
-from tracecompile.capture.build import read_by_value, same_graph
+from tracecompile.capture.build import same_graph
 from tracecompile.capture.copies import plain_attributes, share_parameters
 from tracecompile.capture.forwarding import forward_stacked_values
+from tracecompile.capture.fresh_start import start_afresh
+from tracecompile.capture.going_on import going_on, left_for_the_next
+from tracecompile.capture.leftovers import attributes_read, same_results, shape_by_input
 from tracecompile.capture.lengths import TimeSource, make_lengths_symbolic
 from tracecompile.capture.loop_body import sort_into_steps, visit_counts
 from tracecompile.capture.signature import leaf_names
 from tracecompile.capture.sinking import sink_into_steps
+from tracecompile.capture.step_mode import in_single_steps
 from tracecompile.capture.tape import Tape
 from tracecompile.capture.trace_errors import ModelFailure, TooManySteps
 from tracecompile.capture.tracer import Recorder
@@ -30,6 +34,8 @@ FEWEST_STEPS = 3
 
 def capture_sequence(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepProgram | None:
     """Captures a loop whose length is that of an input's axis, or a number handed in; None where nothing is."""
+    model = share_parameters(model)
+    notes = start_afresh(model)
     for source in time_sources(args, kwargs):
         short = short_trace(model, args, kwargs, source, SHORT)
         if short is None or max(visit_counts(short).values(), default=0) < SHORT - 1:
@@ -39,28 +45,31 @@ def capture_sequence(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
             continue
         separate_unpacked(short, longer)
         separate_unpacked(longer, short)
+        root = in_single_steps(share_parameters(model))
         for tape in (short, longer):
-            sink_into_steps(tape, model)
+            sink_into_steps(tape, root)
+            if tape.again is not None:
+                sink_into_steps(tape.again, root)
         before, after = visit_counts(short), visit_counts(longer)
         growth = {key: count - before.get(key, 0) for key, count in after.items()}
         if not any(growth.values()):
             continue
         program = roll_both(model, (short, longer), growth, source, pytree.tree_structure((args, kwargs)))
         if program is not None:
-            return program.evolve(time=(source.axis, source.number))
+            return noted(program.evolve(time=(source.axis, source.number)), notes)
     return None
 
 
 def capture_fixed_loop(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepProgram | None:
     """Captures a loop whose length the model fixes; None where there is none."""
+    model = share_parameters(model)
+    notes = start_afresh(model)
     copy = share_parameters(model)
     before = plain_attributes(copy)
     tape = Recorder(copy).run(args, kwargs, leaf_names(model, args, kwargs))
-    if tape.written or plain_attributes(copy) != before:
-        again = Recorder(share_parameters(copy)).run(args, kwargs, leaf_names(model, args, kwargs))
-        tape.changes = not same_graph(tape.graph, again.graph)
+    changed = bool(tape.written) or plain_attributes(copy) != before
     separate_unpacked(tape)
-    sink_into_steps(forward_stacked_values(tape), model)
+    sink_into_steps(forward_stacked_values(shape_by_input(tape), copy), copy)
     counts = visit_counts(tape)
     refusal: UnrollableLoop | None = None
     for steps in likely_lengths(counts):
@@ -68,17 +77,28 @@ def capture_fixed_loop(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str
         try:
             loop = sort_into_steps(tape, steps, per_step)
             root = share_parameters(model)
-            program = Assembler(root, loop, pytree.tree_structure((args, kwargs))).assemble(steps)
+            plan = Assembler(root, loop, pytree.tree_structure((args, kwargs)))
+            program = plan.assemble(steps)
         except UnrollableLoop as error:
             refusal = refusal or error
             continue
         if program is None:
             return None
-        require_own_state(tape)
-        return program
+        if changed:
+            second = share_parameters(copy)
+            tape.again = Recorder(second).run(args, kwargs, leaf_names(model, args, kwargs))
+            sink_into_steps(forward_stacked_values(shape_by_input(tape.again), second), second)
+        return noted(with_states_left(program, plan, require_own_state(tape, model)), notes)
     if refusal is not None:
         raise refusal
     return None
+
+
+def noted(program: StepProgram | None, notes: tuple[str, ...]) -> StepProgram | None:
+    """Adds to the report how the states of a library start, where they outlive a sequence."""
+    if program is None or not any(carry.kept for carry in program.carries):
+        return program
+    return program.evolve(notes=(*program.notes, *notes))
 
 
 def likely_lengths(counts: dict[Any, int]) -> list[int]:
@@ -159,9 +179,10 @@ def short_trace(
         before = plain_attributes(copy)
         tape = Recorder(copy, VISITS).run(short_args, short_kwargs, names)
         if tape.written or plain_attributes(copy) != before:
-            again = Recorder(share_parameters(copy), VISITS).run(short_args, short_kwargs, names)
-            tape.changes = not same_graph(tape.graph, again.graph)
-        return forward_stacked_values(tape)
+            second = share_parameters(copy)
+            again = shape_by_input(Recorder(second, VISITS).run(short_args, short_kwargs, names))
+            tape.again = forward_stacked_values(again, second)
+        return forward_stacked_values(shape_by_input(tape), copy)
     except (ModelFailure, TooManySteps):
         return None
 
@@ -170,13 +191,13 @@ def roll_both(
     model: nn.Module, tapes: tuple[Tape, Tape], growth: dict[Any, int], source: TimeSource, signature: pytree.TreeSpec
 ) -> StepProgram | None:
     """Rolls both traces and refuses them where they are not the same program."""
-    for tape in tapes:
-        require_own_state(tape)
+    left, _ = (require_own_state(tape, model) for tape in tapes)
     make_lengths_symbolic(tapes, (SHORT, LONGER), growth, source)
     programs = []
     for tape, steps in zip(tapes, (SHORT, LONGER), strict=True):
         loop = sort_into_steps(tape, steps, growth)
-        programs.append(Assembler(share_parameters(model), loop, signature, source.clock(tape)).assemble(None))
+        plan = Assembler(share_parameters(model), loop, signature, source.clock(tape))
+        programs.append(with_states_left(plan.assemble(None), plan, left))
     short, longer = programs
     if short is None or longer is None:
         return None
@@ -202,20 +223,38 @@ def length_matters(one: fx.Graph, other: fx.Graph) -> UnrollableLoop:
     )
 
 
-def require_own_state(tape: Tape) -> None:
-    """Refuses a loop whose states outlive the sequence: a sequence has to start by itself."""
-    read = {str(node.target) for node in read_by_value(pytree.tree_leaves(tape.result)) if node.op == "get_attr"}
+def with_states_left(program: StepProgram | None, plan: Assembler, left: tuple[str, ...]) -> StepProgram | None:
+    """Lets sequences go on from the states that the last one left, where some are."""
+    if program is None or not left:
+        return program
+    found = going_on(program, plan, left)
+    if found is None:
+        raise left_over_state(plan.tape, left[0])
+    return found
+
+
+def require_own_state(tape: Tape, model: nn.Module) -> tuple[str, ...]:
+    """Refuses a loop whose states outlive the sequence; returns those of library neurons, kept until reset."""
+    kept = left_for_the_next(tape, model)
+    if kept:
+        return kept
+    read = attributes_read(tape)
     left_over = [name for name in tape.written if name in read]
-    if tape.changes and not tape.written:
+    changed = tape.again is not None and not same_results(tape, tape.again)
+    if changed and not tape.written:
         raise UnsupportedState(
             "The model computes something else at its next call: a number that it keeps in an attribute has changed.",
             "Hand the number in as an argument, or keep counters out of what forward computes.",
         )
-    if left_over or tape.changes:
-        name = (left_over or list(tape.written))[0]
-        node = tape.attributes[name]
-        raise UnsupportedState(
-            f"The state {name} is left over from one sequence to the next.",
-            "Set it at the start of forward, before the loop over time.",
-            node.meta.get("where"),
-        )
+    if left_over or changed:
+        raise left_over_state(tape, (left_over or list(tape.written))[0])
+    return ()
+
+
+def left_over_state(tape: Tape, name: str) -> UnsupportedState:
+    """Makes the refusal of a state that outlives its sequence."""
+    return UnsupportedState(
+        f"The state {name} is left over from one sequence to the next.",
+        "Set it at the start of forward, before the loop over time, or call the library's reset there.",
+        tape.attributes[name].meta.get("where"),
+    )

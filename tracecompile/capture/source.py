@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import linecache
+import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from types import CodeType
@@ -16,7 +17,12 @@ from tracecompile.errors import SourceLine
 TORCH = str(Path(torch.__file__).parent) + "/"
 PACKAGE = str(Path(__file__).parent.parent) + "/"
 CAPTURE = str(Path(__file__).parent) + "/"
+GRAPHS = PACKAGE + "nir/"
+"""The code of models that nobody wrote: where they come from a graph, it is all that there is to point at."""
 
+
+INSTALLED = re.compile(r"[/\\\\](site|dist)-packages[/\\\\]")
+"""Code of libraries: whoever is refused wants to know where the own code calls it."""
 
 Position = tuple[int | None, int | None, int | None, int | None]
 
@@ -50,6 +56,7 @@ def current_place(module_path: str) -> tuple[Place, SourceLine | None]:
     """Returns the place of the running operation and the user's innermost line."""
     frames: list[tuple[str, str, Position]] = []
     where: SourceLine | None = None
+    caller: SourceLine | None = None
     frame = sys._getframe(1)
     while frame is not None:
         code = frame.f_code
@@ -59,9 +66,13 @@ def current_place(module_path: str) -> tuple[Place, SourceLine | None]:
                 break
         elif not file.startswith(TORCH):
             frames.append((file, code.co_name, positions(code)[frame.f_lasti // 2]))
-            if where is None and not file.startswith(PACKAGE):
+            if where is None and (not file.startswith(PACKAGE) or file.startswith(GRAPHS)):
                 where = source_line(file, frame.f_lineno, module_path)
+            if caller is None and not file.startswith(PACKAGE) and not INSTALLED.search(file):
+                caller = source_line(file, frame.f_lineno)
         frame = frame.f_back  # type: ignore[assignment]
+    if where is not None and caller is not None and (caller.file, caller.line) != (where.file, where.line):
+        where = replace(where, caller=caller)
     return Place(tuple(reversed(frames)), module_path), where
 
 

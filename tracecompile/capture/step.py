@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from tracecompile.capture.build import GraphCutter, same_graph
 from tracecompile.capture.copies import share_parameters, tensor_attributes
 from tracecompile.capture.explicit import StateArguments, find_state_arguments
+from tracecompile.capture.fresh_start import start_afresh
 from tracecompile.capture.signature import leaf_names
 from tracecompile.capture.step_program import StepBuilder
 from tracecompile.capture.step_states import State, live_states
@@ -25,6 +26,8 @@ from tracecompile.program import StepProgram
 
 def capture_step(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepProgram | None:
     """Captures one call as the step; None where no state outlives the call."""
+    model = share_parameters(model)
+    notes = start_afresh(model)
     first_copy = share_parameters(model)
     arguments = find_state_arguments(model, args, kwargs)
     first = Recorder(first_copy).run(*arguments.first, leaf_names(model, *arguments.first))
@@ -36,13 +39,15 @@ def capture_step(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
         return None
     again = share_parameters(warm)
     require_steady(steady, states, run_steady(again, arguments, steady), arguments)
-    return StepBuilder(model, arguments, first, steady, states).build()
+    program = StepBuilder(model, arguments, first, steady, states).build()
+    explicit = all(carry.explicit for carry in program.carries)
+    return program if explicit else program.evolve(notes=(*program.notes, *notes))
 
 
 def run_steady(model: nn.Module, arguments: StateArguments, before: Tape) -> Tape:
     """Runs the model with every state handed in."""
     present = {name for name, _ in tensor_attributes(model)}
-    written = {name: before.learning[name] for name in before.written if name in present}
+    written = {name: before.learning[name] for name in [*before.states, *before.written] if name in present}
     return Recorder(model).run(*arguments.steady, leaf_names(model, *arguments.steady), written, arguments.leaves)
 
 

@@ -80,7 +80,13 @@ class StepBuilder(StepRuns):
         for state in self.states:
             cutter.placeholder(carry_name(state), [state.placeholder], state.placeholder.meta["val"])
             values.append(state.placeholder.meta["val"])
+        kept = [state for state in self.states if state.following is state.placeholder]
         results = take_in_order(cutter, self.steady.graph, [*outputs, *[state.following for state in self.states]])
+        for position, state in enumerate(self.states, start=len(outputs)):
+            if state in kept:
+                # Made in the first step and handed on ever since; a value of its own, as any other next state.
+                where = state.following.meta.get("where")
+                results[position] = cutter.add("call_method", "clone", (results[position],), {}, None, where)
         graph = cutter.finish((tuple(results[: len(outputs)]), tuple(results[len(outputs) :])))
         with torch.no_grad():
             evaluate(graph, values, self.root, self.leaves)

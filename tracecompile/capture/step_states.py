@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from tracecompile.capture.build import cone
+from tracecompile.capture.build import cone, read_by_value
 from tracecompile.capture.copies import share_parameters
 from tracecompile.capture.explicit import StateArguments
+from tracecompile.capture.step_mode import in_single_steps
 from tracecompile.capture.tape import Tape
 from tracecompile.errors import UnsupportedState
 
@@ -37,7 +38,7 @@ class StepRuns:
     def __init__(
         self, model: nn.Module, arguments: StateArguments, first: Tape, steady: Tape, states: list[State]
     ) -> None:
-        self.root = share_parameters(model)
+        self.root = in_single_steps(share_parameters(model))
         self.model = model
         self.arguments = arguments
         self.first = first
@@ -65,13 +66,16 @@ def live_states(steady: Tape, arguments: StateArguments) -> list[State]:
             )
         candidates.append(State(name, placeholder, steady.attributes[name], None))
     explicit = [state for state in candidates if state.leaf is not None]
-    needed = cone([*leaves, *[state.following for state in explicit]])
+    # What only lends its shape, as in zeros_like(mem), is no state.
+    needed = read_by_value([*leaves, *[state.following for state in explicit]])
     live: list[State] = []
     while True:
         found = [
             state for state in candidates if state not in live and (state.placeholder in needed or state in explicit)
         ]
         if not found:
-            return [state for state in candidates if state in live]
+            # Where there is a state at all, one that lends its shape to the step has to be handed in with it.
+            lent = cone([*leaves, *[state.following for state in live]]) if live else set()
+            return [state for state in candidates if state in live or state.placeholder in lent]
         live += found
-        needed |= cone([state.following for state in found])
+        needed |= read_by_value([state.following for state in found])

@@ -6,9 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import fx
-
-from tracecompile.capture.surrogates import SurrogateLeaf
+from torch import fx, nn
 
 
 @dataclass
@@ -21,11 +19,12 @@ class Tape:
         attributes: Node or constant that each tensor attribute holds at the end, by name.
         learning: Whether each of them is part of an autograd graph.
         written: Names of the attributes that hold something else than at the start.
-        leaves: The surrogate leaves, by target.
+        leaves: The surrogate functions and whole neurons, by target.
         constants: Tensors that belong to no module, by target.
         inputs: Placeholder of each argument leaf (None for a baked constant).
         states: Placeholder of each attribute that was handed in as a state.
-        changes: Whether the same call once more, on what this one left behind, did something else.
+        again: The same call once more on what this one left behind, where it left anything.
+        notes: Sentences for the report.
         compared: Nodes of numbers that Python compared.
         reads_mode: Whether code that is not torch's own asked a module whether it is in training mode.
     """
@@ -35,13 +34,14 @@ class Tape:
     attributes: dict[str, fx.Node] = field(default_factory=dict)
     learning: dict[str, bool] = field(default_factory=dict)
     written: tuple[str, ...] = ()
-    leaves: dict[str, SurrogateLeaf] = field(default_factory=dict)
+    leaves: dict[str, nn.Module] = field(default_factory=dict)
     constants: dict[str, torch.Tensor] = field(default_factory=dict)
     inputs: list[fx.Node | None] = field(default_factory=list)
     states: dict[str, fx.Node] = field(default_factory=dict)
-    changes: bool = False
+    again: Tape | None = None
     compared: list[fx.Node] = field(default_factory=list)
     reads_mode: bool = False
+    notes: tuple[str, ...] = ()
 
     def compared_inputs(self) -> tuple[int, ...]:
         """Returns the positions of the arguments that are numbers on which a comparison depends."""

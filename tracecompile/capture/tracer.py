@@ -20,7 +20,10 @@ from torch.utils import _pytree as pytree
 from tracecompile.capture.copies import replace_attribute, tensor_attributes
 from tracecompile.capture.module_calls import CallRecorder
 from tracecompile.capture.names import valid_name
+from tracecompile.capture.permutations import undo_permutations
+from tracecompile.capture.registries import registries_redirected
 from tracecompile.capture.source import CAPTURE, TORCH, line_of_failure
+from tracecompile.capture.step_mode import in_single_steps
 from tracecompile.capture.surrogates import surrogates_recorded
 from tracecompile.capture.tape import Tape
 from tracecompile.capture.trace_errors import ModelFailure, TooManySteps
@@ -60,6 +63,9 @@ class Recorder(CallRecorder):
             result = run_user_code(self.root, copied_args, copied_kwargs)
         self.tape.result = pytree.tree_map(self.result_leaf, result)
         self.read_attributes(before)
+        self.drop_unread_numbers()
+        in_single_steps(self.root)
+        undo_permutations(self.tape)
         return self.tape
 
     def hand_in_attribute(self, name: str, learning: bool) -> None:
@@ -93,6 +99,17 @@ class Recorder(CallRecorder):
             return self.node_of(value)
         return value.node if isinstance(value, (TracedInt, TracedFloat)) else value
 
+    def drop_unread_numbers(self) -> None:
+        """Erases sizes, and arithmetic on them, that only Python looked at: a comparison of shapes is no operation.
+
+        It may look at another number of them in the first step, where a state has no shape yet.
+        """
+        returned = set(pytree.tree_leaves(self.tape.result))
+        for node in reversed(self.graph.nodes):
+            is_number = node.op.startswith("call_") and isinstance(node.meta["val"], (int, float))
+            if is_number and not node.users and node not in returned:
+                self.graph.erase_node(node)
+
     def read_attributes(self, before: dict[str, int]) -> None:
         """Notes what every attribute holds now that the model has run."""
         written = []
@@ -118,7 +135,13 @@ class Recorder(CallRecorder):
 
         nn.Module.__call__ = call  # type: ignore[method-assign]
         try:
-            with mode_watched(self.tape), torch.enable_grad(), _Mode(self), surrogates_recorded(self.record_surrogate):
+            with (
+                registries_redirected(self.root),
+                mode_watched(self.tape),
+                torch.enable_grad(),
+                _Mode(self),
+                surrogates_recorded(self.record_surrogate),
+            ):
                 yield
         finally:
             nn.Module.__call__ = original  # type: ignore[method-assign]

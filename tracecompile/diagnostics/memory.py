@@ -67,7 +67,8 @@ class _Held:
     """A tensor in the hands of autograd; counted until autograd lets go of it."""
 
     def __init__(self, saved: SavedBytes, tensor: Tensor) -> None:
-        self.saved, self.tensor, self.key = saved, tensor, saved.add(tensor)
+        # Detached: an operation that saves its own result would otherwise be held by what it holds, for ever.
+        self.saved, self.tensor, self.key = saved, tensor.detach(), saved.add(tensor)
 
     def __del__(self) -> None:
         self.saved.remove(self.key)

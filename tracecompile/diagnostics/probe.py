@@ -137,7 +137,7 @@ def _recorded(net: TracedModule, inputs: Any) -> tuple[Window, _Spikes]:
     executor.observer = spikes.add
     try:
         if executor.program.kind == "sequence":
-            leaves, window = executor.sequence(call.leaves, net._settings.bins)
+            leaves, window, _ = executor.sequence(call.leaves, net._settings.bins)
         else:
             leaves, window = _stepped(net, inputs)
     finally:

@@ -16,7 +16,9 @@ from torch import fx, nn
 
 from tracecompile.analysis.pointwise import is_comparison
 from tracecompile.layers import Jacobian
+from tracecompile.neuron_step import NeuronStep
 from tracecompile.program import StepProgram
+from tracecompile.rules.opaque import visit_step
 from tracecompile.rules.slopes import WithSlopes
 
 Derivative = fx.Node | int | float
@@ -58,6 +60,7 @@ class _Builder:
         self.value: dict[fx.Node, fx.Node] = {}
         self.tangent: dict[fx.Node, Tangent] = {}
         self.owned: dict[str, nn.Module] = {}
+        self.steps: dict[Any, fx.Node] = {}
 
     def build(self) -> Jacobian:
         for node in self.core.graph.nodes:
@@ -103,6 +106,8 @@ class _Builder:
         if not flows or flat:
             self._copy(node)
             return {}
+        if node.op == "call_module" and isinstance(leaf := self.program.resolve(str(node.target)), NeuronStep):
+            return visit_step(self, node, leaf)
         rule = _RULES.get(node.target)
         if rule is None and method in _SAME_METHODS:
             rule = _same

@@ -115,8 +115,8 @@ class Arguments:
         return Call(varying, states if len(states) == len(self.order) and states else None)
 
     def _is_state(self, name: str) -> bool:
-        places = pytree.tree_leaves(self.positions.get(name))
-        return bool(places) and all(place in self.states for place in places)
+        # A list of states may hold None for the layers that have none.
+        return any(place in self.states for place in pytree.tree_leaves(self.positions.get(name)))
 
     def _check(self, leaves: tuple[Any, ...]) -> None:
         for name, rank, leaf in zip(self.names, self.ranks, leaves, strict=False):

@@ -106,9 +106,17 @@ class Executor:
 
     # Whole sequences.
 
-    def sequence(self, leaves: Sequence[Any], bins: int) -> tuple[list[Any], Window | None]:
-        """Runs a whole sequence; returns the leaves of the model's result, and the window where it was recorded."""
+    def sequence(
+        self, leaves: Sequence[Any], bins: int, left: Sequence[Tensor] | None = None
+    ) -> tuple[list[Any], Window | None, list[Tensor]]:
+        """Runs a whole sequence, for a model that keeps states from the states that the last sequence left.
+
+        Returns:
+            The leaves of the model's result, the window where it was recorded, and the last states.
+        """
         prepared = self.prepare(leaves)
+        if left is not None:
+            prepared = self._going_on(prepared, left)
         steps = self._length(prepared)
         if self.wants_record(prepared):
             return self._recorded(leaves, prepared, steps, bins)
@@ -119,9 +127,23 @@ class Executor:
             inputs = self._slices(prepared.inputs, time)
             outputs, states = self.emitted.plain(*inputs, *prepared.invariants, *states, *statics)
             collector.add(outputs)
-        return self.finish(collector.results(), states, prepared.invariants), None
+        return self.finish(collector.results(), states, prepared.invariants), None, _all_detached(states)
 
-    def _recorded(self, leaves: Sequence[Any], prepared: Prepared, steps: int, bins: int) -> tuple[list[Any], Window]:
+    def _going_on(self, prepared: Prepared, left: Sequence[Tensor]) -> Prepared:
+        """Starts from what the last sequence left of the states that the model keeps."""
+        initial = []
+        for carry, fresh, state in zip(self.program.carries, prepared.initial, left, strict=True):
+            if carry.kept and state.shape != fresh.shape:
+                raise InvalidInput(
+                    f"The state {carry.name} is left over from a batch of another size.",
+                    "Call reset() of the converted module before a sequence that does not go on from the last one.",
+                )
+            initial.append(state if carry.kept else fresh)
+        return Prepared(prepared.inputs, prepared.invariants, tuple(initial), prepared.device)
+
+    def _recorded(
+        self, leaves: Sequence[Any], prepared: Prepared, steps: int, bins: int
+    ) -> tuple[list[Any], Window, list[Tensor]]:
         window = self.open_window(SequenceClock(Bins.over(steps, bins)), prepared)
         collector = Collector(self.program)
         rerun = Rerun(self, leaves, prepared, window.statics)
@@ -136,9 +158,10 @@ class Executor:
             window.rerun = rerun
         axes = {x.name: (value, x.dim) for x, value in zip(self.program.inputs, prepared.inputs, strict=True)}
         anchors = window.sequence_anchors(self.ports, [*collector.latest, *states], axes)
+        last = _all_detached(states)
         results = with_anchors(collected, anchors[: len(collected)])
         states = with_anchors(states, anchors[len(collected) :])
-        return self.finish(results, states, prepared.invariants), window
+        return self.finish(results, states, prepared.invariants), window, last
 
     def steps(
         self, prepared: Prepared, initial: Sequence[Tensor], statics: Mapping[str, Any]
@@ -257,6 +280,10 @@ def _stand_in(value: Any, stand_ins: StandIns) -> Any:
     if not isinstance(value, nn.Parameter):
         return value
     return stand_ins.setdefault(value, value.detach().requires_grad_(value.requires_grad))
+
+
+def _all_detached(states: Sequence[Tensor]) -> list[Tensor]:
+    return [state.detach() for state in states]
 
 
 def _detached(value: Any) -> Any:

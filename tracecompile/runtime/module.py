@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from tracecompile.capture.copies import copy_as_they_are
 from tracecompile.compile import Compiled, compile_model
 from tracecompile.diagnostics.report import ConversionReport
 from tracecompile.errors import ConversionError, InvalidInput
@@ -104,7 +105,11 @@ class TracedModule(nn.Module):
         program = executor.program
         try:
             if program.kind == "sequence":
-                leaves, window = executor.sequence(call.leaves, self._settings.bins)
+                keeps = any(carry.kept for carry in program.carries)
+                left = self._live.states if keeps else None
+                leaves, window, states = executor.sequence(call.leaves, self._settings.bins, left)
+                if keeps:
+                    self._live.states = states
                 self._live.sequence = None if window is None else weakref.ref(window)
             else:
                 leaves = self._step(executor, call)
@@ -224,6 +229,7 @@ class TracedModule(nn.Module):
             # Pytree specifications never change, and torch warns about copying them.
             program = self._compiled.program
             memo |= {id(spec): spec for spec in (program.signature, program.result)}
+        copy_as_they_are(self, memo)
         other.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return other
 

@@ -1,0 +1,64 @@
+"""Derivatives of a neuron's step that is kept whole: products of ones with the Jacobian of the library's own step."""
+
+from __future__ import annotations
+
+import operator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from tracecompile.neuron_step import NeuronStep, OpaqueStep
+
+if TYPE_CHECKING:
+    from tracecompile.rules.jacobian import Tangent, _Builder
+
+
+class StepWithSlopes(nn.Module):
+    """Runs a step once and returns its results, then the derivative of each of them by each chosen argument.
+
+    The step acts on every neuron by itself, so one product of ones with the Jacobian of one result is that result's
+    derivative for all neurons.
+    """
+
+    def __init__(self, step: OpaqueStep, wanted: tuple[int, ...]) -> None:
+        """Keeps the step; ``wanted`` are the positions of the arguments to differentiate by."""
+        super().__init__()
+        self.step = step
+        self.wanted = wanted
+
+    def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
+        """Returns (*results, *derivatives of the first result, *of the second, ...), without a graph."""
+        shape = torch.broadcast_shapes(*(value.shape for value in given))
+        with torch.enable_grad():
+            leaves = {position: given[position].detach().expand(shape).requires_grad_() for position in self.wanted}
+            results = self.step(*(leaves.get(position, value) for position, value in enumerate(given)))
+            slopes = [slope for result in results for slope in _slopes(result, list(leaves.values()))]
+        if any(given[position].shape != shape for position in self.wanted):
+            # A parameter that all neurons share was given to each of them; the values are those of the shared one.
+            with torch.no_grad():
+                results = self.step(*given)
+        return (*(result.detach() for result in results), *slopes)
+
+
+def _slopes(result: Tensor, leaves: list[Tensor]) -> list[Tensor]:
+    if not result.requires_grad:
+        return [torch.zeros_like(leaf) for leaf in leaves]
+    found = torch.autograd.grad(result, leaves, torch.ones_like(result), retain_graph=True, allow_unused=True)
+    return [torch.zeros_like(leaf) if slope is None else slope for slope, leaf in zip(found, leaves, strict=True)]
+
+
+def visit_step(builder: _Builder, node: fx.Node, leaf: NeuronStep) -> Tangent:
+    """Differentiates one result of a step; all its results share one call."""
+    arguments: tuple[Any, ...] = node.args
+    wanted = tuple(i for i, a in enumerate(arguments) if isinstance(a, fx.Node) and builder.tangent[a])
+    key = (id(leaf.step), arguments)
+    if key not in builder.steps:
+        target = f"slopes_{node.name}"
+        builder.owned[target] = StepWithSlopes(leaf.step, wanted)
+        builder.steps[key] = builder.graph.call_module(target, fx.node.map_arg(arguments, builder.value.__getitem__))
+    call = builder.steps[key]
+    builder.value[node] = builder.call(operator.getitem, call, leaf.position)
+    first = leaf.results + leaf.position * len(wanted)
+    slopes = [builder.call(operator.getitem, call, first + number) for number in range(len(wanted))]
+    return builder.total(*((slope, builder.tangent[arguments[i]]) for slope, i in zip(slopes, wanted, strict=True)))
