@@ -109,7 +109,7 @@ def test_a_long_example_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
 
     model = Watched().double()
     tracecompile.convert(model, LOOP.make_inputs(300, 2))
-    assert max(lengths) <= 6
+    assert max(lengths) <= self_check.MOST_STEPS
 
 
 def test_the_check_runs_at_every_conversion(monkeypatch: pytest.MonkeyPatch) -> None:

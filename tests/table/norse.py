@@ -262,6 +262,31 @@ class Lifted(nn.Module):
         return self.net(x)[0]
 
 
+class Encoded(nn.Module):
+    """A still input that an encoder turns into spike trains, layers over time, the best voltage as class score."""
+
+    def __init__(self, steps: int) -> None:
+        import norse.torch as norse
+
+        super().__init__()
+        low = norse.LIFParameters(v_th=torch.as_tensor(0.1))
+        self.encoder = norse.ConstantCurrentLIFEncoder(steps)
+        self.fc = nn.Linear(INPUTS, HIDDEN)
+        self.lif = norse.LIFRecurrent(HIDDEN, HIDDEN, p=low)
+        self.readout = nn.Linear(HIDDEN, CLASSES)
+        self.out = norse.LI()
+
+    def forward(self, x: Tensor) -> Tensor:
+        z, _ = self.lif(5 * self.fc(self.encoder(x)))
+        v, _ = self.out(self.readout(z))
+        return F.log_softmax(v.max(0).values, dim=1)
+
+
+def still(steps: int, batch: int) -> tuple[Tensor]:
+    """An input that does not change over time."""
+    return (4 * torch.rand(batch, INPUTS),)
+
+
 def recurrent_without_autapses() -> nn.Module:
     return RecurrentCell(autapses=False)
 
@@ -299,6 +324,7 @@ ENTRIES = [
     entry("LIFBoxCell, both resets", Box),
     entry("SequentialState of cells", sequential, one_step, kind="step"),
     entry("SequentialState over time", sequential_over_time),
+    entry("still input, encoder inside, layers over time", Cells, still, build_for=Encoded),
     entry("lifted convolution in a SequentialState over time", Lifted, pictures),
     # One product over all steps rounds otherwise than one a step where a step is a single row; the report says so.
     entry("residual convolutional net over time", ResidualOverTime, batch=3),

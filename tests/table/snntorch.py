@@ -104,6 +104,22 @@ class RateCoded(nn.Module):
         return count, mem
 
 
+class Unreset(nn.Module):
+    """A loop over neurons with ``init_hidden`` that leaves the reset to the training script."""
+
+    def __init__(self) -> None:
+        import snntorch as snn
+
+        super().__init__()
+        self.fc1 = nn.Linear(INPUTS, HIDDEN)
+        self.lif1 = snn.Leaky(beta=0.9, init_hidden=True)
+        self.fc2 = nn.Linear(HIDDEN, CLASSES)
+        self.lif2 = snn.Leaky(beta=0.9, init_hidden=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([self.lif2(self.fc2(self.lif1(self.fc1(x_t)))) for x_t in x])
+
+
 class ManyStates(nn.Module):
     """Two layers of one kind of neuron; all that it returns comes back at the next step, in a local variable."""
 
@@ -321,6 +337,7 @@ ENTRIES = [
     entry("Leaky, learned leak, threshold and spike size", learned),
     entry("static input for num_steps, reset_mem in forward", Explicit, still_image, build_for=StaticInput),
     entry("rate-coded input, hidden state, utils.reset in forward", RateCoded),
+    entry("hidden state, reset by the training script", Unreset, reset=reset),
     entry("Synaptic, learned decays", synaptic),
     entry("Lapicque", lapicque),
     entry("Alpha", alpha),

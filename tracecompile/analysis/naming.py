@@ -26,7 +26,9 @@ def state_kind(cuts: Cuts, root: Root, state: str) -> StateKind:
     feeds_spike = any(node in _above(spike, set(root.nodes)) for spike in spikes)
     currents = set(cuts.currents(root))
     if not spikes:
-        return "membrane" if len(root.states) == 1 or cuts.view.delayed[node].name == root.nodes[-1] else "current"
+        others = [cuts.node[other] for other in root.states if other != state]
+        drives = any(node in _above(cuts.view.delayed[other], set(root.nodes)) for other in others)
+        return "current" if drives and not above.intersection(others) else "membrane"
     if above & spikes and not above & currents:
         return "adaptation"
     if feeds_spike and (above & spikes or len(root.states) == 1):

@@ -9,11 +9,12 @@ import torch
 from torch import fx
 
 from tracecompile.capture.after import After
-from tracecompile.capture.build import GraphCutter, alike, cone, evaluate, graph_module
+from tracecompile.capture.build import GraphCutter, cone, evaluate, graph_module
 from tracecompile.capture.loop_body import Past, Slice, leaves_of
 from tracecompile.capture.loop_plan import LoopPlan, is_learned
 from tracecompile.capture.replay import require_same_values
 from tracecompile.capture.running_sums import find_sums
+from tracecompile.capture.shapes import same_shape_above
 from tracecompile.program import Carry, SequenceInput, StepOutput, StepProgram
 
 CLOCK = "time_t"
@@ -57,6 +58,7 @@ class Assembler(LoopPlan):
             result=self.spec,
             reads_mode=self.tape.reads_mode,
             notes=self.tape.notes,
+            pinned=self.tape.compared_inputs(),
         )
         if self.loop.irregular:
             require_same_values(program, self)
@@ -186,14 +188,13 @@ class Assembler(LoopPlan):
     def shape_giver(self, past: Past) -> fx.Node:
         """Returns the earliest node that has a state's shape and depends on the input."""
         later = next(node for node in self.loop.visits[past.site] if node is not None)
-        wanted = later.meta["val"]
-        needed = cone([later])
+        fitting = same_shape_above(later)
         varying: set[fx.Node] = set()
         nodes: list[fx.Node] = list(self.tape.graph.nodes)
         for node in nodes:
             if node.op == "placeholder" or any(source in varying for source in node.all_input_nodes):
                 varying.add(node)
-                if node in needed and alike(node.meta.get("val"), wanted):
+                if node in fitting:
                     return node
         return later
 

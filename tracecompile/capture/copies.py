@@ -85,6 +85,16 @@ def tensor_attributes(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
                     yield name, leaf
 
 
+def plain_attributes(model: nn.Module) -> dict[str, Any]:
+    """Returns the numbers, strings and empty places that a model keeps in attributes: counters and flags, say."""
+    return {
+        f"{path}.{attribute}" if path else attribute: value
+        for path, module in model.named_modules()
+        for attribute, value in vars(module).items()
+        if attribute not in MODULE_TABLES and isinstance(value, (bool, int, float, str))
+    }
+
+
 def _leaves(name: str, value: Any) -> Iterator[tuple[str, torch.Tensor]]:
     if isinstance(value, torch.Tensor):
         yield name, value

@@ -20,7 +20,7 @@ from tracecompile.analysis.linearity import NORMS
 from tracecompile.analysis.pointwise import acts_alone
 from tracecompile.capture.build import find
 from tracecompile.capture.row_wise import treats_rows_alike
-from tracecompile.capture.stacks import Steps, called, flattened, picked_item, picks, stacked_items, stacking_axis
+from tracecompile.capture.stacks import Steps, called, flattened, picked_item, picks, steps_of
 from tracecompile.capture.tape import Tape
 from tracecompile.errors import UnsupportedOperation
 
@@ -35,15 +35,17 @@ class EachStep:
         self.graph = tape.graph
         self.root = root
         self.steps: dict[fx.Node, Steps] = {}
+        self.given: set[fx.Node] = set()
         self.taken_apart: set[fx.Node] = set()
 
     def rewrite(self) -> None:
         """Rewrites the tape in place."""
         self.taken_apart = self._read_by_step()
         for node in list(self.graph.nodes):
-            items = stacked_items(node)
-            if items is not None:
-                self.steps[node] = Steps(tuple(items), stacking_axis(node))
+            put_together = steps_of(node)
+            if put_together is not None:
+                self.steps[node] = put_together
+                self.given.add(node)
             elif any(source in self.steps for source in node.all_input_nodes):
                 self._visit(node)
         self._put_together()
@@ -182,7 +184,7 @@ class EachStep:
         replaced: dict[fx.Node, fx.Node] = {}
         results = set(pytree.tree_leaves(self.tape.result))
         for node, steps in reversed(self.steps.items()):
-            if stacked_items(node) is not None:
+            if node in self.given:
                 continue
             if node.users or node in results:
                 with self.graph.inserting_after(node):

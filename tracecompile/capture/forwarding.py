@@ -6,6 +6,7 @@ import operator
 
 import torch
 from torch import fx, nn
+from torch.utils import _pytree as pytree
 
 from tracecompile.capture.each_step import EachStep
 from tracecompile.capture.stacks import stacked_items, stacking_axis
@@ -20,12 +21,35 @@ def forward_stacked_values(tape: Tape, root: nn.Module) -> Tape:
     Args:
         root: The copy of the model that was traced.
     """
+    for node in list(tape.graph.nodes):
+        stack_instead_of_cat(tape, node)
     EachStep(tape, root).rewrite()
     for node in list(tape.graph.nodes):
         value = picked_from_unbound(node)
         if value is not None:
             node.replace_all_uses_with(value)
     return tape
+
+
+def stack_instead_of_cat(tape: Tape, node: fx.Node) -> None:
+    """Spells ``torch.cat`` of values with a new axis each as ``torch.stack`` of the values."""
+    if node.target not in (torch.cat, torch.concat) or not isinstance(node.args[0], (list, tuple)):
+        return
+    rank = node.meta["val"].dim()
+    axes = [node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)]
+    items: list[fx.Node] = []
+    for item in node.args[0]:
+        if not isinstance(item, fx.Node) or item.target not in ("unsqueeze", torch.unsqueeze) or len(item.args) != 2:
+            return
+        items.append(item.args[0])  # type: ignore[arg-type]
+        axes.append(item.args[1])
+    if not all(isinstance(axis, int) for axis in axes) or len({axis % rank for axis in axes}) != 1:
+        return
+    with tape.graph.inserting_before(node):
+        stacked = tape.graph.call_function(torch.stack, (items, axes[0] % rank))
+    stacked.meta.update(node.meta)
+    node.replace_all_uses_with(stacked)
+    tape.result = pytree.tree_map(lambda leaf: stacked if leaf is node else leaf, tape.result)
 
 
 def picked_from_unbound(node: fx.Node) -> fx.Node | None:

@@ -9,9 +9,10 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from tracecompile.capture.build import GraphCutter, alike, cone, take_in_order
+from tracecompile.capture.build import GraphCutter, take_in_order
 from tracecompile.capture.copies import tensor_attributes
 from tracecompile.capture.names import valid_name
+from tracecompile.capture.shapes import same_shape_above
 from tracecompile.capture.step_states import State, StepRuns
 from tracecompile.capture.tape import Tape
 
@@ -89,8 +90,7 @@ def shape_giver(runs: StepRuns, state: State) -> fx.Node:
     own.
     """
     following = following_in_first(runs, state)
-    wanted = following.meta["val"]
-    needed = cone([following])
+    fitting = same_shape_above(following)
     fixed = {name for name, _ in tensor_attributes(runs.model)} & {other.name for other in runs.states}
     varying: set[fx.Node] = set()
     tied: set[fx.Node] = set()
@@ -100,7 +100,7 @@ def shape_giver(runs: StepRuns, state: State) -> fx.Node:
             varying.add(node)
         if (node.op == "get_attr" and node.target in fixed) or any(source in tied for source in node.all_input_nodes):
             tied.add(node)
-        if node in needed and node in varying and node not in tied and alike(node.meta.get("val"), wanted):
+        if node in fitting and node in varying and node not in tied:
             return node
     return following
 

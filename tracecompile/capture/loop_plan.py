@@ -144,7 +144,7 @@ def is_learned(node: fx.Node, root: nn.Module) -> bool:
     if not isinstance(value, torch.Tensor) or not value.is_floating_point():
         return False
     for source in cone([node]):
-        if source.op == "get_attr" and isinstance(find(root, str(source.target)), nn.Parameter):
+        if source.op == "get_attr" and isinstance(named(root, str(source.target)), nn.Parameter):
             return True
         module = named(root, str(source.target)) if source.op == "call_module" else None
         if isinstance(module, nn.Module) and any(True for _ in module.parameters()):

@@ -20,6 +20,9 @@ from tracecompile.capture.trace_errors import TooManySteps
 from tracecompile.capture.values import TracedFloat, TracedInt, plain, snapshot
 from tracecompile.errors import ConversionError, UnsupportedOperation
 
+DTYPES: dict[type, torch.dtype] = {bool: torch.bool, int: torch.int64, float: torch.float64}
+"""What torch takes for a dtype although it is a Python type, which no graph can hold."""
+
 
 class NodeWriter(fx.Tracer):
     """Knows the node of every tensor of one trace and appends new ones; what to record is its subclasses' matter."""
@@ -114,6 +117,8 @@ class NodeWriter(fx.Tracer):
             return self.node_of(a)
         if isinstance(a, (TracedInt, TracedFloat)):
             return a.node
+        if isinstance(a, type) and a in DTYPES:
+            return DTYPES[a]
         if isinstance(a, torch.Size):
             return tuple(self.create_arg(length) for length in a)
         return super().create_arg(a)

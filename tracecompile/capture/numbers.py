@@ -20,13 +20,16 @@ def pinned_numbers(
 ) -> tuple[int, ...]:
     """Returns the positions of the numbers that make another program where they have another value.
 
-    A number that is compared or counted to in Python leaves no trace in the graph; so the model is captured once more
-    with another value.
+    The trace notes those that Python compares. One that is counted to, or indexes a list, leaves no trace at all; so
+    the model is captured once more with other values.
     """
     leaves, spec = pytree.tree_flatten((args, kwargs))
-    pinned = []
+    steps = program.time[1]
+    pinned = [position for position in program.pinned if position != steps]
     for position, leaf in enumerate(leaves):
         if isinstance(leaf, bool) or not isinstance(leaf, (int, float)) or position in program.explicit_states:
+            continue
+        if position == steps or position in pinned:
             continue
         for value in other_values(leaf):
             changed = pytree.tree_unflatten([*leaves[:position], value, *leaves[position + 1 :]], spec)

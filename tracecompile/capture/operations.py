@@ -104,6 +104,10 @@ class OperationRecorder(NodeWriter):
             return value
         return self.number(value, self.add_node("call_function", function, operands, {}, value))
 
+    def note_comparison(self, node: fx.Node) -> None:
+        """Notes that Python compares a number."""
+        self.tape.compared.append(node)
+
     def number(self, value: int | float, node: fx.Node) -> Any:
         """Ties a Python number to its node."""
         return TracedInt(value, node, self) if isinstance(value, int) else TracedFloat(value, node, self)

@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 
 from tracecompile.capture.assemble import Assembler
 from tracecompile.capture.build import same_graph
-from tracecompile.capture.copies import share_parameters
+from tracecompile.capture.copies import plain_attributes, share_parameters
 from tracecompile.capture.forwarding import forward_stacked_values
 from tracecompile.capture.fresh_start import start_afresh
 from tracecompile.capture.going_on import going_on, left_for_the_next
@@ -65,7 +65,9 @@ def capture_fixed_loop(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str
     model = share_parameters(model)
     notes = start_afresh(model)
     copy = share_parameters(model)
+    before = plain_attributes(copy)
     tape = Recorder(copy).run(args, kwargs, leaf_names(model, args, kwargs))
+    changed = bool(tape.written) or plain_attributes(copy) != before
     separate_unpacked(tape)
     sink_into_steps(forward_stacked_values(shape_by_input(tape), copy), copy)
     counts = visit_counts(tape)
@@ -82,7 +84,7 @@ def capture_fixed_loop(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str
             continue
         if program is None:
             return None
-        if tape.written:
+        if changed:
             second = share_parameters(copy)
             tape.again = Recorder(second).run(args, kwargs, leaf_names(model, args, kwargs))
             sink_into_steps(forward_stacked_values(shape_by_input(tape.again), second), second)
@@ -174,8 +176,9 @@ def short_trace(
         copy = share_parameters(model)
         short_args, short_kwargs = resized(args, kwargs, source, length)
         names = leaf_names(model, args, kwargs)
+        before = plain_attributes(copy)
         tape = Recorder(copy, VISITS).run(short_args, short_kwargs, names)
-        if tape.written:
+        if tape.written or plain_attributes(copy) != before:
             second = share_parameters(copy)
             again = shape_by_input(Recorder(second, VISITS).run(short_args, short_kwargs, names))
             tape.again = forward_stacked_values(again, second)
@@ -238,6 +241,11 @@ def require_own_state(tape: Tape, model: nn.Module) -> tuple[str, ...]:
     read = attributes_read(tape)
     left_over = [name for name in tape.written if name in read]
     changed = tape.again is not None and not same_results(tape, tape.again)
+    if changed and not tape.written:
+        raise UnsupportedState(
+            "The model computes something else at its next call: a number that it keeps in an attribute has changed.",
+            "Hand the number in as an argument, or keep counters out of what forward computes.",
+        )
     if left_over or changed:
         raise left_over_state(tape, (left_over or list(tape.written))[0])
     return ()
@@ -247,6 +255,6 @@ def left_over_state(tape: Tape, name: str) -> UnsupportedState:
     """Makes the refusal of a state that outlives its sequence."""
     return UnsupportedState(
         f"The state {name} is left over from one sequence to the next.",
-        "Set it at the start of forward, before the loop over time.",
+        "Set it at the start of forward, before the loop over time, or call the library's reset there.",
         tape.attributes[name].meta.get("where"),
     )

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from tracecompile.capture.functionalize import set_item
+
 
 @dataclass(frozen=True)
 class Steps:
@@ -42,6 +44,41 @@ def stacked_items(node: Any) -> list[fx.Node] | None:
         return None
     items = node.args[0]
     return list(items) if isinstance(items, (list, tuple)) else None  # type: ignore[arg-type]
+
+
+def written_items(node: fx.Node) -> tuple[list[fx.Node], int] | None:
+    """Returns what was written into every slice of a tensor, and along which axis, where the last write is a node."""
+    found: dict[int, fx.Node] = {}
+    axis, current = None, node
+    while current.target is set_item:
+        index, value = _index(current), current.args[2]
+        places = [place for place, item in enumerate(index) if type(item) is int]
+        if len(places) != 1 or not isinstance(value, fx.Node) or axis not in (None, places[0]):
+            return None
+        axis = places[0]
+        if any(item != slice(None) for item in _others(index, axis)) or Ellipsis in index[:axis]:
+            return None
+        found.setdefault(index[axis], value)
+        assert isinstance(current.args[0], fx.Node)
+        current = current.args[0]
+    if axis is None or not isinstance(current.meta["val"], torch.Tensor):
+        return None
+    whole = current.meta["val"]
+    part = whole.select(axis, 0)
+    fits = all(value.meta["val"].shape == part.shape for value in found.values())
+    same = all(value.meta["val"].dtype == part.dtype for value in found.values())
+    if not (fits and same) or sorted(found) != list(range(whole.shape[axis])):
+        return None
+    return [found[step] for step in sorted(found)], axis
+
+
+def steps_of(node: fx.Node) -> Steps | None:
+    """Returns a tensor that was put together from the values of single steps as those values."""
+    items = stacked_items(node)
+    if items is not None:
+        return Steps(tuple(items), stacking_axis(node))
+    written = written_items(node)
+    return None if written is None else Steps(tuple(written[0]), written[1])
 
 
 def stacking_axis(node: fx.Node) -> int:

@@ -66,6 +66,7 @@ class StepBuilder(StepRuns):
                 if leaf in explicit
             ),
             notes=notes,
+            pinned=self.steady.compared_inputs(),
             reads_mode=self.first.reads_mode or self.steady.reads_mode,
         )
 

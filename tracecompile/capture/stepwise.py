@@ -42,7 +42,8 @@ class Stepwise:
         if node not in self.learns:
             own = False
             if node.op == "get_attr":
-                own = isinstance(find(self.root, str(node.target)), nn.Parameter)
+                constant = str(node.target) in self.tape.constants
+                own = not constant and isinstance(find(self.root, str(node.target)), nn.Parameter)
             elif node.op == "call_module" and str(node.target) not in self.tape.leaves:
                 own = any(True for _ in find(self.root, str(node.target)).parameters())
             self.learns[node] = own or any(self.has_parameters(source) for source in node.all_input_nodes)

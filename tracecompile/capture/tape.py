@@ -25,6 +25,7 @@ class Tape:
         states: Placeholder of each attribute that was handed in as a state.
         again: The same call once more on what this one left behind, where it left anything.
         notes: Sentences for the report.
+        compared: Nodes of numbers that Python compared.
         reads_mode: Whether code that is not torch's own asked a module whether it is in training mode.
     """
 
@@ -38,5 +39,18 @@ class Tape:
     inputs: list[fx.Node | None] = field(default_factory=list)
     states: dict[str, fx.Node] = field(default_factory=dict)
     again: Tape | None = None
+    compared: list[fx.Node] = field(default_factory=list)
     reads_mode: bool = False
     notes: tuple[str, ...] = ()
+
+    def compared_inputs(self) -> tuple[int, ...]:
+        """Returns the positions of the arguments that are numbers on which a comparison depends."""
+        seen: set[fx.Node] = set()
+        waiting = list(self.compared)
+        while waiting:
+            node = waiting.pop()
+            # The size of a tensor has nothing to do with a number that is handed in.
+            if node not in seen and not isinstance(node.meta.get("val"), torch.Tensor):
+                seen.add(node)
+                waiting += node.all_input_nodes
+        return tuple(position for position, node in enumerate(self.inputs) if node is not None and node in seen)

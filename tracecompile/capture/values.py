@@ -21,6 +21,9 @@ class NumberRecorder(Protocol):
     def record_number(self, function: Callable[..., Any], *operands: Any) -> Any:
         """Writes down arithmetic on traced numbers."""
 
+    def note_comparison(self, node: fx.Node) -> None:
+        """Notes that Python compares a number, so that what follows may depend on its value."""
+
 
 class TracedInt(int):
     """An integer that is the value of a node."""
@@ -97,6 +100,25 @@ def _negated(self: TracedNumber) -> Any:
     return self.recorder.record_number(operator.neg, self)
 
 
+def _comparison(name: str, base: type) -> Callable[[Any, Any], Any]:
+    function = getattr(base, f"__{name}__")
+
+    def method(self: TracedNumber, other: Any) -> Any:
+        self.recorder.note_comparison(self.node)
+        return function(self, other)
+
+    return method
+
+
+def _truth(self: TracedNumber) -> bool:
+    self.recorder.note_comparison(self.node)
+    return bool(plain(self))
+
+
+for _class, _base in ((TracedInt, int), (TracedFloat, float)):
+    for _name in ("lt", "le", "gt", "ge", "eq", "ne"):
+        setattr(_class, f"__{_name}__", _comparison(_name, _base))
+    setattr(_class, "__bool__", _truth)  # noqa: B010
 for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow"):
     for _class in (TracedInt, TracedFloat):
         setattr(_class, f"__{_name}__", _arithmetic(_name, reflected=False))
