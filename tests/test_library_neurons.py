@@ -244,6 +244,16 @@ def test_normalisation_over_time_is_refused_in_training(sj: Any) -> None:
         converted.train()(x)
 
 
+def test_a_bias_before_a_normalisation_is_no_fault(sj: Any) -> None:
+    """Its gradient is nothing but rounding, in the model and in the converted module, and each rounds in its way."""
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for inputs in (2, 6, 6):
+        layers += [sj.layer.Conv2d(inputs, 6, 3, padding=1), sj.layer.BatchNorm2d(6), sj.neuron.LIFNode()]
+    net = tracecompile.convert(nn.Sequential(*layers), 3 * torch.rand(3, 2, 8, 8))
+    assert net.report.parameters["0.bias"].status == "trace"
+
+
 # Sinabs and traceTorch.
 
 
