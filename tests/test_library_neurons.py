@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import tracecompile
 from tracecompile.capture.opaque import runs_operator
-from tracecompile.errors import ConversionError, InvalidInput, UnsupportedOperation
+from tracecompile.errors import ConversionError, InvalidInput, UnsupportedOperation, UnsupportedState
 from tracecompile.neuron_step import NeuronStep, OpaqueStep
 from tracecompile.rules.opaque import StepWithSlopes
 
@@ -189,10 +189,50 @@ def test_another_batch_size_needs_a_reset(sj: Any) -> None:
 
 def test_a_network_that_ran_before_starts_afresh(sj: Any) -> None:
     used, fresh = whole_sequences(sj), whole_sequences(sj)
-    used(spikes(5, 7, 6))
     x = spikes(6, 3, 6)
-    assert torch.equal(tracecompile.convert(used, x)(x), fresh(x))
-    assert used[1].v.shape == (7, 8)
+    used(x)
+    net = tracecompile.convert(used, x)
+    expected = fresh(x)
+    assert torch.equal(net(x), expected)
+    assert not torch.equal(used(x), expected)
+    assert any("held states of an earlier sequence" in note for note in net.report.notes)
+
+
+def test_states_that_change_between_two_sequences_are_refused(sj: Any) -> None:
+    """What the second sequence starts from is not what the first one left."""
+
+    class Fading(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = whole_sequences(sj)
+
+        def forward(self, x: Tensor) -> Tensor:
+            for module in self.net:
+                if isinstance(getattr(module, "v", None), Tensor):
+                    module.v = 0.5 * module.v
+            return self.net(x)
+
+    with pytest.raises(UnsupportedState, match="left over from one sequence to the next"):
+        tracecompile.convert(Fading(), spikes(6, 3, 6))
+
+
+def test_what_learns_before_the_loop_is_no_frozen_parameter(sj: Any) -> None:
+    """A current that is computed once and read at every step."""
+
+    class Static(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.lif = sj.layer.Linear(6, 4), sj.neuron.LIFNode()
+
+        def forward(self, x: Tensor) -> Tensor:
+            sj.functional.reset_net(self)
+            current, total = self.fc(x), 0.0
+            for _ in range(5):
+                total = total + self.lif(current)
+            return total
+
+    report = tracecompile.convert(Static(), 4 * torch.rand(3, 6)).report
+    assert {name: row.status for name, row in report.parameters.items()} == {"fc.weight": "trace", "fc.bias": "trace"}
 
 
 def test_a_dropout_has_one_mask_until_reset(sj: Any) -> None:
@@ -242,6 +282,16 @@ def test_normalisation_over_time_is_refused_in_training(sj: Any) -> None:
     converted.reset()
     with pytest.raises(UnsupportedOperation, match="statistics of all time steps"):
         converted.train()(x)
+
+
+def test_a_bias_before_a_normalisation_is_no_fault(sj: Any) -> None:
+    """Its gradient is nothing but rounding, in the model and in the converted module, and each rounds in its way."""
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for inputs in (2, 6, 6):
+        layers += [sj.layer.Conv2d(inputs, 6, 3, padding=1), sj.layer.BatchNorm2d(6), sj.neuron.LIFNode()]
+    net = tracecompile.convert(nn.Sequential(*layers), 3 * torch.rand(3, 2, 8, 8))
+    assert net.report.parameters["0.bias"].status == "trace"
 
 
 # Sinabs and traceTorch.

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from requirements import library
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -17,15 +18,15 @@ from tracecompile.errors import UnsupportedControlFlow, UnsupportedOperation
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    snn = pytest.importorskip("snntorch", reason="snntorch is not installed")
-    norse = pytest.importorskip("norse.torch", reason="norse is not installed")
+    snn: Any = library("snntorch")
+    norse: Any = library("norse.torch")
 
 from snntorch import utils
 from snntorch._neurons.neurons import SpikingNeuron
 from table import norse as norse_models
 from table import snntorch as snntorch_models
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.libraries, pytest.mark.filterwarnings("ignore")]
 
 
 def inputs(steps: int, batch: int, seed: int = 0) -> Tensor:

@@ -126,12 +126,11 @@ def record_step(
         names = [*("spike" if not number else f"output_{number}" for number in range(count))]
         names += list(vars(neuron)["_memories"])
         results = list(values)
-        # The states come first: they are the neuron's recurrence, which its spikes join.
-        for position in [*range(count, len(values)), *range(count)]:
-            if not any(values[position] is other for other in given):
+        for position, value in enumerate(values):
+            if not any(value is other for other in given):
                 target = f"{valid_name(path)}__{names[position]}"
                 recorder.tape.leaves.setdefault(target, NeuronStep(step, position, len(values)))
-                results[position] = recorder.write_down("call_module", target, given, {}, values[position])
+                results[position] = recorder.write_down("call_module", target, given, {}, value)
     return tuple(results[:count]), tuple(results[count:])
 
 
