@@ -14,7 +14,7 @@ from requirements import library
 from torch import Tensor, nn
 
 import tracecompile
-from tracecompile.capture.opaque import runs_operator
+from tracecompile.capture.tracing.opaque import runs_operator
 from tracecompile.errors import ConversionError, InvalidInput, UnsupportedOperation, UnsupportedState
 from tracecompile.neuron_step import NeuronStep, OpaqueStep
 from tracecompile.rules.opaque import StepWithSlopes

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from tracecompile.capture import capture_program
-from tracecompile.capture.copies import share_parameters
-from tracecompile.capture.registries import registries_redirected
+from tracecompile.capture.copying.copies import share_parameters
+from tracecompile.capture.copying.registries import registries_redirected
 from tracecompile.diagnostics.describe import describe
 from tracecompile.diagnostics.report import ConversionReport
 from tracecompile.errors import ConversionError, InvalidInput

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
-from tracecompile.capture.copies import share_parameters
+from tracecompile.capture.copying.copies import share_parameters
 from tracecompile.errors import InvalidInput
 from tracecompile.program import Settings
 from tracecompile.runtime.module import TracedModule

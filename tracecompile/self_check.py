@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from tracecompile.capture.copies import independent_copy
-from tracecompile.capture.fresh_start import start_afresh
-from tracecompile.capture.lengths import TimeSource
-from tracecompile.capture.registries import registries_redirected
-from tracecompile.capture.sequence import first_tensor, resized
+from tracecompile.capture.copying.copies import independent_copy
+from tracecompile.capture.copying.fresh_start import start_afresh
+from tracecompile.capture.copying.registries import registries_redirected
+from tracecompile.capture.loops.lengths import TimeSource
+from tracecompile.capture.loops.sequence import first_tensor, resized
 from tracecompile.errors import SelfCheckFailed, SourceLine
 from tracecompile.program import StepProgram
 

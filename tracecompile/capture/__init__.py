@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from tracecompile.capture.loops.sequence import capture_fixed_loop, capture_sequence
 from tracecompile.capture.numbers import pinned_numbers
-from tracecompile.capture.sequence import capture_fixed_loop, capture_sequence
-from tracecompile.capture.step import capture_step
+from tracecompile.capture.steps.step import capture_step
 from tracecompile.errors import NoSpikingLayer
 from tracecompile.program import StepProgram
 

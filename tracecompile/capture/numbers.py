@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from tracecompile.capture.build import same_graph
+from tracecompile.capture.tracing.build import same_graph
 from tracecompile.errors import ConversionError
 from tracecompile.program import StepProgram
 

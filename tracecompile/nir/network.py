@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tracecompile.capture.names import unique, valid_name
+from tracecompile.capture.tracing.names import unique, valid_name
 from tracecompile.errors import InvalidInput, UnsupportedOperation
 from tracecompile.nir.order import Edge, delayed_edges, flattened, ordered
 from tracecompile.nir.units import Delayed, Unit, make_unit

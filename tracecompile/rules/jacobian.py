@@ -18,14 +18,9 @@ from tracecompile.analysis.pointwise import is_comparison
 from tracecompile.layers import Jacobian
 from tracecompile.neuron_step import NeuronStep
 from tracecompile.program import StepProgram
-from tracecompile.rules.opaque import visit_step
+from tracecompile.rules.elementary import RULES, Derivative, Tangent, same
+from tracecompile.rules.opaque import StepWithSlopes
 from tracecompile.rules.slopes import WithSlopes
-
-Derivative = fx.Node | int | float
-"""A derivative: a node of the graph, or a number that holds for every neuron."""
-
-Tangent = dict[str, Derivative]
-"""Derivatives of one value by name of the variable; a missing one is zero."""
 
 _FLAT = frozenset(
     [*(torch.detach, torch.zeros_like, torch.ones_like, torch.full_like, torch.floor, torch.ceil, torch.round)]
@@ -107,10 +102,10 @@ class _Builder:
             self._copy(node)
             return {}
         if node.op == "call_module" and isinstance(leaf := self.program.resolve(str(node.target)), NeuronStep):
-            return visit_step(self, node, leaf)
-        rule = _RULES.get(node.target)
+            return self._by_step(node, leaf)
+        rule = RULES.get(node.target)
         if rule is None and method in _SAME_METHODS:
-            rule = _same
+            rule = same
         if rule is not None and not node.kwargs:
             self._copy(node)
             found = rule(self, node, *node.args)
@@ -124,6 +119,21 @@ class _Builder:
         if node.op in ("call_module", "get_attr"):
             self.owned[str(node.target)] = self.program.resolve(str(node.target))
         return copy
+
+    def _by_step(self, node: fx.Node, leaf: NeuronStep) -> Tangent:
+        """Differentiates one result of a step that is kept whole; all its results share one call."""
+        arguments: tuple[Any, ...] = node.args
+        wanted = tuple(i for i, a in enumerate(arguments) if isinstance(a, fx.Node) and self.tangent[a])
+        key = (id(leaf.step), arguments)
+        if key not in self.steps:
+            target = f"slopes_{node.name}"
+            self.owned[target] = StepWithSlopes(leaf.step, wanted)
+            self.steps[key] = self.graph.call_module(target, fx.node.map_arg(arguments, self.value.__getitem__))
+        call = self.steps[key]
+        self.value[node] = self.call(operator.getitem, call, leaf.position)
+        first = leaf.results + leaf.position * len(wanted)
+        slopes = [self.call(operator.getitem, call, first + number) for number in range(len(wanted))]
+        return self.total(*((slope, self.tangent[arguments[i]]) for slope, i in zip(slopes, wanted, strict=True)))
 
     def _by_product_of_ones(self, node: fx.Node) -> Tangent:
         wanted = tuple(i for i, a in enumerate(node.args) if isinstance(a, fx.Node) and self.tangent[a])
@@ -179,73 +189,3 @@ class _Builder:
     def call(self, function: Callable[..., Any], *args: Any) -> fx.Node:
         """Adds a call."""
         return self.graph.call_function(function, args)
-
-
-def _same(b: _Builder, node: fx.Node, a: Any, *rest: Any) -> Tangent:
-    return dict(b.of(a))
-
-
-def _add(b: _Builder, node: fx.Node, left: Any, right: Any) -> Tangent:
-    return b.total((1, b.of(left)), (1, b.of(right)))
-
-
-def _sub(b: _Builder, node: fx.Node, left: Any, right: Any) -> Tangent:
-    return b.total((1, b.of(left)), (-1, b.of(right)))
-
-
-def _rsub(b: _Builder, node: fx.Node, left: Any, right: Any) -> Tangent:
-    return _sub(b, node, right, left)
-
-
-def _mul(b: _Builder, node: fx.Node, left: Any, right: Any) -> Tangent:
-    return b.total((b.val(right), b.of(left)), (b.val(left), b.of(right)))
-
-
-def _div(b: _Builder, node: fx.Node, left: Any, right: Any) -> Tangent:
-    one_over = b.call(operator.truediv, 1, b.val(right)) if isinstance(right, fx.Node) else 1 / right
-    terms = [(one_over, b.of(left))]
-    if b.of(right):
-        terms.append((b.times(-1, b.times(one_over, b.value[node])), b.of(right)))
-    return b.total(*terms)
-
-
-def _neg(b: _Builder, node: fx.Node, a: Any) -> Tangent:
-    return b.total((-1, b.of(a)))
-
-
-def _exp(b: _Builder, node: fx.Node, a: Any) -> Tangent:
-    return b.total((b.value[node], b.of(a)))
-
-
-def _sigmoid(b: _Builder, node: fx.Node, a: Any) -> Tangent:
-    value = b.value[node]
-    return b.total((b.call(operator.mul, value, b.call(operator.sub, 1, value)), b.of(a)))
-
-
-def _tanh(b: _Builder, node: fx.Node, a: Any) -> Tangent:
-    value = b.value[node]
-    return b.total((b.call(operator.sub, 1, b.call(operator.mul, value, value)), b.of(a)))
-
-
-def _where(b: _Builder, node: fx.Node, condition: Any, left: Any, right: Any) -> Tangent:
-    found: Tangent = {}
-    for variable in {**b.of(left), **b.of(right)}:
-        sides = [b.of(side).get(variable, 0) for side in (left, right)]
-        filled = [
-            b.graph.call_function(torch.full_like, (b.value[node], float(s))) if not isinstance(s, fx.Node) else s
-            for s in sides
-        ]
-        found[variable] = b.call(torch.where, b.val(condition), *filled)
-    return found
-
-
-_Rule = Callable[..., Tangent | None]
-_RULES: dict[Any, _Rule] = {
-    operator.add: _add, torch.add: _add, "add": _add, "__add__": _add,
-    operator.sub: _sub, torch.sub: _sub, "sub": _sub, "__sub__": _sub, torch.rsub: _rsub,
-    operator.mul: _mul, torch.mul: _mul, "mul": _mul, "__mul__": _mul,
-    operator.truediv: _div, torch.div: _div, "div": _div, torch.true_divide: _div,
-    operator.neg: _neg, torch.neg: _neg, "neg": _neg,
-    torch.exp: _exp, "exp": _exp, torch.sigmoid: _sigmoid, "sigmoid": _sigmoid, torch.tanh: _tanh, "tanh": _tanh,
-    torch.where: _where, torch.clone: _same,
-}  # fmt: skip

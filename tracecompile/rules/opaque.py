@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import operator
-from typing import TYPE_CHECKING, Any
-
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from tracecompile.neuron_step import NeuronStep, OpaqueStep
-
-if TYPE_CHECKING:
-    from tracecompile.rules.jacobian import Tangent, _Builder
+from tracecompile.neuron_step import OpaqueStep
 
 
 class StepWithSlopes(nn.Module):
@@ -46,19 +40,3 @@ def _slopes(result: Tensor, leaves: list[Tensor]) -> list[Tensor]:
         return [torch.zeros_like(leaf) for leaf in leaves]
     found = torch.autograd.grad(result, leaves, torch.ones_like(result), retain_graph=True, allow_unused=True)
     return [torch.zeros_like(leaf) if slope is None else slope for slope, leaf in zip(found, leaves, strict=True)]
-
-
-def visit_step(builder: _Builder, node: fx.Node, leaf: NeuronStep) -> Tangent:
-    """Differentiates one result of a step; all its results share one call."""
-    arguments: tuple[Any, ...] = node.args
-    wanted = tuple(i for i, a in enumerate(arguments) if isinstance(a, fx.Node) and builder.tangent[a])
-    key = (id(leaf.step), arguments)
-    if key not in builder.steps:
-        target = f"slopes_{node.name}"
-        builder.owned[target] = StepWithSlopes(leaf.step, wanted)
-        builder.steps[key] = builder.graph.call_module(target, fx.node.map_arg(arguments, builder.value.__getitem__))
-    call = builder.steps[key]
-    builder.value[node] = builder.call(operator.getitem, call, leaf.position)
-    first = leaf.results + leaf.position * len(wanted)
-    slopes = [builder.call(operator.getitem, call, first + number) for number in range(len(wanted))]
-    return builder.total(*((slope, builder.tangent[arguments[i]]) for slope, i in zip(slopes, wanted, strict=True)))

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-if TYPE_CHECKING:
-    from tracecompile.runtime.window import Window
-
 Backward = Callable[[list[Tensor | None]], list[Tensor | None]]
 """Maps learning signals, one per anchor, to gradients, one per differentiable input."""
+
+Taker = Callable[[int, int, Tensor], bool]
+"""Takes (port, step, learning signal) if the step is still the latest."""
 
 
 class AnchorFunction(torch.autograd.Function):
@@ -44,15 +44,15 @@ class LatestFunction(torch.autograd.Function):
     """Takes out of a bin's anchor the learning signal of the latest step, if this step is still the latest then."""
 
     @staticmethod
-    def forward(ctx: Any, anchor: Tensor, window: weakref.ref[Window], port: int, step: int) -> Tensor:
+    def forward(ctx: Any, anchor: Tensor, taker: weakref.WeakMethod[Taker], port: int, step: int) -> Tensor:
         """Returns the anchor for the step ``step``."""
-        ctx.window, ctx.port, ctx.step = window, port, step
+        ctx.taker, ctx.port, ctx.step = taker, port, step
         return anchor.view_as(anchor)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, signal: Tensor) -> Any:
-        """Leaves the signal with the window, or lets it pass to the anchor of the bin."""
-        window = ctx.window()
-        taken = window is not None and window.take_latest(ctx.port, ctx.step, signal)
+        """Leaves the signal with the taker, or lets it pass to the anchor of the bin."""
+        take = ctx.taker()
+        taken = take is not None and take(ctx.port, ctx.step, signal)
         return (torch.zeros_like(signal) if taken else signal), None, None, None

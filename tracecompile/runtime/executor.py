@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,18 +16,8 @@ from tracecompile.runtime.backward import StandIns
 from tracecompile.runtime.bins import Bins, Clock, SequenceClock
 from tracecompile.runtime.ports import find_ports
 from tracecompile.runtime.record import Record
-from tracecompile.runtime.rerun import Rerun
+from tracecompile.runtime.rerun import Prepared, Rerun, Steps
 from tracecompile.runtime.window import Window
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What a sequence starts from."""
-
-    inputs: tuple[Tensor, ...]
-    invariants: tuple[Any, ...]
-    initial: tuple[Tensor, ...]
-    device: torch.device | None
 
 
 class Executor:
@@ -163,9 +152,7 @@ class Executor:
         states = with_anchors(states, anchors[len(collected) :])
         return self.finish(results, states, prepared.invariants), window, last
 
-    def steps(
-        self, prepared: Prepared, initial: Sequence[Tensor], statics: Mapping[str, Any]
-    ) -> Iterator[tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Any]]]:
+    def steps(self, prepared: Prepared, initial: Sequence[Tensor], statics: Mapping[str, Any]) -> Steps:
         """Runs the traced steps of a sequence without a graph; yields (outputs, next states, what is recorded)."""
         states: Sequence[Tensor] = [state.detach() for state in initial]
         inputs_of = [value.detach() for value in prepared.inputs]

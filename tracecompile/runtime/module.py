@@ -11,15 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from tracecompile.capture.copies import copy_as_they_are
+from tracecompile.capture.copying.copies import copy_as_they_are
 from tracecompile.compile import Compiled, compile_model
 from tracecompile.diagnostics.report import ConversionReport
 from tracecompile.errors import ConversionError, InvalidInput
 from tracecompile.program import Settings
 from tracecompile.runtime.arguments import Call
 from tracecompile.runtime.bins import StreamClock
-from tracecompile.runtime.executor import Executor, Prepared, with_anchors
+from tracecompile.runtime.executor import Executor, with_anchors
 from tracecompile.runtime.live import LiveState
+from tracecompile.runtime.rerun import Prepared
 from tracecompile.self_check import check_against_model
 
 

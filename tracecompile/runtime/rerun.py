@@ -12,24 +12,47 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from tracecompile.analysis.linearity import draws_random
+from tracecompile.program import StepProgram
 from tracecompile.runtime.record import Moment, Record
 
-if TYPE_CHECKING:
-    from tracecompile.runtime.executor import Executor, Prepared
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a sequence starts from."""
+
+    inputs: tuple[Tensor, ...]
+    invariants: tuple[Any, ...]
+    initial: tuple[Tensor, ...]
+    device: torch.device | None
+
+
+Steps = Iterator[tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Any]]]
+"""Per step (outputs, next states, what is recorded)."""
+
+
+class Runs(Protocol):
+    """What runs a sequence."""
+
+    program: StepProgram
+
+    def prepare(self, leaves: Sequence[Any]) -> Prepared:
+        """Runs the prologue."""
+
+    def steps(self, prepared: Prepared, initial: Sequence[Tensor], statics: Mapping[str, Any]) -> Steps:
+        """Runs the traced steps of a sequence."""
 
 
 class Rerun:
     """Everything that is needed to run a sequence once more as it was."""
 
-    def __init__(
-        self, executor: Executor, leaves: Sequence[Any], prepared: Prepared, statics: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, executor: Runs, leaves: Sequence[Any], prepared: Prepared, statics: Mapping[str, Any]) -> None:
         """Remembers a sequence at its beginning.
 
         Args:
@@ -47,7 +70,7 @@ class Rerun:
         self.leaves = None if _are_views(prepared.inputs, leaves) or _is_random(executor) else list(leaves)
         self.prepared = prepared
         if self.leaves is not None:
-            self.prepared = type(prepared)((), prepared.invariants, prepared.initial, prepared.device)
+            self.prepared = Prepared((), prepared.invariants, prepared.initial, prepared.device)
         kept = [value for value in (*leaves, *self.prepared.inputs) if isinstance(value, Tensor)]
         self.versions = [(value, value._version) for value in kept if not value.is_inference()]
 
@@ -95,7 +118,7 @@ def _are_views(inputs: Sequence[Tensor], leaves: Sequence[Any]) -> bool:
     return all(value.untyped_storage().data_ptr() in owned for value in inputs)
 
 
-def _is_random(executor: Executor) -> bool:
+def _is_random(executor: Runs) -> bool:
     return any(draws_random(executor.program, node) for node in executor.program.prologue.graph.nodes)
 
 

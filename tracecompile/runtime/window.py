@@ -120,9 +120,9 @@ class Window:
         anchors = [self._anchors.get((index, now)) for index in range(len(ports))]
         if not takes_moments(self.program):
             return anchors
-        this = weakref.ref(self)
+        taker = weakref.WeakMethod(self.take_latest)
         return [
-            None if anchor is None else LatestFunction.apply(anchor, this, index, clock.steps)
+            None if anchor is None else LatestFunction.apply(anchor, taker, index, clock.steps)
             for index, anchor in enumerate(anchors)
         ]
 

@@ -1,0 +1,1 @@
+"""Copies of the user's model, which run in its place."""

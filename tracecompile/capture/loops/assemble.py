@@ -1,0 +1,217 @@
+"""Puts prologue, step and epilogue of a rolled loop together."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import fx
+
+from tracecompile.capture.loops.after import After
+from tracecompile.capture.loops.loop_body import Past, Slice, leaves_of
+from tracecompile.capture.loops.loop_plan import LoopPlan, is_learned
+from tracecompile.capture.loops.replay import require_same_values
+from tracecompile.capture.loops.running_sums import find_sums
+from tracecompile.capture.steps.shapes import same_shape_above
+from tracecompile.capture.tracing.build import GraphCutter, cone, evaluate, graph_module
+from tracecompile.program import Carry, SequenceInput, StepOutput, StepProgram
+
+CLOCK = "time_t"
+"""Name of the input that only counts the steps."""
+
+
+class Assembler(LoopPlan):
+    """Builds the program of one loop from its plan."""
+
+    def assemble(self, length: int | None) -> StepProgram | None:
+        """Returns the program, None where the loop carries nothing from step to step."""
+        frontier = self.frontier()
+        self.roller.roll(self.loop.when[node][1] for node in frontier)
+        if not self.roller.following and not self.roller.writes:
+            return None
+        self.sums = find_sums(self.loop, self.roller, frontier)
+        self.body = self.live_body(frontier)
+        self.name_carries()
+        if not self.carries and not self.sums:
+            return None
+        self.name_inputs()
+        self.demand(length)
+        step = self.build_step()
+        program = StepProgram(
+            kind="sequence",
+            root=self.root,
+            leaves=self.leaves,
+            prologue=self.build_prologue(length),
+            step=step,
+            epilogue=self.build_epilogue(),
+            inputs=(
+                *(SequenceInput(name, item.dim) for item, name in self.inputs.items()),
+                *(SequenceInput(CLOCK, 0) for _ in [self.clock] if self.clock is not None),
+                *(SequenceInput(name, 0) for name in self.learned.values()),
+            ),
+            invariants=tuple(self.invariants.values()),
+            carries=tuple(Carry(name, name) for name in self.carries.values()),
+            outputs=tuple(StepOutput(name, collect) for (_, collect), name in self.outputs.items()),
+            length=length,
+            signature=self.signature,
+            result=self.spec,
+            reads_mode=self.tape.reads_mode,
+            notes=self.tape.notes,
+            pinned=self.tape.compared_inputs(),
+        )
+        if self.loop.irregular:
+            require_same_values(program, self)
+        return program
+
+    def demand(self, length: int | None) -> None:
+        """Lets step and epilogue say which invariants and outputs they read."""
+        timed = bool(self.inputs) or self.clock is not None or length is not None
+        for site in self.body:
+            if site in self.roller.slices:
+                continue
+            for node in self.loop.template(site).all_input_nodes:
+                if node in self.loop.when or node in self.movable:
+                    continue
+                if timed and is_learned(node, self.root):
+                    self.ask_learned(node)
+                else:
+                    self.ask_invariant(node)
+        After(self, dry=True).build()
+
+    def build_step(self) -> fx.GraphModule:
+        """Writes the body down once, with states and slices as placeholders."""
+        cutter = GraphCutter()
+        last = self.loop.steps - 1
+        states: dict[Past, fx.Node] = {}
+        values: list[Any] = []
+        slices: dict[Slice, fx.Node] = {}
+        for item, name in self.inputs.items():
+            values.append(item.sequence.meta["val"].select(item.dim, last))
+            slices[item] = cutter.placeholder(name, value=values[-1])
+        if self.clock is not None:
+            values.append(torch.zeros(()))
+            cutter.placeholder(CLOCK, value=values[-1])
+        for node, name in self.learned.items():
+            values.append(node.meta["val"])
+            cutter.placeholder(name, [node], values[-1])
+        for node, name in self.invariants.items():
+            values.append(node.meta["val"])
+            cutter.placeholder(name, [node], values[-1])
+        for past, name in self.carries.items():
+            source = self.loop.at(past.site, last - past.distance)
+            assert source is not None
+            values.append(source.meta["val"])
+            states[past] = cutter.placeholder(name, value=values[-1])
+        for site in self.body:
+            template = self.loop.template(site)
+            if site in self.roller.slices:
+                item = self.roller.slices[site]
+                one = slices[replace(item, keep=False)]
+                if item.keep:
+                    one = cutter.add("call_method", "unsqueeze", (one, item.dim), {}, None, template.meta.get("where"))
+                cutter.copies[template] = one
+                continue
+            for position, slot in enumerate(leaves_of((template.args, template.kwargs))):
+                before = self.roller.past(site, position)
+                if before is not None:
+                    cutter.copies[slot] = states[before]
+            cutter.take(template)
+        outputs = tuple(cutter.copies[self.loop.template(site)] for site, _ in self.outputs)
+        following = []
+        for past in self.carries:
+            successor = self.roller.following.get(past)
+            following.append(
+                states[successor] if successor is not None else cutter.copies[self.loop.template(past.site)]
+            )
+        graph = cutter.finish((outputs, tuple(following)))
+        with torch.no_grad():
+            evaluate(graph, values, self.root, self.leaves)
+        return graph_module(graph, self.root, self.leaves, "Step")
+
+    def build_prologue(self, length: int | None) -> fx.GraphModule:
+        """Writes down what the loop needs from before it."""
+        cutter = GraphCutter()
+        for node in self.tape.inputs:
+            if node is not None:
+                cutter.placeholder(node.name, [node], node.meta["val"])
+        initial = [self.initial_node(past) for past in self.carries]
+        first = [*[item.sequence for item in self.inputs], *self.learned, *self.invariants]
+        wanted = cone([*first, *[node for node, _ in initial]])
+        for node in self.tape.graph.nodes:
+            if node in wanted:
+                cutter.take(node)
+        sequences = [cutter.take(item.sequence) for item in self.inputs]
+        if self.clock is not None:
+            sequences = self.timed(cutter, sequences)
+        sequences += self.repeated(cutter, sequences, length)
+        invariants = tuple(cutter.take(node) for node in self.invariants)
+        states = tuple(
+            self.shaped(cutter, node, number, past) for (node, number), past in zip(initial, self.carries, strict=True)
+        )
+        return graph_module(cutter.finish((tuple(sequences), invariants, states)), self.root, self.leaves, "Prologue")
+
+    def timed(self, cutter: GraphCutter, sequences: list[fx.Node]) -> list[fx.Node]:
+        """Cuts the sequences to the number of steps that the caller gives, and adds one that has nothing but steps."""
+        steps, number = cutter.take(self.clock), self.loop.steps
+        cut = [
+            cutter.add("call_method", "narrow", (node, item.dim, 0, steps), {}, node.meta["val"])
+            for node, item in zip(sequences, self.inputs, strict=True)
+        ]
+        return [*cut, cutter.add("call_function", torch.zeros, (steps,), {}, torch.zeros(number))]
+
+    def repeated(self, cutter: GraphCutter, sequences: list[fx.Node], length: int | None) -> list[fx.Node]:
+        """Makes sequences of what is computed once, with parameters, and read at every step: its gradient is a sum."""
+        steps: Any = length
+        if self.learned and sequences:
+            dim = next(iter(self.inputs)).dim if self.inputs else 0
+            steps = cutter.add("call_method", "size", (sequences[0], dim), {}, self.loop.steps)
+        made = []
+        for node in self.learned:
+            value, where = node.meta["val"].unsqueeze(0), node.meta.get("where")
+            one = cutter.add("call_method", "unsqueeze", (cutter.take(node), 0), {}, value, where)
+            keep = [-1] * (value.dim() - 1)
+            made.append(
+                cutter.add(
+                    "call_method", "expand", (one, steps, *keep), {}, value.expand(self.loop.steps, *keep), where
+                )
+            )
+        return made
+
+    def initial_node(self, past: Past) -> tuple[fx.Node, float | None]:
+        """Returns the node that a state starts from, or one that has its shape and the number to fill that with."""
+        if isinstance(past.initial, fx.Node):
+            return past.initial, None
+        number = past.initial if isinstance(past.initial, (int, float)) else 0.0
+        return self.shape_giver(past), number
+
+    def shape_giver(self, past: Past) -> fx.Node:
+        """Returns the earliest node that has a state's shape and depends on the input."""
+        later = next(node for node in self.loop.visits[past.site] if node is not None)
+        fitting = same_shape_above(later)
+        varying: set[fx.Node] = set()
+        nodes: list[fx.Node] = list(self.tape.graph.nodes)
+        for node in nodes:
+            if node.op == "placeholder" or any(source in varying for source in node.all_input_nodes):
+                varying.add(node)
+                if node in fitting:
+                    return node
+        return later
+
+    def shaped(self, cutter: GraphCutter, node: fx.Node, number: float | None, past: Past) -> fx.Node:
+        """Gives an initial state the shape that the state has later."""
+        source: fx.Node = cutter.take(node)
+        value = node.meta["val"]
+        where = node.meta.get("where")
+        if number is not None:
+            target, rest = (torch.zeros_like, ()) if number == 0 else (torch.full_like, (number,))
+            return cutter.add("call_function", target, (source, *rest), {}, target(value, *rest), where)
+        like = self.shape_giver(past)
+        if value.shape == like.meta["val"].shape:
+            return source
+        expanded = value.expand_as(like.meta["val"])
+        return cutter.add("call_method", "expand_as", (source, cutter.take(like)), {}, expanded, where)
+
+    def build_epilogue(self) -> fx.GraphModule:
+        """Writes down what runs after the loop."""
+        return graph_module(After(self, dry=False).build(), self.root, self.leaves, "Epilogue")

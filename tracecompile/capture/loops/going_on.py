@@ -1,0 +1,85 @@
+"""Sequences that go on from the states that the last one left.
+
+A library's layer keeps its state from one sequence to the next until it is reset. A converted module does the same: the
+loop starts from what the last call left, where there was one. That this is what the model does is checked by value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+from tracecompile.capture.copying.fresh_start import library_of
+from tracecompile.capture.loops.loop_plan import LoopPlan
+from tracecompile.capture.steps.leftovers import attributes_read
+from tracecompile.capture.tracing.build import evaluate
+from tracecompile.capture.tracing.tape import Tape
+from tracecompile.program import StepProgram
+
+NOTE = (
+    "The states go on from one sequence to the next until reset(), as the library's do; no gradient flows from a "
+    "sequence into the one before."
+)
+
+
+def left_for_the_next(tape: Tape, model: nn.Module) -> tuple[str, ...]:
+    """Returns the states of library neurons that a second call reads and the first one left; none if others are."""
+    if tape.again is None or attributes_read(tape) & set(tape.written):
+        return ()
+    names = tuple(sorted(attributes_read(tape.again) & set(tape.written)))
+    owners = [model.get_submodule(name.partition("[")[0].rpartition(".")[0]) for name in names]
+    return names if all(library_of(owner) is not None for owner in owners) else ()
+
+
+def going_on(program: StepProgram, plan: LoopPlan, names: Sequence[str]) -> StepProgram | None:
+    """Marks the carries that hold these states; None where the second call is not the loop gone on from them."""
+    tape = plan.tape
+    assert tape.again is not None
+    left = {tape.attributes[name] for name in names}
+    kept = [past.distance == 1 and plan.loop.template(past.site) in left for past in plan.carries]
+    if sum(kept) != len(left):
+        return None
+    given = [node.meta["val"] for node in tape.inputs if node is not None]
+    with torch.no_grad():
+        _, states = _run(program, given, plan.loop.steps, {})
+        results, _ = _run(program, given, plan.loop.steps, {k: states[k] for k, is_kept in enumerate(kept) if is_kept})
+    expected = pytree.tree_leaves(tape.again.result)
+    if not all(_same(one, other) for one, other in zip(results, expected, strict=True)):
+        return None
+    carries = tuple(replace(carry, kept=is_kept) for carry, is_kept in zip(program.carries, kept, strict=True))
+    return program.evolve(carries=carries, notes=(*program.notes, NOTE))
+
+
+def _run(program: StepProgram, given: list[Any], steps: int, left: dict[int, Any]) -> tuple[list[Any], list[Any]]:
+    """Runs a program from the given states; returns the leaves of its result, and its last states."""
+
+    def call(graph: fx.GraphModule, values: Sequence[Any]) -> Any:
+        return evaluate(graph.graph, values, program.root, program.leaves, remember=False)
+
+    sequences, invariants, states = call(program.prologue, given)
+    states = [left.get(k, state) for k, state in enumerate(states)]
+    kept: list[list[Any]] = [[] for _ in program.outputs]
+    for step in range(steps):
+        now = [whole.select(item.dim, step) for whole, item in zip(sequences, program.inputs, strict=True)]
+        outputs, states = call(program.step, [*now, *invariants, *states])
+        for values, value in zip(kept, outputs, strict=True):
+            values.append(value)
+    collected = []
+    for values, output in zip(kept, program.outputs, strict=True):
+        total = values[0]
+        for value in values[1:]:
+            total = total + value if output.collect == "sum" else value
+        collected.append(torch.stack(values) if output.collect == "stack" else total)
+    return list(call(program.epilogue, [*collected, *states, *invariants])), list(states)
+
+
+def _same(found: Any, expected: Any) -> bool:
+    wanted = expected.meta["val"] if isinstance(expected, fx.Node) else expected
+    if isinstance(found, torch.Tensor) and isinstance(wanted, torch.Tensor):
+        return torch.equal(found, wanted)
+    return type(found) is type(wanted) and bool(found == wanted)

@@ -1,0 +1,85 @@
+"""Models of which each call is one time step.
+
+The model runs twice on its own leftovers. The first run shows which attributes it writes and how it makes states that
+it does not have yet; the second, with every state handed in, *is* the step.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+from tracecompile.capture.copying.copies import share_parameters, tensor_attributes
+from tracecompile.capture.copying.fresh_start import start_afresh
+from tracecompile.capture.signature import leaf_names
+from tracecompile.capture.steps.explicit import StateArguments, find_state_arguments
+from tracecompile.capture.steps.step_program import StepBuilder
+from tracecompile.capture.steps.step_states import State, live_states
+from tracecompile.capture.tracing.build import GraphCutter, same_graph
+from tracecompile.capture.tracing.tape import Tape
+from tracecompile.capture.tracing.tracer import Recorder
+from tracecompile.errors import UnrollableLoop
+from tracecompile.program import StepProgram
+
+
+def capture_step(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepProgram | None:
+    """Captures one call as the step; None where no state outlives the call."""
+    model = share_parameters(model)
+    notes = start_afresh(model)
+    first_copy = share_parameters(model)
+    arguments = find_state_arguments(model, args, kwargs)
+    first = Recorder(first_copy).run(*arguments.first, leaf_names(model, *arguments.first))
+    arguments = arguments.filled(first)
+    warm = share_parameters(first_copy)
+    steady = run_steady(warm, arguments, first)
+    states = live_states(steady, arguments)
+    if not states:
+        return None
+    again = share_parameters(warm)
+    require_steady(steady, states, run_steady(again, arguments, steady), arguments)
+    program = StepBuilder(model, arguments, first, steady, states).build()
+    explicit = all(carry.explicit for carry in program.carries)
+    return program if explicit else program.evolve(notes=(*program.notes, *notes))
+
+
+def run_steady(model: nn.Module, arguments: StateArguments, before: Tape) -> Tape:
+    """Runs the model with every state handed in."""
+    present = {name for name, _ in tensor_attributes(model)}
+    written = {name: before.learning[name] for name in [*before.states, *before.written] if name in present}
+    return Recorder(model).run(*arguments.steady, leaf_names(model, *arguments.steady), written, arguments.leaves)
+
+
+def require_steady(steady: Tape, states: list[State], again: Tape, arguments: StateArguments) -> None:
+    """Refuses a step that is another one at the next call."""
+    following = live_states(again, arguments)
+    same_states = [state.name for state in following] == [state.name for state in states]
+    if same_states and same_graph(bare_step(steady, states), bare_step(again, following)):
+        return
+    where = next((node.meta["where"] for node in reversed(again.graph.nodes) if node.meta.get("where")), None)
+    for one, other in zip(steady.graph.nodes, again.graph.nodes, strict=False):
+        if (one.op, str(one.target)) != (other.op, str(other.target)) or constants(one) != constants(other):
+            where = other.meta.get("where")
+            break
+    raise UnrollableLoop(
+        "The model computes something else at every call.",
+        "Make each call the same step; keep counters out of it.",
+        where,
+    )
+
+
+def constants(node: fx.Node) -> str:
+    """Returns the constant part of a node's arguments."""
+    return repr(fx.map_arg((node.args, node.kwargs), lambda used: None))
+
+
+def bare_step(tape: Tape, states: list[State]) -> fx.Graph:
+    """Cuts the step out of a tape for comparison."""
+    cutter = GraphCutter()
+    for node in tape.graph.nodes:
+        if node.op == "placeholder":
+            cutter.placeholder(node.name, [node])
+    return cutter.finish(
+        cutter.take((tuple(pytree.tree_leaves(tape.result)), tuple(state.following for state in states)))
+    )

@@ -1,0 +1,137 @@
+"""Records torch functions, tensor properties, sizes and the arithmetic on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+
+from tracecompile.capture.tracing.build import cone, is_random
+from tracecompile.capture.tracing.functionalize import canonical, is_in_place
+from tracecompile.capture.tracing.node_writer import NodeWriter
+from tracecompile.capture.tracing.values import TracedFloat, TracedInt, plain
+from tracecompile.errors import UnsupportedControlFlow, UnsupportedOperation, UnsupportedState
+
+READS_VALUE = frozenset(
+    {"__bool__", "__float__", "__int__", "__index__", "__complex__", "item", "tolist", "numpy", "__array__", "equal"}
+    | {"allclose", "is_nonzero", "__contains__"}
+)
+TENSOR_PROPERTIES = frozenset({"T", "mT", "H", "mH", "real", "imag"})
+PASSED_THROUGH = frozenset({"__repr__", "__format__", "__hash__", "__deepcopy__", "stride", "dim", "storage_offset"})
+
+
+class OperationRecorder(NodeWriter):
+    """Decides for each torch function whether it is a node, a plain answer or something to refuse."""
+
+    def record(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Runs one torch function and writes it down."""
+        name = getattr(function, "__name__", "")
+        if name in ("__get__", "__set__"):
+            return self.record_property(function, args, kwargs)
+        if name in READS_VALUE:
+            return self.read_value(function, name, args, kwargs)
+        if name in PASSED_THROUGH:
+            return self.really(function, args, kwargs)
+        if name in ("size", "numel", "nelement") and isinstance(args[0], torch.Tensor):
+            return self.record_size(name, args, kwargs)
+        method = getattr(torch.Tensor, name, None) is function or torch.overrides.is_tensor_method_or_property(function)
+        if is_in_place(name) and args and isinstance(args[0], torch.Tensor):
+            return self.memory.mutate(function, name, args, kwargs)
+        if kwargs.get("out") is not None:
+            raise self.refusal(
+                UnsupportedOperation,
+                f"{name}(..., out=...) writes into a tensor that exists already.",
+                "Use the value that the function returns.",
+            )
+        if kwargs.get("inplace"):
+            result = self.record(function, args, {**kwargs, "inplace": False})
+            return self.memory.mutate(torch.Tensor.copy_, "copy_", (args[0], result), {})
+        value = self.really(function, args, kwargs)
+        if not any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(value)):
+            return value
+        spelling = ("call_method", name) if method else ("call_function", function)
+        op, target, args, kwargs = canonical(spelling[0], spelling[1], args, kwargs)
+        return self.write_down(op, target, args, kwargs, value)
+
+    def record_property(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Answers a question such as ``x.shape`` or ``x.device``."""
+        name = function.__self__.__name__  # type: ignore[attr-defined]
+        if function.__name__ == "__set__":
+            if name == "requires_grad" and self.may_require_grad(args[0], args[1]):
+                return self.really(function, args, kwargs)
+            if name in ("data", "requires_grad", "names"):
+                raise self.refusal(
+                    UnsupportedState,
+                    f"The model assigns to .{name} of a tensor.",
+                    "Assign a new tensor to the attribute instead.",
+                )
+            return self.really(function, args, kwargs)
+        if name == "shape":
+            return self.record_size("size", args[:1], {})
+        value = self.really(function, args, kwargs)
+        if name == "data":
+            return self.write_down("call_method", "detach", args[:1], {}, value)
+        if name in TENSOR_PROPERTIES:
+            return self.write_down("call_function", getattr, (args[0], name), {}, value)
+        return value
+
+    def record_size(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Answers with integers that remember which tensor's size they are."""
+        tensor = args[0]
+        value = self.really(getattr(torch.Tensor, name), args, kwargs)
+        if id(tensor) in self.parameters:
+            return value
+        if name != "size":
+            node = self.add_node("call_method", "numel", (tensor,), {}, value)
+            return TracedInt(value, node, self)
+        if isinstance(value, int):
+            dim = plain(args[1] if len(args) > 1 else kwargs["dim"])
+            return self.size_along(tensor, dim, value)
+        return torch.Size([self.size_along(tensor, dim, length) for dim, length in enumerate(value)])
+
+    def size_along(self, tensor: torch.Tensor, dim: int, value: int) -> TracedInt:
+        """Returns one size as a traced integer."""
+        node = self.add_node("call_method", "size", (tensor, dim), {}, value)
+        return TracedInt(value, node, self)
+
+    def record_number(self, function: Callable[..., Any], *operands: Any) -> Any:
+        """Writes down arithmetic on traced numbers."""
+        value = function(*[plain(operand) for operand in operands])
+        if not isinstance(value, (int, float)):
+            return value
+        return self.number(value, self.add_node("call_function", function, operands, {}, value))
+
+    def note_comparison(self, node: fx.Node) -> None:
+        """Notes that Python compares a number."""
+        self.tape.compared.append(node)
+
+    def number(self, value: int | float, node: fx.Node) -> Any:
+        """Ties a Python number to its node."""
+        return TracedInt(value, node, self) if isinstance(value, int) else TracedFloat(value, node, self)
+
+    def read_value(self, function: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Lets constants be read; the values of anything computed cannot steer Python."""
+        tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        if all(self.is_fixed(tensor) for tensor in tensors):
+            return self.really(function, args, kwargs)
+        raise self.refusal(
+            UnsupportedControlFlow,
+            f"The model reads the value of a tensor in Python ({name.strip('_')}), "
+            "so what it computes depends on the data.",
+            "Write the choice as a tensor operation, such as torch.where or a product with a mask.",
+        )
+
+    def is_fixed(self, tensor: torch.Tensor) -> bool:
+        """Tells whether a tensor is a constant of the model, or computed from constants: no parameter, no input."""
+        if id(tensor) in self.parameters:
+            return False
+        if not self.memory.knows(tensor):
+            return True
+        names = set(self.parameters.values())
+        return not any(
+            node.op == "placeholder" or node.target in names or is_random(node)
+            for node in cone([self.memory.node(tensor)])
+        )
