@@ -14,7 +14,7 @@ from tracecompile.runtime.bins import Bins
 AtOnce = dict[str, Tensor]
 """Learning signals on values of one step, by the node that made them."""
 
-UNEVEN = 0.2
+UNEVEN = 0.25
 """Signals that vary within the bins by more than this share of their energy are taken step by step."""
 
 
