@@ -50,7 +50,7 @@ class FastSigmoid(_Step):
         """Returns ``gradient * h(x)``, of the shape of x."""
         (x,) = ctx.saved_tensors
         (slope,) = ctx.parameters
-        return gradient / (1 + slope * x.abs()) ** 2, None
+        return gradient / x.abs().mul_(slope).add_(1).square_(), None
 
 
 class Arctan(_Step):

@@ -32,7 +32,7 @@ class WithSlopes(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, ...]:
         """Returns (value, derivative by the first wanted argument, ...), each of the value's shape, without a graph."""
-        shape = torch.broadcast_shapes(*(a.shape for a in args if isinstance(a, torch.Tensor)))
+        shape = _common_shape([a.shape for a in args if isinstance(a, torch.Tensor)])
         with torch.enable_grad():
             leaves = {position: args[position].detach().expand(shape).requires_grad_() for position in self.wanted}
             given = [leaves.get(position, argument) for position, argument in enumerate(args)]
@@ -40,7 +40,8 @@ class WithSlopes(nn.Module):
             if not value.requires_grad:
                 slopes = tuple(torch.zeros_like(leaf) for leaf in leaves.values())
             else:
-                found = torch.autograd.grad(value, list(leaves.values()), torch.ones_like(value), allow_unused=True)
+                ones = value.new_ones(()).expand_as(value)
+                found = torch.autograd.grad(value, list(leaves.values()), ones, allow_unused=True)
                 slopes = tuple(
                     torch.zeros_like(leaf) if slope is None else slope
                     for slope, leaf in zip(found, leaves.values(), strict=True)
@@ -51,3 +52,9 @@ class WithSlopes(nn.Module):
         if self.kind == "call_method":
             return getattr(args[0], str(self.operation))(*args[1:], **kwargs)
         return self.operation(*args, **kwargs)
+
+
+def _common_shape(shapes: list[torch.Size]) -> torch.Size:
+    """Returns the shape that all broadcast to; at once where they are the same, which torch takes long to see."""
+    first = shapes[0]
+    return first if all(shape == first for shape in shapes) else torch.broadcast_shapes(*shapes)
