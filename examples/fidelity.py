@@ -12,7 +12,6 @@ the lowest cosine and the range of the norm ratio, of medians over networks and 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import statistics
 import time
@@ -24,7 +23,6 @@ from typing import Any
 import torch
 from fidelity_baselines import online, truncated
 from fidelity_networks import (
-    READ,
     DeepNet,
     RecurrentNet,
     draw_images,
@@ -39,6 +37,11 @@ import tracecompile
 
 Comparisons = dict[str, list[tuple[float, float]]]
 """Cosines and norm ratios of every parameter, one per network and batch."""
+
+
+COMPARED = [(readout, kind) for readout in ("linear", "leaky") for kind in ("mean", "last step", "maximum")]
+COMPARED += [("spiking", "rate"), ("spiking", "first spike")]
+"""Readouts and losses of the table for speech."""
 
 
 def compare(net: nn.Module, model: nn.Module, spikes: Tensor, labels: Tensor, kind: str, found: Comparisons) -> None:
@@ -67,22 +70,23 @@ def summary(found: Comparisons) -> dict[str, Any]:
 def speech_tables(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Measures the recurrent network on spoken digits: all numbers of bins for the mean, one for other losses."""
     training, test = load(options.data, options.limit)
-    for leaky, kind in itertools.product((False, True), READ):
-        bins = options.bins if kind == "mean" else [options.loss_bins]
+    for readout, kind in COMPARED:
+        bins = options.bins if kind in ("mean", "rate") else [options.loss_bins]
         found: dict[int, Comparisons] = {count: defaultdict(list) for count in bins}
         for seed in range(options.networks):
             torch.manual_seed(seed)
-            model = RecurrentNet(options.hidden, leaky_readout=leaky)
-            # With the maximum a network learns late; before it does, all its maxima are at the first steps.
+            model = RecurrentNet(options.hidden, readout=readout)
+            # With the maximum a network learns late; before it does, all its maxima are at the first steps. With first
+            # spikes it does not learn unless its outputs spike, and so is trained by its rates.
             epochs = options.before * (3 if kind == "maximum" else 1) + seed % 3
-            train_on_speech(model, model, training, epochs, options.batch, seed, kind)
+            trained_with = "rate" if kind == "first spike" else kind
+            train_on_speech(model, model, training, epochs, options.batch, seed, trained_with)
             generator = torch.Generator().manual_seed(1000 + seed)
             for _ in range(options.batches):
                 chosen = torch.randint(len(test.digits), (options.batch,), generator=generator)
                 spikes, labels = spikes_of(test.features[chosen], generator), test.digits[chosen]
                 for count in bins:
                     compare(tracecompile.convert(model, bins=count), model, spikes, labels, kind, found[count])
-        readout = "leaky" if leaky else "linear"
         yield from ({"readout": readout, "loss": kind, "bins": count, **summary(found[count])} for count in bins)
 
 
@@ -144,12 +148,12 @@ def print_gradients(
     title: str, keys: Sequence[str], rows: Iterable[dict[str, Any]], verbose: bool
 ) -> list[dict[str, Any]]:
     """Prints a table of comparisons as its rows come, and returns them; verbose: under every row its parameters."""
-    header = "".join(f"{key:<11}" for key in keys)
+    header = "".join(f"{key:<13}" for key in keys)
     print(f"\n{title}\n{header}{'cosine':>8}{'norm ratio':>15}{'single':>9}  worst parameter", flush=True)
     table = []
     for row in rows:
         ratio = f"{row['low']:.2f} - {row['high']:.2f}"
-        line = "".join(f"{row[key]!s:<11}" for key in keys)
+        line = "".join(f"{row[key]!s:<13}" for key in keys)
         print(f"{line}{row['cosine']:>8.4f}{ratio:>15}{row['single']:>9.4f}  {row['worst']}", flush=True)
         for name, values in row["parameters"].items() if verbose else ():
             print(f"{'':<{len(line)}}{values['cosine']:>8.4f}{values['norm_ratio']:>15.3f}{'':>9}  {name}")

@@ -18,15 +18,22 @@ Forward = Callable[[Tensor], Tensor]
 
 
 class RecurrentNet(nn.Module):
-    """Two recurrent layers with a linear or leaky readout; scores of every step, [time, batch, 10]."""
+    """Two recurrent layers with a "linear", "leaky" or "spiking" readout; scores of every step, [time, batch, 10]."""
 
-    def __init__(self, hidden: int = 128, leak: float = 0.95, leaky_readout: bool = False) -> None:
+    def __init__(self, hidden: int = 128, leak: float = 0.95, readout: str = "linear") -> None:
         super().__init__()
         surrogate = snn.fast_sigmoid(25.0)
         self.input1, self.layer1 = nn.Linear(40, hidden), snn.RLIF(hidden, leak=leak, surrogate=surrogate)
         self.input2, self.layer2 = nn.Linear(hidden, hidden), snn.RLIF(hidden, leak=leak, surrogate=surrogate)
         self.output = nn.Linear(hidden, 10)
-        self.readout = snn.LI(10, leak=leak) if leaky_readout else None
+        self.readout: nn.Module | None = None
+        if readout == "leaky":
+            self.readout = snn.LI(10, leak=leak)
+        elif readout == "spiking":
+            self.readout = snn.LIF(10, leak=leak, surrogate=surrogate)
+            with torch.no_grad():  # so that it fires from the start
+                self.output.weight.mul_(2.0)
+                self.output.bias.fill_(0.03)
 
     def forward(self, spikes: Tensor) -> Tensor:
         """Returns the scores for spikes [time, batch, 40]."""
@@ -67,10 +74,20 @@ class DeepNet(nn.Module):
         return torch.stack(scores)
 
 
+def earliness_of_first_spikes(scores: Tensor) -> Tensor:
+    """Returns 5 for an output that spikes at once, down to 0 for one that never does, [batch, classes]."""
+    spikes = scores.detach()
+    first = (spikes.cumsum(0) == 1) & (spikes > 0)
+    earliness = torch.linspace(5.0, 0.0, len(scores)).reshape(-1, 1, 1)
+    return (scores * first * earliness).sum(0)
+
+
 READ: dict[str, Callable[[Tensor], Tensor]] = {
     "mean": lambda scores: scores.mean(0),
     "last step": lambda scores: scores[-1],
     "maximum": lambda scores: scores.amax(0),
+    "rate": lambda scores: 10 * scores.mean(0),
+    "first spike": earliness_of_first_spikes,
 }
 """How the scores of all steps become those of the sequence."""
 

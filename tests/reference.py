@@ -16,8 +16,7 @@ Notation, for one layer with n neurons and batch B:
     h_c                     dL/dY_c including what returns through delayed connections
     q_c                     dL/d(constant extra current in bin c) = sum over c' >= c of M[c', c] h_{c'}
 
-A learning signal that differs within the bins is taken step by step as far as that is known without storing the
-pass: through a filter that is the same at every step (a leaky readout) exactly, and in the first neuron layer to
+A learning signal that differs within the bins is taken step by step through the top layer; the layer below it gets
 
     q_c = sum over t of (d y_t / d(constant extra current in bin c)) dL/dy_t
 """
@@ -400,50 +399,84 @@ def coupled_groups(network: Network) -> list[list[int]]:
 
 @dataclass
 class StepByStep:
-    """What a signal on single steps gives: to the layer ``layer`` per bin, to the readouts above it at once."""
+    """What a signal on single steps gives besides that of the bins."""
 
-    layer: int
-    currents: list[Tensor]
-    """q_c that it adds to those of the layer."""
-    gradients: dict[str, Tensor]
-    """Of the readouts above, and of the parameters of the layer's core."""
+    currents: dict[int, list[Tensor]] = field(default_factory=dict)
+    """By layer, q_c that it adds to those of the layer."""
+    gradients: dict[str, Tensor] = field(default_factory=dict)
+    """Of the top layer, and of the parameters of cores."""
+    feedback: list[Tensor] = field(default_factory=list)
+    """Signal per bin on the top outputs through their own lateral weights."""
 
 
 def take_step_by_step(network: Network, histories: list[list[Step]], edges: list[int], signal: Tensor) -> StepByStep:
-    """Pulls dL/dy_t of the top, [T, B, n], down to the first layer that is not a leaky readout.
+    """Pulls dL/dy_t of the top, [T, B, n], through the top layer, and from there to the bins of the layer below it.
 
-    A signal on the last step alone needs no second pass, and so stops at a leaky readout too.
+    A signal on the last step alone needs no second pass: it goes to the bins of the top layer.
     """
-    gradients = {}
-    index = len(network.layers) - 1
-    while True:
-        layer, history = network.layers[index], histories[index]
-        answers = [zeros_of(history) for _ in edges[1:]]
-        for name in layer.params:
-            gradients[f"layer{index}.{name}"] = zeros_of(history)
-        tangents = [[zeros_of(history)] * layer.states for _ in edges[1:]]
-        parameter_tangents = {name: [zeros_of(history)] * layer.states for name in layer.params}
-        for t, step in enumerate(history):
-            jacobian = step_jacobian(layer, step)
-            for c in range(len(edges) - 1):
-                now = edges[c] <= t < edges[c + 1]
-                tangents[c], change = advance(jacobian, tangents[c], layer.states if now else None)
-                answers[c] = answers[c] + change * signal[t]
-            for column, name in enumerate(layer.params, layer.states + 1):
-                parameter_tangents[name], change = advance(jacobian, parameter_tangents[name], column)
-                gradients[f"layer{index}.{name}"] += change * signal[t]
-        for name, value in layer.params.items():
-            gradients[f"layer{index}.{name}"] = gradients[f"layer{index}.{name}"].sum_to_size(value.shape)
-        if layer.core is not leaky_integrator or not bool(signal[:-1].any()):
-            return StepByStep(index, answers, gradients)
-        q = [signal[-1]]
-        for given in reversed(signal[:-1]):
-            q.insert(0, given + layer.params["leak"] * q[0])
-        gradients[f"layer{index}.weight"] = sum(a.T @ step.input for a, step in zip(q, history, strict=True))
-        if layer.bias is not None:
-            gradients[f"layer{index}.bias"] = torch.stack(q).sum((0, 1))
-        signal = torch.stack(q) @ layer.weight
-        index -= 1
+    found = StepByStep()
+    top = len(network.layers) - 1
+    layer, history = network.layers[top], histories[top]
+    answers = answer(found, top, layer, history, edges, signal)
+    if not bool(signal[:-1].any()):
+        found.currents[top] = answers
+        return found
+    q = adjoint(layer, history, signal)
+    name = f"layer{top}"
+    found.gradients[f"{name}.weight"] = sum_of_products(q, [step.input for step in history])
+    if layer.bias is not None:
+        found.gradients[f"{name}.bias"] = torch.stack(q).sum((0, 1))
+    found.feedback = [zeros_of(history) for _ in edges[1:]]
+    if layer.lateral is not None:
+        delayed = [zeros_of(history), *(step.output for step in history[:-1])]
+        found.gradients[f"{name}.lateral"] = sum_of_products(q, delayed)
+        for t in range(1, len(q)):
+            made_in = next(c for c in range(len(edges) - 1) if t - 1 < edges[c + 1])
+            found.feedback[made_in] = found.feedback[made_in] + q[t] @ layer.lateral
+    if top > 0:
+        below = torch.stack(q) @ layer.weight
+        found.currents[top - 1] = answer(found, top - 1, network.layers[top - 1], histories[top - 1], edges, below)
+    return found
+
+
+def sum_of_products(q: list[Tensor], values: list[Tensor]) -> Tensor:
+    return torch.stack([signal.T @ value for signal, value in zip(q, values, strict=True)]).sum(0)
+
+
+def answer(
+    found: StepByStep, index: int, layer: Layer, history: list[Step], edges: list[int], signal: Tensor
+) -> list[Tensor]:
+    """q_c = sum over t of (d y_t / d(constant extra current in bin c)) dL/dy_t, and the same for every parameter."""
+    answers = [zeros_of(history) for _ in edges[1:]]
+    tangents = [[zeros_of(history)] * layer.states for _ in edges[1:]]
+    of_parameters = {name: zeros_of(history) for name in layer.params}
+    parameter_tangents = {name: [zeros_of(history)] * layer.states for name in layer.params}
+    for t, step in enumerate(history):
+        jacobian = step_jacobian(layer, step)
+        for c in range(len(edges) - 1):
+            now = edges[c] <= t < edges[c + 1]
+            tangents[c], change = advance(jacobian, tangents[c], layer.states if now else None)
+            answers[c] = answers[c] + change * signal[t]
+        for column, name in enumerate(layer.params, layer.states + 1):
+            parameter_tangents[name], change = advance(jacobian, parameter_tangents[name], column)
+            of_parameters[name] = of_parameters[name] + change * signal[t]
+    for name, value in layer.params.items():
+        found.gradients[f"layer{index}.{name}"] = of_parameters[name].sum_to_size(value.shape)
+    return answers
+
+
+def adjoint(layer: Layer, history: list[Step], signal: Tensor) -> list[Tensor]:
+    """q_t by autograd through the layer's own core, its currents apart from each other."""
+    currents = [step.current.detach().clone().requires_grad_() for step in history]
+    states = history[0].previous_states
+    outputs = []
+    with torch.enable_grad():
+        for current in currents:
+            states, output = layer.core(states, current, layer.params)
+            outputs.append(output)
+        loss = (torch.stack(outputs) * signal).sum()
+        found = torch.autograd.grad(loss, currents, allow_unused=True, materialize_grads=True)
+    return list(found)
 
 
 def zeros_of(history: list[Step]) -> Tensor:
@@ -502,8 +535,8 @@ def solve(
                     for later in range(c + 1, bins):
                         total = total + shares[later][c] * delayed_signal(index, later)
                     h[index][c] = total
-                    given = by_step is not None and by_step.layer == index
-                    q[index][c] = by_step.currents[c] if by_step is not None and given else zeros[index]
+                    given = by_step.currents.get(index) if by_step is not None else None
+                    q[index][c] = zeros[index] if given is None else given[c]
                     for later in range(c, bins):
                         q[index][c] = q[index][c] + recordings[index].response[later][c] * h[index][later]
                 own_bin = {index: delayed_signal(index, c) for index in group}
@@ -538,7 +571,7 @@ def reference_gradients(
         gradients = {name: torch.zeros_like(value) for name, value in named_parameters(network).items()}
         found = take_step_by_step(network, histories, edges, signal) if by_step else None
         if found is not None:
-            top_signal = [torch.zeros_like(value) for value in top_signal]
+            top_signal = found.feedback or [torch.zeros_like(value) for value in top_signal]
             gradients |= {name: value.clone() for name, value in found.gradients.items()}
         h, q = solve(network, recordings, top_signal, shares, terms, jointly, found)
 

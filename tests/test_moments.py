@@ -88,9 +88,9 @@ def window_of(net: tracecompile.TracedModule, outputs: Tensor) -> object:
     return net._live.sequence()
 
 
-# Two more layers of spikes blur a signal more than one: the last column is the lowest cosine that is asked for.
+# The last column is the lowest cosine that is asked for: on the last step there is no second pass to help.
 CASES = [(readout, kind, 0.97) for readout in ("linear", "leaky") for kind in READ if kind != "first spike"]
-CASES += [("spiking", kind, 0.9) for kind in ("last step", "window", "first spike")]
+CASES += [("spiking", "last step", 0.93), ("spiking", "window", 0.97), ("spiking", "first spike", 0.97)]
 
 
 @pytest.mark.parametrize(("readout", "kind", "lowest"), CASES)

@@ -106,7 +106,7 @@ def _notes(program: StepProgram) -> list[str]:
     if program.settings.rule == "measured" and program.settings.decay is None and program.kind == "sequence":
         notes.append(
             "A loss that reads single steps (a maximum over time, a first spike) makes backward run the sequence "
-            "forward once more, from the same inputs."
+            "forward once more, from the same inputs (twice, if it reads neurons that spike)."
         )
     if program.settings.rule != "bptt":
         notes += _approximations(program)

@@ -1,15 +1,16 @@
-"""Cores that are the same linear filter at every step: signals on their outputs are known step by step on the currents.
+"""Signals on the currents of the cores that the user reads, step by step.
 
-A leaky readout is one. Backwards in time, with G the signal on the outputs and a the adjoint of the states,
+Backwards in time, with G the signal on the outputs and a the adjoint of the states,
 
     q_t = J_yI^T G_t + J_sI^T a_t,      a_{t-1} = J_ys^T G_t + J_ss^T a_t,
 
-which needs no more memory than G itself.
+which needs no more memory than G itself, if the core is the same linear filter at every step, as a leaky readout is.
+One that spikes needs its Jacobians of all steps: a few times what the user holds as its outputs, while backward runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, fx
@@ -36,7 +37,7 @@ def is_time_invariant(layer: Layer) -> bool:
 
 
 class KnownCurrents:
-    """Signals on the currents of time-invariant cores, step by step.
+    """Signals on the currents of cores that the user reads, step by step.
 
     Attributes:
         by_layer: By layer name, by current, (steps, *shape).
@@ -46,18 +47,25 @@ class KnownCurrents:
         """Knows nothing yet."""
         self.by_layer: dict[str, dict[str, Tensor]] = {}
 
-    def add(self, layer: Layer, derivatives: Derivatives, signals: Mapping[str, Tensor]) -> None:
-        """Filters the signals on a layer's outputs, (steps, *shape) each, backwards in time."""
+    def add(self, layer: Layer, derivatives: Sequence[Derivatives], signals: Mapping[str, Tensor]) -> None:
+        """Pulls the signals on a layer's outputs, (steps, *shape) each, backwards in time.
+
+        Args:
+            layer: The layer.
+            derivatives: Its Jacobian at every step, or the one that holds at all of them.
+            signals: By output.
+        """
         found: dict[str, list[Tensor]] = {current: [] for current in layer.currents}
         adjoint: dict[str, Tensor] = {}
         steps = next(iter(signals.values())).shape[0]
         for step in reversed(range(steps)):
             given = {name: signal[step] for name, signal in signals.items()}
             given |= {f"next:{i}": adjoint[state] for i, state in enumerate(layer.states) if state in adjoint}
+            slopes = derivatives[step if len(derivatives) > 1 else 0]
             for current in layer.currents:
-                pulled = _pulled(derivatives, given, current)
+                pulled = _pulled(slopes, given, current)
                 found[current].append(torch.zeros_like(next(iter(given.values()))) if pulled is None else pulled)
-            fresh = ((state, _pulled(derivatives, given, state)) for state in layer.states)
+            fresh = ((state, _pulled(slopes, given, state)) for state in layer.states)
             adjoint = {state: signal for state, signal in fresh if signal is not None}
         self.by_layer[layer.name] = {current: torch.stack(rows[::-1]) for current, rows in found.items()}
 

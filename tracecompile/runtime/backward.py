@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from tracecompile.layers import Layer
+from tracecompile.layers import Jacobian, Layer
 from tracecompile.passes.insert_input_traces import layer_decay
 from tracecompile.program import StepProgram
 from tracecompile.rules.analytic import RateCurve
@@ -17,6 +17,7 @@ from tracecompile.runtime.horizon import Horizon
 from tracecompile.runtime.local import LocalGraph, Response, Signals
 from tracecompile.runtime.moments import MomentPass
 from tracecompile.runtime.record import Moment, Record, norm_traces
+from tracecompile.runtime.rerun import Rerun
 from tracecompile.runtime.responses import Responses
 from tracecompile.runtime.signals import Signal, TimedSignal, at_step, of_all_steps
 from tracecompile.runtime.solve import Solver
@@ -114,12 +115,12 @@ class Moments:
     Attributes:
         signals: The signals.
         last: The last step of the record.
-        rerun: All steps of the sequence once more; None if the signals fall on the last step alone.
+        rerun: Runs all steps of the sequence once more; None if the signals fall on the last step alone.
     """
 
     signals: Sequence[TimedSignal]
     last: Moment
-    rerun: Iterable[Moment] | None
+    rerun: Rerun | None
 
 
 class BackwardPass:
@@ -187,13 +188,25 @@ class BackwardPass:
         if moments.rerun is None:
             steps.take(last, at_step(timed, last.step))
             return
-        known = KnownCurrents()
-        for layer in self.program.layers:
-            given = of_all_steps(timed, layer.outputs, self.record.bins.edges[-1])
-            if given and is_time_invariant(layer):
-                known.add(layer, last.derivatives[layer.name], given)
-        for moment in moments.rerun:
+        known = self._known_currents(timed, last, moments.rerun)
+        for moment in moments.rerun.moments(self.record):
             steps.take(moment, at_step(timed, moment.step), known)
+
+    def _known_currents(self, timed: Sequence[TimedSignal], last: Moment, rerun: Rerun) -> KnownCurrents:
+        """Pulls the signals through the cores that the user reads, as exactly as the steps are known."""
+        known = KnownCurrents()
+        given = {
+            layer.name: of_all_steps(timed, layer.outputs, self.record.bins.edges[-1])
+            for layer in self.program.layers
+            if isinstance(layer.response, Jacobian)
+        }
+        read = [layer for layer in self.program.layers if given.get(layer.name)]
+        varying = [layer for layer in read if not is_time_invariant(layer)]
+        jacobians = rerun.jacobians(varying) if varying else {}
+        for layer in read:
+            slopes = jacobians.get(layer.name, [last.derivatives[layer.name]])
+            known.add(layer, slopes, given[layer.name])
+        return known
 
     def _horizon(self) -> Horizon | None:
         cells = self.record.cells

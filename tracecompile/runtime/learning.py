@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,8 @@ from tracecompile.runtime.backward import BackwardPass, Gradients, Moments, Stan
 from tracecompile.runtime.bins import SequenceClock, StreamClock
 from tracecompile.runtime.placing import bins_for
 from tracecompile.runtime.ports import Port
-from tracecompile.runtime.record import Moment, Record
+from tracecompile.runtime.record import Record
+from tracecompile.runtime.rerun import Rerun
 from tracecompile.runtime.signals import Signal, TimedSignal, by_bin, is_uneven, only_last
 
 
@@ -48,7 +49,7 @@ class Learning:
         statics: Mapping[str, Any],
         stand_ins: StandIns,
         initial: Sequence[Tensor],
-        rerun: Callable[[Record], Iterator[Moment]] | None,
+        rerun: Rerun | None,
     ) -> None:
         """Prepares the pass.
 
@@ -58,7 +59,7 @@ class Learning:
             statics: Static values, with their graph.
             stand_ins: The leaves of that graph.
             initial: Initial states.
-            rerun: Runs a sequence once more into another record; None for a stream.
+            rerun: Runs a sequence once more; None for a stream.
         """
         self.program, self.record = program, record
         self.statics, self.stand_ins, self.initial = statics, stand_ins, initial
@@ -76,20 +77,18 @@ class Learning:
             wanted_inputs: Placeholders of the inputs whose gradient is wanted.
         """
         last = self.record.moment
-        steps: Iterator[Moment] | None = None
         if self.rerun is not None and last is not None and self._is_unresolved(received):
             self.reran = True
             apart = [(given.port.source, given.signal) for given in received if given.port.when == "each"]
             timed = [TimedSignal(source, -source.delay, signal) for source, signal in apart]
             bins = bins_for(self.program, last, timed, self.record.bins)
             self.record = Record(self.program, SequenceClock(bins), self.statics, self.initial)
-            steps = self.rerun(self.record)
         placed = [signal for given in received for signal in self._place(given)]
         for port, signal in latest:
             placed += self._place_latest(port, signal, placed)
         binned = [signal for signal in placed if isinstance(signal, Signal)]
         single = [signal for signal in placed if isinstance(signal, TimedSignal)]
-        moments = Moments(single, last, steps) if last is not None else None
+        moments = Moments(single, last, self.rerun if self.reran else None) if last is not None else None
         backward = BackwardPass(self.program, self.record, self.statics, self.stand_ins, wanted_inputs)
         return backward.run(binned, moments)
 

@@ -114,7 +114,7 @@ class Record:
         changes, derivatives = {}, {}
         for layer, (outputs, entries) in zip(self.program.layers, of_layers, strict=True):
             if isinstance(layer.response, Jacobian):
-                rows = {k: entries[v] if isinstance(v, int) else v for k, v in layer.response.rows.items()}
+                rows = rows_of(layer.response, entries)
                 like = dict(zip(layer.outputs, outputs, strict=True))
                 like |= {f"next:{i}": states[position] for i, position in enumerate(self._states_of[layer.name])}
                 responses = self.responses[layer.name]
@@ -148,6 +148,11 @@ class Record:
     def bins(self) -> Bins:
         """The bins of the steps so far."""
         return self.clock.bins
+
+
+def rows_of(response: Jacobian, entries: Sequence[Tensor]) -> Derivatives:
+    """Returns the derivatives of a core by name, from those that the traced step returns."""
+    return {key: entries[row] if isinstance(row, int) else row for key, row in response.rows.items()}
 
 
 def fine_clock(clock: Clock) -> Clock:

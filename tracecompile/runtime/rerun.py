@@ -3,8 +3,8 @@
 What a bin keeps is enough for signals that are much the same over the bin. For one that falls on a step of its own (a
 maximum over time, a first spike) the tangents of that very step are needed, and which step it is the loss says only
 afterwards. So the sequence is run forward once more, from the inputs that the caller holds anyway, and the tangents
-meet the signals as they go by; the bins are placed anew where the signals are. This costs time, one more forward pass,
-and no memory.
+meet the signals as they go by; the bins are placed anew where the signals are. This costs time, one more forward pass
+(two, if neurons that spike are read), and no memory that grows faster than what is read.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from tracecompile.analysis.linearity import draws_random
+from tracecompile.layers import Jacobian, Layer
 from tracecompile.program import StepProgram
-from tracecompile.runtime.record import Moment, Record
+from tracecompile.runtime.record import Moment, Record, rows_of
+from tracecompile.runtime.tangents import Derivatives
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,25 @@ class Rerun:
         kept = [value for value in (*leaves, *self.prepared.inputs) if isinstance(value, Tensor)]
         self.versions = [(value, value._version) for value in kept if not value.is_inference()]
 
-    def __call__(self, record: Record) -> Iterator[Moment]:
-        """Yields every step of the sequence, after it was added to ``record``.
+    def moments(self, record: Record) -> Iterator[Moment]:
+        """Yields every step of the sequence, after it was added to ``record``; for errors see ``_steps``."""
+        for states, recorded in self._steps():
+            record.add(states, *recorded)
+            assert record.moment is not None
+            yield record.moment
+
+    def jacobians(self, layers: Sequence[Layer]) -> dict[str, list[Derivatives]]:
+        """Returns the Jacobians of the cores of some layers at every step; for errors see ``_steps``."""
+        position = {layer.name: index for index, layer in enumerate(self.executor.program.layers)}
+        found: dict[str, list[Derivatives]] = {layer.name: [] for layer in layers}
+        for _, (_, of_layers, _) in self._steps():
+            for layer in layers:
+                assert isinstance(layer.response, Jacobian)
+                found[layer.name].append(rows_of(layer.response, of_layers[position[layer.name]][1]))
+        return found
+
+    def _steps(self) -> Iterator[tuple[Sequence[Tensor], Sequence[Any]]]:
+        """Runs the sequence; yields (next states, what is recorded).
 
         Raises:
             RuntimeError: An input was modified in place, or the model's mode changed, since the sequence was run.
@@ -88,9 +107,7 @@ class Rerun:
             for device, enabled, dtype in self.autocast:
                 stack.enter_context(torch.autocast(device, dtype=dtype, enabled=enabled))
             for _, states, recorded in executor.steps(prepared, self.prepared.initial, self.statics):
-                record.add(states, *recorded)
-                assert record.moment is not None
-                yield record.moment
+                yield states, recorded
         if not all(torch.equal(now, before) for now, before in zip(states, self.final, strict=True)):
             warnings.warn(
                 "The second pass over the sequence did not come to the same states as the first: an operation of the "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,8 @@ from tracecompile.runtime.backward import StandIns
 from tracecompile.runtime.bins import Bins, Clock, StreamClock
 from tracecompile.runtime.learning import Learning, Received, takes_moments
 from tracecompile.runtime.ports import Port
-from tracecompile.runtime.record import Moment, Record
+from tracecompile.runtime.record import Record
+from tracecompile.runtime.rerun import Rerun
 from tracecompile.runtime.stored import load_record
 
 Inputs = Mapping[str, tuple[Tensor, int]]
@@ -64,7 +65,7 @@ class Window:
         self.initial = tuple(initial)
         self.record = Record(program, clock, statics, initial)
         self.closed = False
-        self.rerun: Callable[[Record], Iterator[Moment]] | None = None
+        self.rerun: Rerun | None = None
         self.reran = False
         self.residuals: dict[str, float] = {}
         self.unsettled: dict[str, int] = {}
