@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import tracecompile
 from tracecompile.errors import UnsupportedOperation
-from tracecompile.runtime import solve
+from tracecompile.runtime import neumann, solve
 from tracecompile.runtime.bins import Bins
 from tracecompile.runtime.signals import is_uneven
 
@@ -168,13 +168,13 @@ def in_time(signal: Tensor, bins: int, loss: str) -> tuple[Tensor, bool]:
     return signal, edges.count < len(signal) and is_uneven(signal, edges)
 
 
-@pytest.mark.parametrize("settled", [solve.SETTLED, 0.0])
+@pytest.mark.parametrize("settled", [neumann.SETTLED, 0.0])
 @pytest.mark.parametrize("recurrence", ["none", "lateral", "top-down"])
 def test_fewer_bins_are_what_the_reference_computes(
     recurrence: str, settled: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The reference takes the most iterations that the runtime would: with a tolerance of zero both are the same."""
-    monkeypatch.setattr(solve, "SETTLED", settled)
+    monkeypatch.setattr(neumann, "SETTLED", settled)
     exact = recurrence == "none" or settled == 0
     vacuity = Vacuity()
     lateral, top_down = recurrence == "lateral", recurrence == "top-down"
@@ -209,7 +209,7 @@ def test_fewer_bins_are_what_the_reference_computes(
         assert window.reran == (by_step and loss != "last step")
         edges = list(window.record.bins.edges)
         network, names = model.reference()
-        terms = 0 if recurrence == "none" else solve.MOST_LATERAL_TERMS
+        terms = 0 if recurrence == "none" else neumann.MOST_LATERAL_TERMS
         expected = reference.reference_gradients(network, x, signal, edges, terms, by_step=by_step)
         expected = {names[name]: value for name, value in expected.items()}
         live = assert_close(found, expected, rtol=1e-9 if exact else 0.02)

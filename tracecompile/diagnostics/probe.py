@@ -15,8 +15,8 @@ from tracecompile.diagnostics.report import text_table
 from tracecompile.errors import InvalidInput
 from tracecompile.passes.insert_input_traces import layer_decay
 from tracecompile.runtime.module import TracedModule
+from tracecompile.runtime.neumann import SETTLED
 from tracecompile.runtime.record import Record
-from tracecompile.runtime.solve import SETTLED
 from tracecompile.runtime.window import Window
 
 SATURATED = 0.95

@@ -4,25 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from tracecompile.layers import Layer
 from tracecompile.program import StepProgram
 from tracecompile.runtime.horizon import Horizon, Profile
 from tracecompile.runtime.local import HasFactors, LocalGraph, Response
+from tracecompile.runtime.neumann import Handed, Neumann
 from tracecompile.runtime.statistics import TraceBuffer
 from tracecompile.runtime.tangents import Tangents
-
-LATERAL_TERMS = 2
-"""Fewest Neumann iterations of a recurrent block."""
-MOST_LATERAL_TERMS = 8
-"""Most Neumann iterations of a recurrent block."""
-SETTLED = 0.01
-"""Relative change below which a recurrent block counts as solved."""
-
-Handed = list[tuple[str, int, Tensor]]
-"""Learning signals that a bin hands upstream: (maker of the value, delay, signal)."""
 
 
 class Solver:
@@ -160,12 +150,13 @@ class Solver:
         self.residuals[name], self.unsettled[name] = 0.0, 0
         pulled: dict[str, list[Mapping[str, Tensor]]] = {layer.name: [{}] * self.bins for layer in layers}
         for index in reversed(range(self.bins)):
-            solve = _BinSolve(self, layers, inside, index)
-            handed = solve.run()
+            solve = Neumann()
+            sweep = _Sweep(self, layers, inside, index)
+            handed = solve.run(sweep)
             self.residuals[name] = max(self.residuals[name], solve.residual)
             self.unsettled[name] = max(self.unsettled[name], solve.unsettled)
             for layer in layers:
-                pulled[layer.name][index] = solve.pulled[layer.name]
+                pulled[layer.name][index] = sweep.pulled[layer.name]
             for origin, delay, signal in handed:
                 self.add(origin, delay, index, signal, own=origin not in inside)
                 if self.horizon is not None and origin not in inside:
@@ -208,38 +199,20 @@ class Solver:
                 self.statics[name] = _plus(self.statics.get(name), gradient)
 
 
-class _BinSolve:
-    """One bin of one recurrent block: what a bin's own delayed values feed back is found by Neumann iterations.
-
-    A sample whose change grows from one iteration to the next is not contracting: it keeps its last safe iterate.
-    """
+class _Sweep:
+    """One pass through a recurrent block in one bin, from its last layer to its first."""
 
     def __init__(self, solver: Solver, layers: list[Layer], inside: set[str], index: int) -> None:
         self.solver, self.layers, self.inside, self.index = solver, layers, inside, index
         self.pulled: dict[str, dict[str, Tensor]] = {}
-        self.residual, self.unsettled = 0.0, 0
         self.base = {name: solver.signals[name][index] if name in solver.signals else None for name in inside}
-        self.fed: dict[str, Tensor] = {}
-        self.last_change: Tensor | None = None
-        self.safe: Tensor | None = None
 
-    def run(self) -> Handed:
-        """Iterates until settled; returns what the bin hands upstream and to earlier bins."""
-        for term in range(MOST_LATERAL_TERMS + 1):
-            handed, fed = self._sweep()
-            if not fed or term == MOST_LATERAL_TERMS:
-                break
-            self._advance(fed)
-            if term >= LATERAL_TERMS and self.residual < SETTLED:
-                break
-        return handed
-
-    def _sweep(self) -> tuple[Handed, dict[str, Tensor]]:
+    def __call__(self, fed: Mapping[str, Tensor]) -> tuple[Handed, dict[str, Tensor]]:
+        """Returns what the bin hands upstream and to earlier bins, and what its own delayed values feed back."""
         rows = self.solver.signals
         for name in self.inside:
             signal = self.base[name]
-            fed = self.fed.get(name)
-            now = signal if fed is None else _plus(signal, fed)
+            now = _plus(signal, fed[name]) if name in fed else signal
             if now is not None or name in rows:
                 rows.setdefault(name, [None] * self.solver.bins)[self.index] = now
         handed: Handed = []
@@ -255,31 +228,6 @@ class _BinSolve:
                 if origin in self.inside and share:
                     fed_back[origin] = _plus(fed_back.get(origin), signal * share)
         return handed, fed_back
-
-    def _advance(self, fed: dict[str, Tensor]) -> None:
-        """Takes the next iterate for the samples that still contract."""
-        change = sum(
-            _square_norms(signal - self.fed.get(name, torch.zeros_like(signal))) for name, signal in fed.items()
-        )
-        size = sum(_square_norms(signal) for signal in fed.values())
-        assert isinstance(change, Tensor)
-        assert isinstance(size, Tensor)
-        contracting = torch.isfinite(change)
-        if self.last_change is not None:
-            contracting &= change <= self.last_change
-        self.safe = contracting if self.safe is None else self.safe & contracting
-        for name, signal in fed.items():
-            keep = self.safe.reshape(-1, *([1] * (signal.ndim - 1))) if signal.ndim else self.safe.all()
-            self.fed[name] = torch.where(keep, signal, self.fed.get(name, torch.zeros_like(signal)))
-        self.last_change = change
-        moving = torch.where(self.safe, change, torch.zeros_like(change)).sum()
-        self.residual = float((moving / size.sum().clamp_min(torch.finfo(size.dtype).tiny)).sqrt())
-        self.unsettled = int((~self.safe).sum())
-
-
-def _square_norms(signal: Tensor) -> Tensor:
-    """Returns the squared norm per sample."""
-    return signal.square().reshape(signal.shape[0] if signal.ndim else 1, -1).sum(1)
 
 
 def _plus(left: Tensor | None, right: Tensor) -> Tensor:
