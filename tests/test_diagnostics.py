@@ -26,6 +26,8 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 import tracecompile
+import tracecompile.nn
+from tracecompile.diagnostics.check import check_model
 from tracecompile.diagnostics.fidelity import compare_gradients
 from tracecompile.diagnostics.gradient_table import GradientComparison, GradientRow, compare_tensors
 from tracecompile.diagnostics.memory import live_state_bytes, peak_resident_bytes, saved_bytes
@@ -464,3 +466,26 @@ def test_the_report_of_a_conversion() -> None:
     assert (report.rule, report.bins) == ("measured", 2)
     json.dumps(report.to_dict(), allow_nan=False)
     assert "fc1.weight" in str(report)
+
+
+def test_check_says_what_a_probe_of_the_network_advises() -> None:
+    class Unstable(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.rlif, self.out = nn.Linear(4, 16), tracecompile.nn.RLIF(16), nn.Linear(16, 2)
+            with torch.no_grad():
+                self.rlif.lateral.weight.mul_(10.0)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            state, outputs = None, []
+            for x_t in x:
+                spikes, state = self.rlif(self.fc(x_t), state)
+                outputs.append(self.out(spikes))
+            return torch.stack(outputs).mean(0)
+
+    torch.manual_seed(0)
+    model, x = Unstable(), 3 * torch.rand(40, 4, 4)
+    result = check_model(model, tracecompile.convert(model, x), (x,))
+    assert any("did not settle" in sentence for sentence in result.advice)
+    assert "did not settle" in str(result)
+    assert result.to_dict()["advice"] == list(result.advice)

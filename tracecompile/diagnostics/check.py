@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from tracecompile.diagnostics.fidelity import GradientComparison, call_or_loop, compare_gradients
 from tracecompile.diagnostics.held import count_held
+from tracecompile.diagnostics.probe import probe
 from tracecompile.errors import InvalidInput
 from tracecompile.runtime.module import TracedModule
 
@@ -35,11 +36,12 @@ class Cost:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """Gradient fidelity and cost; printing it gives both as text."""
+    """Gradient fidelity, cost, and what a probe of the network advises; printing it gives all as text."""
 
     gradients: GradientComparison
     bptt: Cost
     converted: Cost
+    advice: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the result as plain JSON values."""
@@ -49,12 +51,14 @@ class CheckResult:
             "worst": gradients["worst"],
             "bptt": {"bytes": self.bptt.bytes, "seconds": self.bptt.seconds},
             "converted": {"bytes": self.converted.bytes, "seconds": self.converted.seconds},
+            "advice": list(self.advice),
         }
 
     def __str__(self) -> str:
         lines = [str(self.gradients), "", f"{'one training step':<34}{'held for backward':>18}{'time':>12}"]
         for name, cost in (("backpropagation through time", self.bptt), ("converted", self.converted)):
             lines.append(f"{name:<34}{format_bytes(cost.bytes):>18}{cost.seconds * 1e3:>9.1f} ms")
+        lines += ["", *(f"- {sentence}" for sentence in self.advice)] if self.advice else []
         return "\n".join(lines)
 
 
@@ -84,7 +88,8 @@ def check_model(model: nn.Module, net: TracedModule, inputs: tuple[torch.Tensor,
         converted.append(measure_step(net, sequence, projection_loss))
     for parameter, gradient in zip(net.parameters(), held, strict=True):
         parameter.grad = gradient
-    return CheckResult(gradients, min(baseline, key=_seconds), min(converted, key=_seconds))
+    advice = probe(net, sequence).advice if net._settings.rule == "measured" else ()
+    return CheckResult(gradients, min(baseline, key=_seconds), min(converted, key=_seconds), advice)
 
 
 def projection_loss(outputs: Any) -> torch.Tensor:
