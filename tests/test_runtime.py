@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -182,3 +184,37 @@ def test_other_dtypes_are_captured_again() -> None:
     model.float()  # the parameters are shared, the buffers are not
     assert torch.equal(net(x.float()), model(x.float()))
     assert net(x.float()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_nothing_of_a_sequence_waits_for_the_garbage_collector(trained: bool) -> None:
+    _, net, x = make(12)
+    gc.collect()
+    gc.disable()
+    try:
+        outputs = net(x)
+        assert net._live.sequence is not None
+        window = net._live.sequence
+        assert window() is not None
+        if trained:
+            outputs.sum().backward()
+        del outputs
+        assert window() is None
+    finally:
+        gc.enable()
+
+
+def test_a_stream_that_is_reset_does_not_wait_for_the_garbage_collector() -> None:
+    _, net, x = make(12)
+    gc.collect()
+    gc.disable()
+    try:
+        outputs = list(net.stream(x))
+        assert net._live.window is not None
+        window = weakref.ref(net._live.window)
+        net.reset()
+        outputs[-1].sum().backward()
+        del outputs
+        assert window() is None
+    finally:
+        gc.enable()

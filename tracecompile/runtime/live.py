@@ -24,15 +24,22 @@ class LiveState:
 
     def __init__(self) -> None:
         """Starts before the first step."""
+        self.window: Window | None = None
         self.clear()
 
     def clear(self) -> None:
         """Forgets everything."""
         self.states: Sequence[Tensor] | None = None
-        self.window: Window | None = None
+        self.close_window()
         self.returned: tuple[Tensor, ...] | None = None
         self.pending: dict[str, Tensor] = {}
         self.sequence: weakref.ref[Window] | None = None
+
+    def close_window(self) -> None:
+        """Records nothing more in the open window, if there is one."""
+        if self.window is not None:
+            self.window.close()
+        self.window = None
 
     def snapshot(self) -> dict[str, Tensor]:
         """Returns copies of the live tensors by name."""

@@ -170,7 +170,7 @@ class TracedModule(nn.Module):
                 live.pending = {}
             window = live.window
         else:
-            live.window = None
+            live.close_window()
         outputs, states = executor.step(prepared, prepared.initial, window)
         live.states = [state.detach() if executor.rule != "bptt" else state for state in states]
         if window is None:

@@ -71,7 +71,7 @@ class Window:
         self.unsettled: dict[str, int] = {}
         self._versions: list[tuple[nn.Parameter, int]] = []
         self._anchors: dict[tuple[int, int], Tensor] = {}
-        """By (port, generation * K + slot) for a stream, by (port, 0) for a sequence."""
+        """Of a stream, by (port, generation * K + slot)."""
         self._latest: dict[int, Tensor] = {}
         """Learning signals on the latest step of a stream, by port."""
 
@@ -100,8 +100,8 @@ class Window:
             for index, (port, value) in enumerate(zip(ports, values, strict=True))
             if port is not None
         }
-        self._make(ports, shapes, inputs)
-        return [self._anchors.get((index, 0)) for index in range(len(ports))]
+        anchors = self._make(ports, shapes, inputs)
+        return [anchors.get((index, 0)) for index in range(len(ports))]
 
     def step_anchors(self, ports: Sequence[Port | None], values: Sequence[Tensor]) -> list[Tensor | None]:
         """Returns for each port the anchor of the step just recorded, of the shape of its value."""
@@ -116,7 +116,7 @@ class Window:
                 if port is not None
                 for slot in slots
             }
-            self._make(ports, shapes, {})
+            self._anchors = self._make(ports, shapes, {})
         now = clock.generation * clock.capacity + clock.slot
         anchors = [self._anchors.get((index, now)) for index in range(len(ports))]
         if not takes_moments(self.program):
@@ -134,7 +134,17 @@ class Window:
         self._latest[port] = self._latest[port] + signal if port in self._latest else signal
         return True
 
-    def _make(self, ports: Sequence[Port | None], shapes: Mapping[tuple[int, int], Shape], inputs: Inputs) -> None:
+    def close(self) -> None:
+        """Ends the window for further steps; backward through what it has given remains possible.
+
+        The anchors lead back here through their graph, so that whoever keeps both keeps them for ever.
+        """
+        self.closed = True
+        self._anchors = {}
+
+    def _make(
+        self, ports: Sequence[Port | None], shapes: Mapping[tuple[int, int], Shape], inputs: Inputs
+    ) -> dict[tuple[int, int], Tensor]:
         parameters = [p for p in self.program.root.parameters() if p.requires_grad]
         self._versions = [(p, p._version) for p in parameters]
         learned = [state for state in self.initial if state.requires_grad]
@@ -144,7 +154,7 @@ class Window:
         made = AnchorFunction.apply(
             run, list(shapes.values()), *parameters, *learned, *(value for value, _ in wanted.values())
         )
-        self._anchors = dict(zip(shapes, made, strict=True))
+        return dict(zip(shapes, made, strict=True))
 
     def _refuse_unreachable_initial(self) -> None:
         held = {state for layer in self.program.layers for state in layer.states}
@@ -163,7 +173,7 @@ class Window:
         inputs: Inputs,
         signals: list[Tensor | None],
     ) -> list[Tensor | None]:
-        self.closed = True
+        self.close()
         for parameter, version in self._versions:
             if parameter._version != version:
                 raise RuntimeError(
