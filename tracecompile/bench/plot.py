@@ -29,7 +29,8 @@ def draw(result: BenchResult, path: Path) -> None:
     from matplotlib.figure import Figure
 
     networks = list(dict.fromkeys(row.network for row in result.rows))
-    figure = Figure(figsize=(1.5 + 6.2 * len(networks), 9.0), layout="constrained")
+    most = max(len(rows) for _, rows in result.tables())
+    figure = Figure(figsize=(1.5 + 6.2 * len(networks), 1.5 + 0.55 * most), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(2, len(networks), squeeze=False)
     for column, network in enumerate(networks):
@@ -51,9 +52,9 @@ def _times(axes: Any, result: BenchResult, rows: Sequence[Row]) -> None:
 
 
 def _memory(axes: Any, rows: Sequence[Row]) -> None:
-    found = [(row, (row.peak_bytes - row.start_bytes) / 1e6) for row in rows if row.peak_bytes and row.start_bytes]
+    found = [(row, row.peak_bytes / 1e6) for row in rows if row.peak_bytes]
     _bars(axes, [row for row, _ in found], [size for _, size in found], [f"{size:,.0f}" for _, size in found])
-    axes.set_xlabel("peak memory that two training steps add, MB")
+    axes.set_xlabel("peak memory of a process, MB")
 
 
 def _bars(axes: Any, rows: Sequence[Row], values: Sequence[float], labels: Sequence[str]) -> None:

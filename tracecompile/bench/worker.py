@@ -12,12 +12,14 @@ from pathlib import Path
 import torch
 
 import tracecompile
-from tracecompile.bench.case import Job, open_case
-from tracecompile.bench.methods import BY_KEY
+from tracecompile.bench.case import Case, Job, open_case
+from tracecompile.bench.methods import BY_KEY, Method
 from tracecompile.diagnostics.memory import peak_resident_bytes
 
-STEPS = 2
+REPETITIONS = 2
 """Training steps that a process runs: the second one meets what the first one left behind."""
+SHORT = 8
+"""Time steps of the training step before them, whose memory is what does not depend on the length."""
 TIME_LIMIT = 3600
 
 
@@ -27,11 +29,12 @@ class Peak:
 
     Attributes:
         peak: After its training steps: main memory of the process, or memory of the CUDA device.
-        start: Before them, with libraries, model and inputs loaded and the model converted.
+        start: Before them, but after a training step of ``SHORT`` time steps, with the inputs of all steps loaded; None
+            where the length cannot be chosen.
     """
 
     peak: int
-    start: int
+    start: int | None
 
 
 def measure_peak(job: Job, key: str) -> Peak | str:
@@ -61,13 +64,21 @@ def run_task(task: str) -> Peak:
     """Does in this process what ``measure_peak`` asks of another."""
     asked = json.loads(task)
     torch.set_num_threads(asked["threads"])
-    case = open_case(Job(**asked["job"]))
-    run = BY_KEY[asked["method"]].make(case)
-    start = _peak(case.device)
-    for _ in range(STEPS):
+    case, method = open_case(Job(**asked["job"])), BY_KEY[asked["method"]]
+    short = case.of_length(min(SHORT, case.steps))
+    start = None
+    if short is not None:
+        _train(method, short)
+        start = _peak(case.device)
+    _train(method, case, REPETITIONS)
+    return Peak(_peak(case.device), start)
+
+
+def _train(method: Method, case: Case, repetitions: int = 1) -> None:
+    run = method.make(case)
+    for _ in range(repetitions):
         run.prepare()
         run.step()
-    return Peak(_peak(case.device), start)
 
 
 def _peak(device: torch.device) -> int:
