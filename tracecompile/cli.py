@@ -121,6 +121,60 @@ def check(
 
 
 @app.command()
+def bench(
+    target: Annotated[
+        str | None, typer.Argument(help="A model, as for the other commands; none: the built-in networks.")
+    ] = None,
+    steps: Annotated[str | None, typer.Option(help="Time steps: 100,1000 (built-in networks: 64,256).")] = None,
+    network: Annotated[
+        str | None, typer.Option(help="Built-in networks: dense,recurrent,convolutional (all of them).")
+    ] = None,
+    rows: Annotated[str | None, typer.Option(help="Rows of the table by their keys: bptt,eager-1 (all).")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each row.")] = 5,
+    shape: Shape = None,
+    weights: Weights = None,
+    dt: TimeStep = None,
+    seed: Annotated[int, typer.Option(help="Seed of weights and inputs.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    memory_limit: Annotated[
+        float | None, typer.Option(help="GB that a graph over time may take (half of what is free).")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Result: OUTPUT.json and OUTPUT.png.")] = Path(
+        "tracecompile-bench"
+    ),
+    picture: Annotated[bool, typer.Option(help="Whether the picture is written.")] = True,
+    quick: Annotated[bool, typer.Option("--quick", help="Small networks, short: a look, not a result.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Put a training step side by side with what one would use instead: time, memory, gradients."""
+    from tracecompile.bench import run_bench
+    from tracecompile.demo.data import MissingDependency
+
+    try:
+        with _working("starting") as say:
+            result = run_bench(
+                target,
+                networks=_words(network),
+                steps=_whole_numbers(steps),
+                methods=_words(rows),
+                repeats=repeats,
+                quick=quick,
+                shape=shape,
+                weights=weights,
+                dt=dt,
+                seed=seed,
+                device=device,
+                limit=None if memory_limit is None else int(memory_limit * 1e9),
+                output=output,
+                picture=picture,
+                progress=say,
+            )
+    except MissingDependency as error:
+        raise UsageError(str(error)) from error
+    _print(result.to_dict(), str(result), as_json)
+
+
+@app.command()
 def demo(
     steps: Annotated[int, typer.Option(min=1, help="Time steps of each spike train.")] = 100,
     seed: Annotated[int, typer.Option(help="Seed of weights, batches and spikes.")] = 0,
@@ -171,6 +225,19 @@ def _load_artifact(target: str) -> tracecompile.TracedModule:
     if not (Path(target) / "network.pickle").is_file():
         raise UsageError(f"{target} is not a folder that tracecompile convert wrote.")
     return load(target)
+
+
+def _words(text: str | None) -> list[str] | None:
+    return None if text is None else [word.strip() for word in text.split(",")]
+
+
+def _whole_numbers(text: str | None) -> list[int] | None:
+    words = _words(text)
+    if words is None:
+        return None
+    if not all(word.isdecimal() and int(word) > 0 for word in words):
+        raise UsageError(f"--steps {text!r} is no list of lengths: write it like 100,1000.")
+    return [int(word) for word in words]
 
 
 def _write(path: Path, text: str) -> None:

@@ -1,0 +1,149 @@
+"""``tracecompile bench``: a network trained in every way that is at hand, side by side in one run."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tracecompile.bench.case import Job, open_case
+from tracecompile.bench.measure import measure_case, memory_limit
+from tracecompile.bench.methods import BY_KEY, METHODS
+from tracecompile.bench.networks import NETWORKS
+from tracecompile.bench.plot import draw, require_matplotlib
+from tracecompile.bench.result import BASELINE, BenchResult, Row
+from tracecompile.bench.worker import measure_peak
+from tracecompile.targets import UsageError
+
+STEPS, QUICK_STEPS = (64, 256), (32,)
+REPEATS = 5
+
+Progress = Callable[[str], Any]
+
+
+def run_bench(
+    target: str | None = None,
+    *,
+    networks: Sequence[str] | None = None,
+    steps: Sequence[int] | None = None,
+    methods: Sequence[str] | None = None,
+    repeats: int = REPEATS,
+    quick: bool = False,
+    shape: str | None = None,
+    weights: Path | None = None,
+    dt: float | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    limit: int | None = None,
+    output: Path | None = None,
+    picture: bool = True,
+    progress: Progress = lambda text: None,
+) -> BenchResult:
+    """Measures time, memory and gradients of a training step.
+
+    Args:
+        target: A model as the command line names it; None for the built-in networks.
+        networks: Which built-in ones; None for all.
+        steps: Lengths; None for 64 and 256, or for a target the length of its own example.
+        methods: Keys of the rows; None for all. The model's inference is always among them.
+        repeats: Timed runs of each row.
+        quick: The built-in networks small and short: a look, not a result.
+        shape: Shape of a target's input, as ``--input`` takes it.
+        weights: File of a target's weights.
+        dt: Time step of a NIR graph.
+        seed: Of weights and inputs.
+        device: "cpu" or "cuda".
+        limit: Bytes above which the graph of backpropagation through time is not made; None for half of what is free.
+        output: The result is written here with the suffixes ``.json`` and ``.png``; None writes nothing.
+        picture: Whether the PNG is written.
+        progress: Takes a line of text now and then.
+
+    Raises:
+        UsageError: What is asked for does not exist.
+        MissingDependency: The picture needs a package that is not installed.
+        ConversionError: The model is refused.
+    """
+    jobs = _jobs(target, networks, steps, quick)
+    chosen = _chosen(methods)
+    if repeats < 1:
+        raise UsageError("--repeats must be at least 1.")
+    if output is not None and picture:
+        require_matplotlib()
+    rows: list[Row] = []
+    for plain in jobs:
+        job = replace(
+            plain, shape=shape, weights=str(weights) if weights else None, dt=dt, seed=seed, device=device, quick=quick
+        )
+        case = open_case(job)
+        found = measure_case(
+            case, job.network or case.title, chosen, repeats, memory_limit() if limit is None else limit, progress
+        )
+        rows += found
+        for row in found:
+            if not row.skipped:
+                progress(f"{case.title}, {case.steps} steps: memory of {row.name}")
+                _add_memory(row, job)
+    settings = {"target": target, "repeats": repeats, "quick": quick, "seed": seed, "input": shape}
+    result = BenchResult(rows, environment(device), settings)
+    return result if output is None else write(result, output, picture)
+
+
+def write(result: BenchResult, output: Path, picture: bool) -> BenchResult:
+    """Writes the JSON and the picture; returns the result with their paths."""
+    files = {"json": f"{output}.json"} | ({"picture": f"{output}.png"} if picture else {})
+    result = replace(result, files=files)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    Path(files["json"]).write_text(json.dumps(result.to_dict(), indent=1) + "\n", encoding="utf-8")
+    if picture:
+        draw(result, Path(files["picture"]))
+    return result
+
+
+def environment(device: str) -> dict[str, Any]:
+    """Returns what the measurement ran on."""
+    name = torch.cuda.get_device_name() if device == "cuda" else _processor()
+    return {"torch": torch.__version__, "threads": torch.get_num_threads(), "device": name}
+
+
+def _jobs(target: str | None, networks: Sequence[str] | None, steps: Sequence[int] | None, quick: bool) -> list[Job]:
+    if steps is not None and (not steps or min(steps) < 1):
+        raise UsageError("--steps needs whole numbers of at least 1, like 100,1000.")
+    if target is not None:
+        if networks is not None:
+            raise UsageError("--network chooses among the built-in networks: leave it out with a TARGET.")
+        chosen: Sequence[int | None] = steps or [None]
+        return [Job(target=target, steps=length) for length in chosen]
+    for name in networks or ():
+        if name not in NETWORKS:
+            raise UsageError(f"There is no network {name!r}: the networks are {', '.join(NETWORKS)}.")
+    lengths = steps or (QUICK_STEPS if quick else STEPS)
+    return [Job(network=name, steps=length) for name in (networks or NETWORKS) for length in lengths]
+
+
+def _chosen(methods: Sequence[str] | None) -> list[Any]:
+    for key in methods or ():
+        if key not in BY_KEY:
+            raise UsageError(f"There is no row {key!r}: the rows are {', '.join(BY_KEY)}.")
+    return [method for method in METHODS if methods is None or method.key in (*methods, BASELINE)]
+
+
+def _add_memory(row: Row, job: Job) -> None:
+    found = measure_peak(job, row.method)
+    if isinstance(found, str):
+        row.note = f"{row.note}; {found}" if row.note else found
+    else:
+        row.peak_bytes, row.start_bytes = found.peak, found.start
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

@@ -1,0 +1,90 @@
+"""Peak memory of one row, in a process of its own: ``python -m tracecompile.bench.worker JOB``."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import tracecompile
+from tracecompile.bench.case import Case, Job, open_case
+from tracecompile.bench.methods import BY_KEY, Method
+from tracecompile.diagnostics.memory import peak_resident_bytes
+
+REPETITIONS = 2
+"""Training steps that a process runs: the second one meets what the first one left behind."""
+SHORT = 8
+"""Time steps of the training step before them, whose memory is what does not depend on the length."""
+TIME_LIMIT = 3600
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Peak memory of a process, in bytes.
+
+    Attributes:
+        peak: After its training steps: main memory of the process, or memory of the CUDA device.
+        start: Before them, but after a training step of ``SHORT`` time steps, with the inputs of all steps loaded; None
+            where the length cannot be chosen.
+    """
+
+    peak: int
+    start: int | None
+
+
+def measure_peak(job: Job, key: str) -> Peak | str:
+    """Runs a row in a fresh process.
+
+    Args:
+        job: The case.
+        key: The row.
+
+    Returns:
+        What it took; a sentence where the process failed.
+    """
+    package = str(Path(tracecompile.__file__).parent.parent)
+    path = os.pathsep.join(part for part in (package, os.environ.get("PYTHONPATH", "")) if part)
+    task = json.dumps({"job": job.to_dict(), "method": key, "threads": torch.get_num_threads()})
+    command = [sys.executable, "-m", "tracecompile.bench.worker", task]
+    environment = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=TIME_LIMIT, check=False)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        return f"the process for its memory ended with code {done.returncode}: {last}"
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    return Peak(found["peak"], found["start"])
+
+
+def run_task(task: str) -> Peak:
+    """Does in this process what ``measure_peak`` asks of another."""
+    asked = json.loads(task)
+    torch.set_num_threads(asked["threads"])
+    case, method = open_case(Job(**asked["job"])), BY_KEY[asked["method"]]
+    short = case.of_length(min(SHORT, case.steps))
+    start = None
+    if short is not None:
+        _train(method, short)
+        start = _peak(case.device)
+    _train(method, case, REPETITIONS)
+    return Peak(_peak(case.device), start)
+
+
+def _train(method: Method, case: Case, repetitions: int = 1) -> None:
+    run = method.make(case)
+    for _ in range(repetitions):
+        run.prepare()
+        run.step()
+
+
+def _peak(device: torch.device) -> int:
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_resident_bytes()
+
+
+if __name__ == "__main__":
+    peak = run_task(sys.argv[1])
+    print(json.dumps({"peak": peak.peak, "start": peak.start}))
