@@ -344,7 +344,9 @@ class Vacuity:
         self.seen += 1
         self.live += has_gradient and 0 < int(spikes.count_nonzero()) < spikes.numel()
 
-    def check(self) -> None:
-        """Asserts that at least 90 % of the examples were live."""
+    def check(self, least: float = 0.9) -> None:
+        """Asserts that at least this share of the examples was live."""
         assert self.seen > 0, "no example was run"
-        assert self.live >= 0.9 * self.seen, f"only {self.live} of {self.seen} generated networks fire and stay silent"
+        assert self.live >= least * self.seen, (
+            f"only {self.live} of {self.seen} generated networks fire and stay silent"
+        )

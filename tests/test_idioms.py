@@ -153,4 +153,4 @@ def test_any_mixture_of_idioms_converts_exactly() -> None:
         record(vacuity, spec, assert_gradients_close(found, wanted, rtol=1e-9, may_be_zero=True))
 
     holds()
-    vacuity.check()
+    vacuity.check(least=0.8)  # on average nine in ten are live
