@@ -21,10 +21,12 @@ Handed = list[tuple[str, int, Tensor]]
 class Neumann:
     """Solves one bin of one recurrent block.
 
-    A sample whose change grows from one iteration to the next is not contracting: it keeps its last safe iterate.
+    Every sample iterates on its own, so that its gradient does not depend on what else is in the batch, nor on how a
+    batch is split over processes: it rests where it has settled. A sample whose change grows from one iteration to the
+    next is not contracting: it keeps its last safe iterate.
 
     Attributes:
-        residual: Last relative change of the samples that contract.
+        residual: Last relative change over the samples that contract.
         unsettled: Number of samples that were cut off.
     """
 
@@ -34,6 +36,8 @@ class Neumann:
         self.fed: dict[str, Tensor] = {}
         self.last_change: Tensor | None = None
         self.safe: Tensor | None = None
+        self.moving: Tensor | None = None
+        """Samples that take the next iterate; the others have settled, or were cut off."""
 
     def run(self, sweep: Callable[[Mapping[str, Tensor]], tuple[Handed, dict[str, Tensor]]]) -> Handed:
         """Iterates until settled.
@@ -48,13 +52,13 @@ class Neumann:
             handed, fed = sweep(self.fed)
             if not fed or term == MOST_LATERAL_TERMS:
                 break
-            self._advance(fed)
-            if term >= LATERAL_TERMS and self.residual < SETTLED:
+            self._advance(fed, may_rest=term >= LATERAL_TERMS)
+            if self.moving is not None and not self.moving.any():
                 break
         return handed
 
-    def _advance(self, fed: dict[str, Tensor]) -> None:
-        """Takes the next iterate for the samples that still contract."""
+    def _advance(self, fed: dict[str, Tensor], may_rest: bool) -> None:
+        """Takes the next iterate for the samples that still move."""
         change = sum(
             _square_norms(signal - self.fed.get(name, torch.zeros_like(signal))) for name, signal in fed.items()
         )
@@ -64,13 +68,17 @@ class Neumann:
         contracting = torch.isfinite(change)
         if self.last_change is not None:
             contracting &= change <= self.last_change
-        self.safe = contracting if self.safe is None else self.safe & contracting
+        # A sample that rests sees the same change once more, up to rounding, and that must not cut it off.
+        rests = torch.zeros_like(contracting) if self.moving is None else ~self.moving
+        self.safe = contracting if self.safe is None else self.safe & (contracting | rests)
+        settled = change <= SETTLED**2 * size if may_rest else torch.zeros_like(contracting)
+        self.moving = self.safe & ~rests & ~settled
         for name, signal in fed.items():
-            keep = self.safe.reshape(-1, *([1] * (signal.ndim - 1))) if signal.ndim else self.safe.all()
+            keep = self.moving.reshape(-1, *([1] * (signal.ndim - 1))) if signal.ndim else self.moving.all()
             self.fed[name] = torch.where(keep, signal, self.fed.get(name, torch.zeros_like(signal)))
         self.last_change = change
-        moving = torch.where(self.safe, change, torch.zeros_like(change)).sum()
-        self.residual = float((moving / size.sum().clamp_min(torch.finfo(size.dtype).tiny)).sqrt())
+        left, whole = (torch.where(self.safe, part, torch.zeros_like(part)).sum() for part in (change, size))
+        self.residual = float((left / whole.clamp_min(torch.finfo(whole.dtype).tiny)).sqrt())
         self.unsettled = int((~self.safe).sum())
 
 
