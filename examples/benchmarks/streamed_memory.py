@@ -3,12 +3,14 @@
     python examples/benchmarks/streamed_memory.py
 
 Every length runs in a process of its own: spikes are made one step at a time and streamed through a converted network,
-and the weights are trained once at its end. No segment is cut: the learning signal of the last step reaches the first.
+and the weights are updated every ``--segment`` steps while the stream goes on. (What would grow within a segment is the
+loss itself, a few kilobytes of graph for each step that it sums.)
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
@@ -48,17 +50,18 @@ def spikes(steps: int) -> Iterator[torch.Tensor]:
         yield (torch.rand(BATCH, INPUTS, generator=generator) < 0.3).float()
 
 
-def train(steps: int, hidden: int) -> int:
+def train(steps: int, hidden: int, segment: int) -> int:
     """Trains on one streamed sequence and returns the peak memory of this process, in bytes."""
     torch.manual_seed(0)
     model = Net(hidden)
     net = tracecompile.convert(model, torch.zeros(4, BATCH, INPUTS))
     optimizer = torch.optim.Adam(model.parameters())
-    loss = torch.zeros(())
-    for scores in net.stream(spikes(steps)):
-        loss = loss + scores[:, 0].mean() / steps
-    loss.backward()
-    optimizer.step()
+    stream = net.stream(spikes(steps))
+    while outputs := list(itertools.islice(stream, segment)):
+        loss = torch.stack(outputs).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
     return peak_resident_bytes()
 
 
@@ -67,15 +70,17 @@ def main(argv: Sequence[str] | None = None) -> dict[int, int]:
     parser = argparse.ArgumentParser(description="Peak memory of training on streams of several lengths.")
     parser.add_argument("--steps", type=int, nargs="+", default=[100, 10_000])
     parser.add_argument("--hidden", type=int, default=HIDDEN)
+    parser.add_argument("--segment", type=int, default=50)
     parser.add_argument("--here", action="store_true", help="train in this process, and print bytes alone")
     options = parser.parse_args(argv)
     found = {}
     for steps in options.steps:
         if options.here:
-            found[steps] = train(steps, options.hidden)
+            found[steps] = train(steps, options.hidden, options.segment)
             print(json.dumps(found[steps]))
             continue
-        command = [sys.executable, __file__, "--here", "--steps", str(steps), "--hidden", str(options.hidden)]
+        size = ["--hidden", str(options.hidden), "--segment", str(options.segment)]
+        command = [sys.executable, __file__, "--here", "--steps", str(steps), *size]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         found[steps] = int(json.loads(done.stdout))
         print(f"{steps:>8,} time steps: peak {found[steps] / 1e6:,.1f} MB", flush=True)
