@@ -48,7 +48,7 @@ def _times(axes: Any, result: BenchResult, rows: Sequence[Row]) -> None:
     _bars(axes, [row for row, _ in ratios], [ratio for _, ratio in ratios], [f"{ratio:.2f}" for _, ratio in ratios])
     axes.axvline(1.0, color=GREY, lw=1, ls=":")
     axes.set_xlabel("time, in units of the model's inference")
-    axes.set_title(f"{rows[0].title}, {rows[0].steps:,} time steps", loc="left", fontsize=11)
+    axes.set_title(f"{rows[0].title}\n{rows[0].steps:,} time steps", loc="left", fontsize=11)
 
 
 def _memory(axes: Any, rows: Sequence[Row]) -> None:
