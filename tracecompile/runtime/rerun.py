@@ -42,7 +42,8 @@ class Rerun:
         root = executor.program.root
         self.training = [(module, module.training) for module in root.modules()]
         self.autocast = _autocast_states(prepared.device)
-        self.final: Sequence[Tensor] = ()
+        self.final: Sequence[Tensor] | None = None
+        """The last states, to see whether the second pass comes to the same; None where it may round differently."""
         # Inputs that the prologue has computed are not kept: it is run again, unless it would draw other numbers.
         self.leaves = None if _are_views(prepared.inputs, leaves) or _is_random(executor) else list(leaves)
         self.prepared = prepared
@@ -68,7 +69,7 @@ class Rerun:
                 record.add(states, *recorded)
                 assert record.moment is not None
                 yield record.moment
-        if not all(torch.equal(now, before) for now, before in zip(states, self.final, strict=True)):
+        if self.final is not None and not all(torch.equal(now, before) for now, before in zip(states, self.final, strict=True)):
             warnings.warn(
                 "The second pass over the sequence did not come to the same states as the first: an operation of the "
                 "model is not deterministic, and the gradient is that of the second pass.",
