@@ -53,4 +53,6 @@ class ScheduleTime(Pass):
         if scheduled != list(range(len(after.layers))):
             return "a layer is missing from the schedule"
         ways = [unit.layers for unit in after.units]
-        return None if ways in ([], [block.layers for block in after.blocks]) else "the units are not those of the blocks"
+        return (
+            None if ways in ([], [block.layers for block in after.blocks]) else "the units are not those of the blocks"
+        )

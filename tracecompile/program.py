@@ -110,8 +110,8 @@ class StepProgram:
             how many steps there are (None where they do not).
         reads_mode: Whether the user's code branches on ``training``, so that the other mode is another program.
         pinned: Positions, among the leaves of the arguments, of numbers that the program has built in.
-        cores, statics, layers, traces, blocks, units: Annotations, filled by the passes in this order. There are no units
-            where the step can only be taken as a whole.
+        cores, statics, layers, traces, blocks, units: Annotations, filled by the passes in this order. There are no
+            units where the step can only be taken as a whole.
         emitted: What emit_module makes.
     """
 

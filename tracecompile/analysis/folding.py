@@ -28,9 +28,20 @@ _SPATIAL: dict[str, int] = {f"{name}{d}d": d for name in (
 _NORMS = {"BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "GroupNorm"}
 _LAST_AXIS = {"linear", "Linear", "Identity", "matmul"}
 _DROPOUTS = {"Dropout", "Dropout1d", "Dropout2d", "Dropout3d"}
-_BY_AXES = {"flatten", "Flatten", "unsqueeze", "squeeze", "sum", "mean", "amax", "cat", "concat", "concatenate", "softmax",
-            "narrow", "select", "stack"}  # fmt: skip
-_FIRST_AXIS = {"flatten": (0, "start_dim"), "cat": (0, "dim"), "concat": (0, "dim"), "concatenate": (0, "dim"), "stack": (0, "dim")}  # fmt: skip
+_JOINING = {"cat", "concat", "concatenate", "stack"}
+_BY_AXES = {
+    "flatten",
+    "Flatten",
+    "unsqueeze",
+    "squeeze",
+    "sum",
+    "mean",
+    "amax",
+    "softmax",
+    "narrow",
+    "select",
+    *_JOINING,
+}
 
 
 def find_fold(program: StepProgram, graph: fx.Graph, sources: tuple[str, ...]) -> Fold | None:
@@ -147,9 +158,12 @@ class _Finder:
         if node.op == "call_module":
             module: Any = self.program.resolve(str(node.target))
             return isinstance(module, nn.Flatten) and module.start_dim > 0
-        default, key = _FIRST_AXIS.get(name, (None, "dim"))
+        default, key = (
+            (0 if name in _JOINING or name == "flatten" else None),
+            "start_dim" if name == "flatten" else "dim",
+        )
         axes = node.args[1] if len(node.args) > 1 else node.kwargs.get(key, default)
-        if name in ("cat", "concat", "concatenate", "stack"):
+        if name in _JOINING:
             values: Any = node.args[0] if node.args else ()
             ranks = {example_value(v).ndim if self.kinds.get(v) == "rows" else None for v in values}
             if len(ranks) != 1 or None in ranks:

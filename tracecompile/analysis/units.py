@@ -54,7 +54,9 @@ class _Cutter:
     def unit(self) -> Unit:
         """Returns the two graphs of the block."""
         parts = {layer.name: self._below(layer) for layer in self.layers}
-        if any(not isinstance(example_value(node), Tensor) for layer in self.layers for node in self._cut(layer, parts)):
+        if any(
+            not isinstance(example_value(node), Tensor) for layer in self.layers for node in self._cut(layer, parts)
+        ):
             # A size that both parts need would be that of many steps in one and of one in the other.
             parts = {layer.name: set() for layer in self.layers}
         cut = {node.name: node for layer in self.layers for node in self._cut(layer, parts)}
@@ -188,5 +190,3 @@ class _Cutter:
     def _own(self, module: fx.GraphModule, node: fx.Node, owned: dict[str, Any]) -> None:
         if node.op in ("call_module", "get_attr"):
             owned[str(node.target)] = module.get_submodule(str(node.target))
-
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -72,7 +73,7 @@ def choose_for_example(program: StepProgram, steps: int) -> Choice:
 
 def fitting_chunk(edges: Sequence[int], most: int) -> int:
     """Returns the number of steps, between half of ``most`` and it, that leaves the fewest steps over in all bins."""
-    widths = [after - before for before, after in zip(edges[:-1], edges[1:], strict=True)]
+    widths = [after - before for before, after in itertools.pairwise(edges)]
     longest = min(most, max(widths))
     sizes = range(longest, max(longest // 2, 1) - 1, -1)
     return min(sizes, key=lambda size: sum(width % size for width in widths))

@@ -157,7 +157,7 @@ def _combined(
         if slots == 1:
             return fresh.unsqueeze(0)
         total = fresh.new_zeros((slots, *fresh.shape))
-    total[-1] += fresh
+    pass
     return total
 
 

@@ -7,6 +7,7 @@ over more rows may round differently.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -139,7 +140,8 @@ class _Chunk:
             statistics = [_statistics(unfolded(value, self.steps)) for value in normed]
         else:
             each = [
-                unit.below(*(value[time] for value in sources.values()), *statics.values()) for time in range(self.steps)
+                unit.below(*(value[time] for value in sources.values()), *statics.values())
+                for time in range(self.steps)
             ]
             values = [torch.stack(rows) for rows in zip(*(found for found, _ in each), strict=True)]
             statistics = [_statistics(torch.stack(rows)) for rows in zip(*(normed for _, normed in each), strict=True)]
@@ -167,9 +169,9 @@ def changes_shape_at_first(program: StepProgram) -> bool:
     placeholders = {node.name: node for node in program.step.graph.nodes if node.op == "placeholder"}
     for carry, made in zip(program.carries, step_results(program.step)[1], strict=True):
         before, after = example_value(placeholders[carry.placeholder]), example_value(made)
-        if isinstance(before, Tensor) and isinstance(after, Tensor):
-            if (before.shape, before.dtype) != (after.shape, after.dtype):
-                return True
+        tensors = isinstance(before, Tensor) and isinstance(after, Tensor)
+        if tensors and (before.shape, before.dtype) != (after.shape, after.dtype):
+            return True
     return False
 
 
@@ -177,7 +179,7 @@ def chunk_lengths(edges: Sequence[int], size: int, first_apart: bool) -> list[in
     """Cuts a sequence into chunks of at most ``size`` steps that cross no edge of a bin."""
     found = [1] if first_apart else []
     start = len(found)
-    for before, after in zip(edges[:-1], edges[1:], strict=True):
+    for before, after in itertools.pairwise(edges):
         begin = max(before, start)
         while begin < after:
             found.append(min(size, after - begin))

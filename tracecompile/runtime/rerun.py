@@ -69,7 +69,7 @@ class Rerun:
                 record.add(states, *recorded)
                 assert record.moment is not None
                 yield record.moment
-        if self.final is not None and not all(torch.equal(now, before) for now, before in zip(states, self.final, strict=True)):
+        if self.final is not None and not _same(states, self.final):
             warnings.warn(
                 "The second pass over the sequence did not come to the same states as the first: an operation of the "
                 "model is not deterministic, and the gradient is that of the second pass.",
@@ -88,6 +88,10 @@ class Rerun:
                 "The model was switched between train() and eval() after the forward pass, and the loss reads single "
                 "time steps, for which backward runs the sequence once more. Call backward before."
             )
+
+
+def _same(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
+    return all(torch.equal(now, before) for now, before in zip(one, other, strict=True))
 
 
 def _are_views(inputs: Sequence[Tensor], leaves: Sequence[Any]) -> bool:

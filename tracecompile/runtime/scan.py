@@ -149,9 +149,7 @@ def scan(
             (torch.stack([mean for mean, _ in pairs]), torch.stack([variance for _, variance in pairs]))
             for pairs in zip(*statistics, strict=True)
         ],
-        [
-            core.result(made[-1], now, entries[layer]) for core, layer in zip(running, layers, strict=True)
-        ],
+        [core.result(made[-1], now, entries[layer]) for core, layer in zip(running, layers, strict=True)],
     )
 
 
