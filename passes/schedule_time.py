@@ -1,10 +1,11 @@
-"""Decides the order in which layers are computed and solved."""
+"""Decides the order in which layers are computed and solved, and what of them is computed for many steps at once."""
 
 from __future__ import annotations
 
 from typing import ClassVar
 
 from tracecompile.analysis.graph_view import blocks_of
+from tracecompile.analysis.units import find_units
 from tracecompile.layers import Block
 from tracecompile.passes.base import Pass
 from tracecompile.passes.partition_layers import layer_reading
@@ -14,11 +15,17 @@ from tracecompile.program import StepProgram
 class ScheduleTime(Pass):
     """Groups the layers into blocks: what feeds itself through a delay is stepped and solved together.
 
+    Of every block, what reads other blocks alone can be computed for a chunk of steps at once: synapses with the steps
+    side by side in the batch. What is left, the core (and in a recurrent block the synapses within it), is a scan over
+    the chunk.
+
     requires: layers.
-    ensures: every layer is in exactly one block; a block comes after everything that it reads.
+    ensures: every layer is in exactly one block; a block comes after everything that it reads. There is one unit per
+        block, or a note that says why the step is taken as a whole.
 
         before: layers a (reads x), b (reads a, and b one step ago), c (reads b)
         after:  blocks (a), (b, recurrent), (c)
+                units: (fc(x); scan of a), (fc(a); scan of rec(b one step ago) and b), (fc(b); scan of c)
     """
 
     name: ClassVar[str] = "schedule_time"
@@ -35,10 +42,17 @@ class ScheduleTime(Pass):
                 maker = layer_reading(program.layers, source)
                 if maker is not None:
                     edges.append((reader, maker, source.delay))
-        blocks = blocks_of(edges, len(program.layers))
-        return program.evolve(blocks=tuple(Block(layers, recurrent) for layers, recurrent in blocks))
+        blocks = tuple(Block(layers, recurrent) for layers, recurrent in blocks_of(edges, len(program.layers)))
+        units, obstacle = find_units(program, blocks)
+        notes = () if obstacle is None else (f"Every time step is taken by itself: {obstacle}.",)
+        return program.evolve(blocks=blocks, units=units, notes=(*program.notes, *notes))
 
     def ensures(self, before: StepProgram, after: StepProgram) -> str | None:
         """See the class."""
         scheduled = sorted(index for block in after.blocks for index in block.layers)
-        return None if scheduled == list(range(len(after.layers))) else "a layer is missing from the schedule"
+        if scheduled != list(range(len(after.layers))):
+            return "a layer is missing from the schedule"
+        ways = [unit.layers for unit in after.units]
+        return (
+            None if ways in ([], [block.layers for block in after.blocks]) else "the units are not those of the blocks"
+        )

@@ -18,6 +18,7 @@ from tracecompile.errors import ConversionError, InvalidInput
 from tracecompile.passes.pipeline import Stages, run_pipeline
 from tracecompile.program import Settings, StepProgram
 from tracecompile.runtime.arguments import Arguments, check_tensor
+from tracecompile.self_check import example_steps
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def compile_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     return Compiled(
         program,
         stages,
-        describe(program),
+        describe(program, example_steps(program, args, kwargs) if program.kind == "sequence" else 1),
         arguments,
         modes=training_flags(model) if program.reads_mode else None,
         numbers=arguments.numbers(program.pinned, args, kwargs),

@@ -37,8 +37,13 @@ def convert(
         bins: Time bins of the measured rule for sequences; more bins are closer to backpropagation through time.
         decay: Decay of the input traces: None for the mean of the whole sequence, a float in (0, 1), or a mapping of
             layer names to floats. With a decay there is one bin.
-        backend: What runs the time steps.
-        chunk: Time steps computed together where the graph allows; None lets the compiler choose.
+        backend: What runs the time steps of a sequence that is trained. "eager" with ``chunk=1`` is the reference:
+            values are those of the model, bit for bit. "inductor" compiles the neurons for many steps at once, which
+            takes seconds at the first call. "auto" does so where the sequence is long and large enough to pay for it;
+            the report says which and why.
+        chunk: Time steps computed together where the graph allows; None is 1 for the eager backend and up to 32 for
+            inductor. Beyond 1, values are equal up to rounding: a spike may differ where its membrane is within
+            rounding of the threshold.
 
     Returns:
         A module with the model's signature, parameters and state_dict.
@@ -74,7 +79,7 @@ def _settings(rule: Any, bins: Any, decay: Any, backend: Any, chunk: Any) -> Set
             )
     if backend not in get_args(Backend):
         raise InvalidInput(f"There is no backend {backend!r}.", f"The backends are: {', '.join(get_args(Backend))}.")
-    if backend == "inductor" or (chunk is not None and chunk != 1):
-        raise InvalidInput("Only the eager backend with chunk 1 is available.", 'Use backend="eager" and chunk=1.')
+    if chunk is not None and (not isinstance(chunk, int) or isinstance(chunk, bool) or chunk < 1):
+        raise InvalidInput(f"chunk is {chunk!r}, but must be a whole number of at least 1.")
     single = rule != "measured" or decay is not None
-    return Settings(rule, 1 if single else bins, decay, "eager", 1)
+    return Settings(rule, 1 if single else bins, decay, backend, chunk)

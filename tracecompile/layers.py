@@ -146,6 +146,56 @@ class Block:
 
 
 @dataclass(frozen=True)
+class Unit:
+    """A block as it is computed for a chunk of time steps: what only reads other blocks at once, the rest as a scan.
+
+    Attributes:
+        layers: Indices into the program's layers, in the order of the step.
+        sources: Values that its synapses read from outside the block.
+        below: (*sources, *below_statics) -> (values, inputs of batch normalisations): what depends on nothing else.
+        below_statics: Names of the static values that it takes.
+        values: Names of the nodes that it makes.
+        below_norms: Names of the normalisations whose inputs it returns.
+        fold: How ``below`` is computed for all steps of a chunk at once; None where it must be stepped.
+        step: (*values, *carries, *step_statics) -> (outputs, next carries, derivatives of each layer, batch statistics
+            of ``step_norms``): one step of everything else; None for a junction outside a recurrent block, which has
+            nothing else.
+        carries: Placeholders of the states and delays within the block.
+        step_statics: Names of the static values that ``step`` takes.
+        step_norms: Names of the normalisations in it.
+        outputs: Nodes whose values ``step`` returns.
+        recurrent: Whether the block feeds itself.
+    """
+
+    layers: tuple[int, ...]
+    sources: tuple[str, ...]
+    below: fx.GraphModule
+    below_statics: tuple[str, ...]
+    values: tuple[str, ...]
+    below_norms: tuple[str, ...]
+    fold: Fold | None
+    step: fx.GraphModule | None
+    carries: tuple[str, ...]
+    step_statics: tuple[str, ...]
+    step_norms: tuple[str, ...]
+    outputs: tuple[str, ...]
+    recurrent: bool
+
+
+@dataclass(frozen=True)
+class Fold:
+    """How a graph is computed for many steps at once.
+
+    Attributes:
+        per_sample: Static values that have a batch axis of their own and are repeated for every step.
+        modules: What the graph calls, by target: none of them may be in training mode or have hooks.
+    """
+
+    per_sample: tuple[str, ...]
+    modules: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Emitted:
     """The generated code of one time step.
 

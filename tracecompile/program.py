@@ -23,7 +23,7 @@ from torch import fx, nn
 if TYPE_CHECKING:
     from torch.utils._pytree import TreeSpec
 
-    from tracecompile.layers import Block, Core, Emitted, Layer, Statics, Trace
+    from tracecompile.layers import Block, Core, Emitted, Layer, Statics, Trace, Unit
 
 Collect = Literal["stack", "last", "sum", "step"]
 """How the per-step values of one output reach the epilogue: all of them along a new axis 0, the last one, their running
@@ -110,7 +110,8 @@ class StepProgram:
             how many steps there are (None where they do not).
         reads_mode: Whether the user's code branches on ``training``, so that the other mode is another program.
         pinned: Positions, among the leaves of the arguments, of numbers that the program has built in.
-        cores, statics, layers, traces, blocks: Annotations, filled by the passes in this order.
+        cores, statics, layers, traces, blocks, units: Annotations, filled by the passes in this order. There are no
+            units where the step can only be taken as a whole.
         emitted: What emit_module makes.
     """
 
@@ -139,6 +140,7 @@ class StepProgram:
     layers: tuple[Layer, ...] = ()
     traces: tuple[Trace, ...] = ()
     blocks: tuple[Block, ...] = ()
+    units: tuple[Unit, ...] = ()
     emitted: Emitted | None = None
 
     def evolve(self, **changes: Any) -> StepProgram:

@@ -13,19 +13,27 @@ from tracecompile.layers import Jacobian, Layer
 from tracecompile.passes.insert_input_traces import layer_decay
 from tracecompile.program import StepProgram
 from tracecompile.rules.analytic import RateCurve
+from tracecompile.runtime.backends import choose_for_example
 
 
-def describe(program: StepProgram) -> ConversionReport:
-    """Returns the report of a program that has gone through all passes."""
+def describe(program: StepProgram, steps: int) -> ConversionReport:
+    """Returns the report of a program that has gone through all passes; ``steps`` is the length of the example."""
     settings = program.settings
+    choice = choose_for_example(program, steps)
+    reasons = [f"Backend {choice.backend}: {choice.reason}."] if choice.reason else []
+    if choice.chunk > 1:
+        reasons.append(
+            f"Up to {choice.chunk} steps are computed together: values are the model's up to rounding, and a spike may "
+            "differ where its membrane is within rounding of the threshold."
+        )
     return ConversionReport(
         layers=tuple(_layer(program, layer) for layer in program.layers),
         parameters=_parameters(program),
         schedule=tuple(_block(program, index) for index in range(len(program.blocks))),
-        notes=(*program.notes, *_notes(program)),
+        notes=(*program.notes, *_notes(program), *reasons),
         rule=settings.rule,
         bins=settings.bins,
-        backend="eager",
+        backend=choice.backend,
         memory=footprint(program),
     )
 

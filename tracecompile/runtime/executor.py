@@ -12,11 +12,14 @@ from tracecompile.analysis.linearity import refuse_active_dropout
 from tracecompile.errors import InvalidInput
 from tracecompile.exact import only_exact_value
 from tracecompile.program import StepProgram
+from tracecompile.runtime.backends import Choice, choose
 from tracecompile.runtime.backward import StandIns
 from tracecompile.runtime.bins import Bins, Clock, SequenceClock
+from tracecompile.runtime.chunks import ChunkRun, changes_shape_at_first, chunk_lengths
 from tracecompile.runtime.ports import find_ports
 from tracecompile.runtime.record import Record
 from tracecompile.runtime.rerun import Prepared, Rerun, Steps
+from tracecompile.runtime.scans import Scans
 from tracecompile.runtime.window import Window
 
 
@@ -34,6 +37,9 @@ class Executor:
         self.rule = program.settings.rule
         self.observer: Callable[..., None] = Record.add
         """Takes every recorded step; a diagnostic may put itself in front."""
+        self.stepped = False
+        """Whether sequences are run by the reference, one step after the other, whatever the settings say."""
+        self.scans = Scans()
 
     # Pieces.
 
@@ -136,13 +142,17 @@ class Executor:
         window = self.open_window(SequenceClock(Bins.over(steps, bins)), prepared)
         collector = Collector(self.program)
         rerun = Rerun(self, leaves, prepared, window.statics)
+        choice = choose(self.program, steps, prepared.initial, prepared.device)
         states: Sequence[Tensor] = ()
         with torch.no_grad():
-            for outputs, states, recorded in self.steps(prepared, prepared.initial, window.statics):
-                self.observer(window.record, states, *recorded)
-                collector.add(outputs)
+            if choice.chunk == 1 or self.stepped or self.observer is not Record.add:
+                for outputs, states, recorded in self.steps(prepared, prepared.initial, window.statics):
+                    self.observer(window.record, states, *recorded)
+                    collector.add(outputs)
+                rerun.final = states
+            else:
+                states = self._chunked(prepared, window, collector, choice)
             collected = collector.results()
-        rerun.final = states
         if self.rule == "measured":
             window.rerun = rerun
         axes = {x.name: (value, x.dim) for x, value in zip(self.program.inputs, prepared.inputs, strict=True)}
@@ -151,6 +161,20 @@ class Executor:
         results = with_anchors(collected, anchors[: len(collected)])
         states = with_anchors(states, anchors[len(collected) :])
         return self.finish(results, states, prepared.invariants), window, last
+
+    def _chunked(self, prepared: Prepared, window: Window, collector: Collector, choice: Choice) -> list[Tensor]:
+        """Runs a recorded sequence in chunks; returns the last states."""
+        statics = {name: _detached(value) for name, value in window.statics.items()}
+        states = [state.detach() for state in prepared.initial]
+        run = ChunkRun(self.program, self.scans, window.record, statics, states)
+        names = [x.name for x in self.program.inputs]
+        whole = [v.detach().movedim(x.dim, 0) for x, v in zip(self.program.inputs, prepared.inputs, strict=True)]
+        begin = 0
+        for steps in chunk_lengths(window.record.bins.edges, choice.chunk, changes_shape_at_first(self.program)):
+            inputs = {name: value[begin : begin + steps] for name, value in zip(names, whole, strict=True)}
+            collector.add_chunk(run.take(inputs, steps))
+            begin += steps
+        return list(run.states.values())
 
     def steps(self, prepared: Prepared, initial: Sequence[Tensor], statics: Mapping[str, Any]) -> Steps:
         """Runs the traced steps of a sequence without a graph; yields (outputs, next states, what is recorded)."""
@@ -248,6 +272,18 @@ class Collector:
             else:
                 kept[0] = value
         self.latest = list(outputs)
+
+    def add_chunk(self, outputs: Sequence[Tensor]) -> None:
+        """Takes the outputs of consecutive steps, (steps, *shape) each."""
+        for kept, values, output in zip(self.steps, outputs, self.outputs, strict=True):
+            if output.collect == "stack":
+                kept.extend(values)
+            elif output.collect == "sum":
+                total = values.sum(0, dtype=values.dtype)
+                kept[:] = [kept[0] + total if kept else total]
+            else:
+                kept[:] = [values[-1].clone()]
+        self.latest = [values[-1] for values in outputs]
 
     def results(self) -> list[Tensor]:
         """Returns what the epilogue reads."""

@@ -49,6 +49,13 @@ class Horizon:
         """Returns the profile of a signal that is the same at every step."""
         return torch.ones(self.cells, dtype=torch.float64)
 
+    def at(self, step: int) -> Profile:
+        """Returns the profile of a signal that falls on one step."""
+        profile = torch.zeros(self.cells, dtype=torch.float64)
+        cell = int(torch.searchsorted(self.widths.cumsum(0), step, right=True))
+        profile[cell] = 1.0 / self.widths[cell]
+        return profile
+
     def note(self, origin: str, signal: Tensor, profile: Profile) -> None:
         """Adds a signal on a value to the profile of that value, by its norm."""
         total = (profile * self.widths).sum().abs().clamp_min(1e-30)
@@ -59,8 +66,7 @@ class Horizon:
         """Adds a signal on a value of one step, which needs no factor itself, to the profile of that value."""
         if origin not in self._moments:
             self._moments[origin] = torch.zeros(self.cells, dtype=torch.float64)
-        cell = int(torch.searchsorted(self.widths.cumsum(0), step, right=True))
-        self._moments[origin][cell] += float(signal.norm()) / self.widths[cell]
+        self._moments[origin] += self.at(step) * float(signal.norm())
 
     def knows(self, origin: str) -> bool:
         """Tells whether there are signals on a value."""

@@ -92,4 +92,7 @@ class MomentPass:
             if source.origin in self.made and not source.delay:
                 handed[source.origin] = handed[source.origin] + signal if source.origin in handed else signal
             elif moment.step >= source.delay:
-                self.solver.add(source.origin, 0, self.bins.of(moment.step - source.delay), signal)
+                made = moment.step - source.delay
+                self.solver.add(source.origin, 0, self.bins.of(made), signal)
+                if self.solver.horizon is not None:
+                    self.solver.horizon.note(source.origin, signal, self.solver.horizon.at(made))

@@ -67,7 +67,8 @@ class Rerun:
         root = executor.program.root
         self.training = [(module, module.training) for module in root.modules()]
         self.autocast = _autocast_states(prepared.device)
-        self.final: Sequence[Tensor] = ()
+        self.final: Sequence[Tensor] | None = None
+        """The last states, to see whether the second pass comes to the same; None where it may round differently."""
         # Inputs that the prologue has computed are not kept: it is run again, unless it would draw other numbers.
         self.leaves = None if _are_views(prepared.inputs, leaves) or _is_random(executor) else list(leaves)
         self.prepared = prepared
@@ -108,7 +109,7 @@ class Rerun:
                 stack.enter_context(torch.autocast(device, dtype=dtype, enabled=enabled))
             for _, states, recorded in executor.steps(prepared, self.prepared.initial, self.statics):
                 yield states, recorded
-        if not all(torch.equal(now, before) for now, before in zip(states, self.final, strict=True)):
+        if self.final is not None and not _same(states, self.final):
             warnings.warn(
                 "The second pass over the sequence did not come to the same states as the first: an operation of the "
                 "model is not deterministic, and the gradient is that of the second pass.",
@@ -127,6 +128,10 @@ class Rerun:
                 "The model was switched between train() and eval() after the forward pass, and the loss reads single "
                 "time steps, for which backward runs the sequence once more. Call backward before."
             )
+
+
+def _same(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
+    return all(torch.equal(now, before) for now, before in zip(one, other, strict=True))
 
 
 def _are_views(inputs: Sequence[Tensor], leaves: Sequence[Any]) -> bool:

@@ -91,6 +91,12 @@ class Responses:
                 self.profiles[key] = TraceBuffer(Trace(".".join(key), None, ()), cells)
             self.profiles[key].add(torch.as_tensor(value).mean(), cell)
 
+    def note_means(self, key: tuple[str, str], means: Tensor, cells_of: list[int], cells: int) -> None:
+        """Adds means over all neurons, (steps,), each to its cell of time."""
+        if key not in self.profiles:
+            self.profiles[key] = TraceBuffer(Trace(".".join(key), None, ()), cells)
+        self.profiles[key].add_each(means, cells_of)
+
     def merge(self) -> None:
         """Adds neighbouring bins up: a merged current acts in both, a merged output is the sum over both."""
         self.weights = merged_weights(self.weights)

@@ -29,15 +29,38 @@ class TraceBuffer:
 
     def add(self, value: Tensor, index: int) -> None:
         """Adds one step's value, of any shape, to the bin ``index``."""
+        sums = self._sums_for(value)
+        if self.decay is not None:
+            sums[index].mul_(self.decay)
+            self.weights[index] *= self.decay
+        sums[index].add_(value)
+        self.weights[index] += 1.0
+
+    def add_steps(self, values: Tensor, index: int) -> None:
+        """Adds the values of consecutive steps, (steps, *shape), to the bin ``index``."""
+        sums, steps = self._sums_for(values[0]), values.shape[0]
+        if self.decay is None:
+            sums[index].add_(values.sum(0, dtype=sums.dtype))
+            self.weights[index] += steps
+            return
+        factors = [self.decay ** (steps - 1 - step) for step in range(steps)]
+        weights = torch.tensor(factors, dtype=sums.dtype, device=sums.device)
+        sums[index].mul_(self.decay**steps).add_(torch.tensordot(weights, values.to(sums.dtype), 1))
+        self.weights[index] = self.weights[index] * self.decay**steps + sum(factors)
+
+    def add_each(self, values: Tensor, bins: list[int]) -> None:
+        """Adds the values of several steps, (steps, *shape), each to its own bin."""
+        sums = self._sums_for(values[0])
+        sums.index_add_(0, torch.tensor(bins, device=sums.device), values.to(sums.dtype))
+        for index in bins:
+            self.weights[index] += 1.0
+
+    def _sums_for(self, value: Tensor) -> Tensor:
         if self.sums is None:
             self.sums = torch.zeros(
                 (self.bins, *value.shape), dtype=accumulator_dtype(value.dtype), device=value.device
             )
-        if self.decay is not None:
-            self.sums[index].mul_(self.decay)
-            self.weights[index] *= self.decay
-        self.sums[index].add_(value)
-        self.weights[index] += 1.0
+        return self.sums
 
     def merge(self) -> None:
         """Adds neighbouring bins up: bins 2 i and 2 i + 1 become bin i."""

@@ -74,9 +74,7 @@ class Tangents:
         Returns:
             For currents the slots ``first`` to ``index``, for the others one slot. What is zero is left out.
         """
-        if index > self.latest_bin:
-            self._drop_faded()
-        self.latest_bin = index
+        self.enter(index)
         changes: Changes = {}
         fresh: dict[tuple[str, str], Tensor] = {}
         for variable in self.slots:
@@ -90,6 +88,12 @@ class Tangents:
                     fresh[variable, state] = change
         self.by_state = fresh
         return changes
+
+    def enter(self, index: int) -> None:
+        """Says in which bin the next step is; at the beginning of a bin, what the neurons have forgotten is dropped."""
+        if index > self.latest_bin:
+            self._drop_faded()
+        self.latest_bin = index
 
     def _change(self, derivatives: Derivatives, result: str, variable: str, like: Tensor) -> Tensor | None:
         """Returns the derivatives of a result with respect to each slot of a variable, or None where they are zero."""

@@ -1,0 +1,34 @@
+"""Runs scans: as they are, or compiled by inductor, once per distinct core and piece of time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from tracecompile.layers import Unit
+from tracecompile.runtime.scan import CoreScan, ScanResult, scan
+
+
+class Scans:
+    """Runs the scans of units as they are."""
+
+    def pieces(self, unit: Unit, steps: int) -> list[int]:
+        """Returns the lengths of the scans that a chunk of a unit is made of."""
+        return [steps]
+
+    def run(
+        self,
+        unit: Unit,
+        cores: Sequence[CoreScan],
+        layers: Sequence[int],
+        steps: int,
+        values: Sequence[Tensor],
+        carries: Sequence[Tensor],
+        statics: Sequence[Any],
+        tangents: Sequence[dict[tuple[str, str], Tensor]],
+    ) -> ScanResult:
+        """Runs one scan; see ``scan``."""
+        assert unit.step is not None
+        return scan(unit.step, cores, layers, steps, values, carries, statics, tangents)
