@@ -16,8 +16,8 @@ from test_oracle import FAMILIES, assert_close, gradients
 from torch import Tensor
 
 import tracecompile
-from tracecompile.runtime.backends import fitting_chunk
-from tracecompile.runtime.chunks import chunk_lengths
+from tracecompile.runtime.chunked.choice import fitting_chunk
+from tracecompile.runtime.chunked.run import chunk_lengths
 from tracecompile.runtime.stored import record_tensors
 from tracecompile.runtime.window import Window
 

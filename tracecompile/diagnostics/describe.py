@@ -13,7 +13,7 @@ from tracecompile.layers import Jacobian, Layer
 from tracecompile.passes.insert_input_traces import layer_decay
 from tracecompile.program import StepProgram
 from tracecompile.rules.analytic import RateCurve
-from tracecompile.runtime.backends import choose_for_example
+from tracecompile.runtime.chunked.choice import choose_for_example
 
 
 def describe(program: StepProgram, steps: int) -> ConversionReport:

@@ -12,14 +12,14 @@ from tracecompile.analysis.linearity import refuse_active_dropout
 from tracecompile.errors import InvalidInput
 from tracecompile.exact import only_exact_value
 from tracecompile.program import StepProgram
-from tracecompile.runtime.backends import Choice, choose
 from tracecompile.runtime.backward import StandIns
 from tracecompile.runtime.bins import Bins, Clock, SequenceClock
-from tracecompile.runtime.chunks import ChunkRun, changes_shape_at_first, chunk_lengths
+from tracecompile.runtime.chunked.choice import Choice, choose
+from tracecompile.runtime.chunked.run import ChunkRun
+from tracecompile.runtime.chunked.scans import Scans
 from tracecompile.runtime.ports import find_ports
 from tracecompile.runtime.record import Record
 from tracecompile.runtime.rerun import Prepared, Rerun, Steps
-from tracecompile.runtime.scans import Scans
 from tracecompile.runtime.window import Window
 
 
@@ -167,13 +167,11 @@ class Executor:
         statics = {name: _detached(value) for name, value in window.statics.items()}
         states = [state.detach() for state in prepared.initial]
         run = ChunkRun(self.program, self.scans, window.record, statics, states)
-        names = [x.name for x in self.program.inputs]
-        whole = [v.detach().movedim(x.dim, 0) for x, v in zip(self.program.inputs, prepared.inputs, strict=True)]
-        begin = 0
-        for steps in chunk_lengths(window.record.bins.edges, choice.chunk, changes_shape_at_first(self.program)):
-            inputs = {name: value[begin : begin + steps] for name, value in zip(names, whole, strict=True)}
-            collector.add_chunk(run.take(inputs, steps))
-            begin += steps
+        whole = {
+            x.name: v.detach().movedim(x.dim, 0) for x, v in zip(self.program.inputs, prepared.inputs, strict=True)
+        }
+        for outputs in run.chunks(whole, choice.chunk):
+            collector.add_chunk(outputs)
         return list(run.states.values())
 
     def steps(self, prepared: Prepared, initial: Sequence[Tensor], statics: Mapping[str, Any]) -> Steps:

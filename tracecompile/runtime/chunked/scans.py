@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from tracecompile.layers import Unit
-from tracecompile.runtime.scan import CoreScan, ScanResult, scan
+from tracecompile.runtime.chunked.scan import Carried, CoreScan, ScanResult, scan
 
 
 class Scans:
@@ -27,8 +27,8 @@ class Scans:
         values: Sequence[Tensor],
         carries: Sequence[Tensor],
         statics: Sequence[Any],
-        tangents: Sequence[dict[tuple[str, str], Tensor]],
+        carried: Sequence[Carried],
     ) -> ScanResult:
         """Runs one scan; see ``scan``."""
         assert unit.step is not None
-        return scan(unit.step, cores, layers, steps, values, carries, statics, tangents)
+        return scan(unit.step, cores, layers, steps, values, carries, statics, carried)

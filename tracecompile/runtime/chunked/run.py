@@ -8,7 +8,7 @@ over more rows may round differently.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,10 +17,10 @@ from torch import Tensor
 from tracecompile.analysis.folding import fold_applies, folded, repeated, unfolded
 from tracecompile.layers import Jacobian, Unit
 from tracecompile.program import StepProgram, example_value, step_results
-from tracecompile.runtime.chunk_record import ChunkRecord, traced_names
+from tracecompile.runtime.chunked.record import ChunkRecord, traced_names
+from tracecompile.runtime.chunked.scan import Carried, CoreScan, ScanResult
+from tracecompile.runtime.chunked.scans import Scans
 from tracecompile.runtime.record import Record
-from tracecompile.runtime.scan import ScanResult
-from tracecompile.runtime.scans import Scans
 
 
 class ChunkRun:
@@ -38,37 +38,64 @@ class ChunkRun:
             statics: Static values, detached.
             states: Initial states in the order of the carries, detached.
         """
-        self.program, self.scans, self.record, self.statics = program, scans, record, statics
+        self.program, self.scans, self.statics = program, scans, statics
+        self.recorded = ChunkRecord(record)
         placeholders = [carry.placeholder for carry in program.carries]
         self.states = dict(zip(placeholders, states, strict=True))
         outputs, following = step_results(program.step)
         self.outputs = [node.name for node in outputs]
         self.next = {name: node.name for name, node in zip(placeholders, following, strict=True)}
+        self._cores = {unit.layers: self._cores_of(unit) for unit in program.units}
 
-    def take(self, inputs: Mapping[str, Tensor], steps: int) -> list[Tensor]:
-        """Runs one chunk, which must lie within a bin.
+    def chunks(self, inputs: Mapping[str, Tensor], size: int) -> Iterator[list[Tensor]]:
+        """Runs the sequence.
 
         Args:
             inputs: Of the step, by placeholder, (steps, *shape) each.
-            steps: How many.
+            size: Most steps of a chunk.
 
-        Returns:
-            The outputs of the step, (steps, *shape) each.
+        Yields:
+            The outputs of each chunk, (steps, *shape) each.
         """
-        chunk = _Chunk(self, dict(inputs), steps)
+        edges = self.recorded.record.bins.edges
+        first_apart = changes_shape_at_first(self.program)
+        folds = {*edges, 1} if first_apart else {*edges}
+        end = 0
+        for steps in chunk_lengths(edges, size, first_apart):
+            begin, end = end, end + steps
+            yield self._take({name: value[begin:end] for name, value in inputs.items()}, steps)
+            if end in folds:
+                self.recorded.fold()
+
+    def _take(self, inputs: dict[str, Tensor], steps: int) -> list[Tensor]:
+        self.recorded.enter(steps)
+        chunk = _Chunk(self, inputs, steps)
         for unit in self.program.units:
             chunk.run(unit)
-        names = traced_names(self.record)
-        chunk.recorded.finish({name: chunk.value(name) for name in names}, chunk.norms)
+        names = traced_names(self.recorded.record)
+        self.recorded.finish({name: chunk.value(name) for name in names}, chunk.norms)
         outputs = [chunk.value(name) for name in self.outputs]
         self.states = {name: chunk.next_state(name) for name in self.states}
         return outputs
+
+    def cores(self, unit: Unit) -> tuple[list[CoreScan], list[int]]:
+        """Returns what the scan of a unit carries along, and the places in the unit of the layers it belongs to."""
+        return self._cores[unit.layers]
+
+    def _cores_of(self, unit: Unit) -> tuple[list[CoreScan], list[int]]:
+        cores, places, first = [], [], 0
+        for place, index in enumerate(unit.layers):
+            layer = self.program.layers[index]
+            if isinstance(layer.response, Jacobian):
+                cores.append(self.recorded.core_scan(layer, first, unit.carries))
+                places.append(place)
+            first += len(layer.outputs)
+        return cores, places
 
 
 class _Chunk:
     def __init__(self, run: ChunkRun, values: dict[str, Tensor], steps: int) -> None:
         self.run_, self.values, self.steps = run, values, steps
-        self.recorded = ChunkRecord(run.record, steps)
         self.norms: dict[str, tuple[Tensor, Tensor]] = {}
         self.following: dict[str, Tensor] = {}
 
@@ -98,15 +125,16 @@ class _Chunk:
         states = [self.run_.states[carry] for carry in unit.carries]
         statics = [self.run_.statics[name] for name in unit.step_statics]
         values = [cut[name] for name in unit.values]
+        cores, layers = self.run_.cores(unit)
+        recorded, scans = self.run_.recorded, self.run_.scans
         pieces: list[ScanResult] = []
         begin = 0
-        for steps in self.run_.scans.pieces(unit, self.steps):
-            cores, layers = self._cores(unit)
-            tangents = [self.recorded.tangents(core, states) for core in cores]
+        for steps in scans.pieces(unit, self.steps):
+            carried = [self._carried(core, unit, states, values) for core in cores]
             piece = [value.narrow(0, begin, steps) for value in values]
-            found = self.run_.scans.run(unit, cores, layers, steps, piece, states, statics, tangents)
+            found = scans.run(unit, cores, layers, steps, piece, states, statics, carried)
             for core, result in zip(cores, found.cores, strict=True):
-                self.recorded.add_core(core, result, begin, steps)
+                recorded.take(core, result, begin, steps)
             pieces.append(found)
             states, begin = found.carries, begin + steps
         joined = [_cat(rows) for rows in zip(*(found.outputs for found in pieces), strict=True)]
@@ -116,16 +144,10 @@ class _Chunk:
             means, variances = zip(*(found.norms[index] for found in pieces), strict=True)
             self.norms[name] = (_cat(means), _cat(variances))
 
-    def _cores(self, unit: Unit) -> tuple[list[Any], list[int]]:
-        """Returns what the scan carries along, and the places in the unit of the layers that it belongs to."""
-        cores, places, first = [], [], 0
-        for place, index in enumerate(unit.layers):
-            layer = self.run_.program.layers[index]
-            if isinstance(layer.response, Jacobian):
-                cores.append(self.recorded.core_scan(layer, first, unit.carries))
-                places.append(place)
-            first += len(layer.outputs)
-        return cores, places
+    def _carried(self, core: CoreScan, unit: Unit, states: Sequence[Tensor], values: Sequence[Tensor]) -> Carried:
+        own = {state: states[position] for state, position in core.states.items()}
+        currents = [value[0] for name, value in zip(unit.values, values, strict=True) if name in core.variables]
+        return self.run_.recorded.carried(core, own, currents)
 
     def _below(self, unit: Unit) -> dict[str, Tensor]:
         """Computes what depends on other blocks alone, for all steps at once where that is the same."""
