@@ -197,12 +197,13 @@ def fold_applies(fold: Fold, program: StepProgram, sources: Mapping[str, Tensor]
     """Tells whether a graph can be folded as its modules are now, for sources of these shapes, (steps, *shape) each."""
     modules = [program.resolve(target) for target in fold.modules]
     parts = [part for module in modules if isinstance(module, nn.Module) for part in module.modules()]
-    plain = not any(_runs_per_step(part) for part in parts)
+    plain = not any(runs_per_step(part) for part in parts)
     rows = {value.shape[1] if value.ndim > 2 else None for value in sources.values()}
     return plain and len(rows) == 1 and None not in rows
 
 
-def _runs_per_step(module: nn.Module) -> bool:
+def runs_per_step(module: nn.Module) -> bool:
+    """Tells whether a module must be called once per time step: it has hooks, draws, or normalises by its batch."""
     counts = isinstance(module, (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)) and module.training
     return counts or bool(module._forward_hooks or module._forward_pre_hooks)
 

@@ -15,6 +15,7 @@ from tracecompile.program import StepProgram
 from tracecompile.runtime.backward import StandIns
 from tracecompile.runtime.bins import Bins, Clock, SequenceClock
 from tracecompile.runtime.chunked.choice import Choice, choose
+from tracecompile.runtime.chunked.compiled import CompiledScans
 from tracecompile.runtime.chunked.run import ChunkRun
 from tracecompile.runtime.chunked.scans import Scans
 from tracecompile.runtime.ports import find_ports
@@ -39,7 +40,7 @@ class Executor:
         """Takes every recorded step; a diagnostic may put itself in front."""
         self.stepped = False
         """Whether sequences are run by the reference, one step after the other, whatever the settings say."""
-        self.scans = Scans()
+        self.as_they_are, self.compiled = Scans(), CompiledScans()
 
     # Pieces.
 
@@ -166,7 +167,8 @@ class Executor:
         """Runs a recorded sequence in chunks; returns the last states."""
         statics = {name: _detached(value) for name, value in window.statics.items()}
         states = [state.detach() for state in prepared.initial]
-        run = ChunkRun(self.program, self.scans, window.record, statics, states)
+        scans = self.compiled if choice.backend == "inductor" else self.as_they_are
+        run = ChunkRun(self.program, scans, window.record, statics, states)
         whole = {
             x.name: v.detach().movedim(x.dim, 0) for x, v in zip(self.program.inputs, prepared.inputs, strict=True)
         }

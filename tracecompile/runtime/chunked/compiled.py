@@ -1,0 +1,161 @@
+"""Scans compiled by inductor: every distinct core once per length of a piece, whichever layer it belongs to.
+
+A scan is unrolled and traced to elementary operations, with the user's own surrogate derivatives as they come out of
+autograd, and compiled with sizes left open. States and derivatives then stay in registers for a whole piece. What
+inductor keeps on disk serves the next run of the same program.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from tracecompile.analysis.folding import runs_per_step
+from tracecompile.layers import Unit
+from tracecompile.runtime.chunked.flat import Layout, held_tensors, layout_of, precision, shape_pattern
+from tracecompile.runtime.chunked.scan import Carried, CoreScan, ScanResult
+from tracecompile.runtime.chunked.scans import Scans
+
+PIECE = 16
+"""Steps of a compiled scan. Twice as many take twice as long to compile and gain nothing measurable; what is left of a
+chunk is run by a compiled scan of one step, as is every step of a recurrent block, whose products cannot be fused."""
+LARGEST_CONSTANT = 64
+"""Elements of a constant in a traced step up to which cores that have it are compared by its values."""
+
+Key = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class _Traced:
+    """One step in elementary operations, and how many derivatives it returns of each layer."""
+
+    step: fx.GraphModule
+    text: str
+    derivatives: tuple[int, ...]
+
+
+@dataclass
+class _Ready:
+    """A compiled scan, ready for arguments of certain shapes."""
+
+    layout: Layout
+    run: Callable[..., Sequence[Tensor]]
+    derivatives: tuple[int, ...]
+
+
+class CompiledScans(Scans):
+    """Runs the scans of units compiled; those that cannot be compiled as they are.
+
+    Attributes:
+        seconds: Spent on compiling.
+        count: Compiled scans.
+        obstacles: Why a unit is not compiled, by its layers.
+    """
+
+    def __init__(self) -> None:
+        """Compiles nothing yet."""
+        self.seconds = 0.0
+        self.count = 0
+        self.obstacles: dict[tuple[int, ...], str] = {}
+        self._layouts: dict[Key, Layout] = {}
+        self._ready: dict[Key, _Ready] = {}
+        self._compiled: dict[Key, Callable[..., Sequence[Tensor]]] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CompiledScans:
+        """Returns one that compiles for itself: what is compiled cannot be copied."""
+        return CompiledScans()
+
+    def pieces(self, unit: Unit, steps: int) -> list[int]:
+        """See Scans."""
+        assert unit.step is not None
+        if unit.layers not in self.obstacles and any(runs_per_step(module) for module in unit.step.modules()):
+            self._refuse(unit, "a module in its step has hooks or counts what passes through it")
+        if unit.layers in self.obstacles:
+            return [steps]
+        whole = 0 if unit.recurrent else steps // PIECE
+        return [PIECE] * whole + [1] * (steps - whole * PIECE)
+
+    def run(
+        self,
+        unit: Unit,
+        cores: Sequence[CoreScan],
+        layers: Sequence[int],
+        steps: int,
+        values: Sequence[Tensor],
+        carries: Sequence[Tensor],
+        statics: Sequence[Any],
+        carried: Sequence[Carried],
+    ) -> ScanResult:
+        """See Scans."""
+        if unit.layers not in self.obstacles:
+            layout = self._layout(unit, cores, layers, statics)
+            held = held_tensors(layout.step, layout.held)
+            arguments = layout.arguments(values, carries, statics, held, carried)
+            ready = self._ready_for(layout, steps, arguments)
+            if ready is not None:
+                return layout.result(ready.run(*arguments), ready.derivatives)
+        return super().run(unit, cores, layers, steps, values, carries, statics, carried)
+
+    def _layout(self, unit: Unit, cores: Sequence[CoreScan], layers: Sequence[int], statics: Sequence[Any]) -> Layout:
+        constants = tuple(value for value in statics if not isinstance(value, Tensor))
+        key = (unit.layers, *(core.carried for core in cores), *(core.profiles for core in cores), constants)
+        if key not in self._layouts:
+            self._layouts[key] = layout_of(unit, cores, layers, statics)
+        return self._layouts[key]
+
+    def _ready_for(self, layout: Layout, steps: int, arguments: Sequence[Tensor]) -> _Ready | None:
+        """Returns the compiled scan for arguments of these shapes, or None where it cannot be compiled."""
+        key = (id(layout), steps, precision(arguments[0].device), tuple(value.shape for value in arguments))
+        found = self._ready.get(key)
+        if found is None:
+            try:
+                found = self._ready[key] = self._prepare(layout, steps, arguments)
+            except Exception as fault:  # the user's own surrogate is run by tracers here: anything may come out of it
+                self._refuse(layout.unit, f"{type(fault).__name__}: {str(fault).strip().splitlines()[0]}")
+                return None
+        return found
+
+    def _prepare(self, layout: Layout, steps: int, arguments: Sequence[Tensor]) -> _Ready:
+        start = time.perf_counter()
+        traced = trace_step(layout, arguments)
+        alike = tuple((value.dtype, value.device) for value in arguments)
+        structure = tuple(core.structure() for core in layout.cores)
+        autocast = precision(arguments[0].device)
+        key = (traced.text, structure, layout.places, steps, shape_pattern(arguments), alike, autocast)
+        run = self._compiled.get(key)
+        if run is None:
+            unrolled = make_fx(layout.scan_of(traced.step, steps), tracing_mode="symbolic")(*arguments)
+            run = torch.compile(unrolled, dynamic=True, fullgraph=True)
+            run(*(value.clone() for value in arguments))
+            self._compiled[key] = run
+            self.count += 1
+            self.seconds += time.perf_counter() - start
+        return _Ready(layout, run, traced.derivatives)
+
+    def _refuse(self, unit: Unit, reason: str) -> None:
+        self.obstacles[unit.layers] = reason
+        warnings.warn(f"A block is run without being compiled: {reason}", stacklevel=2)
+
+
+def trace_step(layout: Layout, arguments: Sequence[Tensor]) -> _Traced:
+    """Writes one step of a unit in elementary operations, at arguments of a scan."""
+    first = len(layout.unit.values)
+    count = first + len(layout.unit.carries) + len(layout.unit.step_statics) - len(layout.constants) + len(layout.held)
+    given = [*(value[0] for value in arguments[:first]), *arguments[first:count]]
+    step = make_fx(layout.step_of, tracing_mode="symbolic")(*given)
+    _, _, derivatives, _ = next(node for node in step.graph.nodes if node.op == "output").args[0]
+    constants = [_constant_text(step, node) for node in step.graph.nodes if node.op == "get_attr"]
+    return _Traced(step, "\n".join([step.code, *constants]), tuple(len(entries) for entries in derivatives))
+
+
+def _constant_text(step: fx.GraphModule, node: fx.Node) -> str:
+    value = getattr(step, str(node.target))
+    small = isinstance(value, Tensor) and value.numel() <= LARGEST_CONSTANT
+    return f"{node.target}: {value.dtype} {value.tolist()}" if small else f"{node.target}: object {id(value)}"
