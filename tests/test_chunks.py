@@ -16,7 +16,6 @@ from test_oracle import FAMILIES, assert_close, gradients
 from torch import Tensor
 
 import tracecompile
-from tracecompile.runtime.chunked.choice import fitting_chunk
 from tracecompile.runtime.chunked.run import chunk_lengths
 from tracecompile.runtime.stored import record_tensors
 from tracecompile.runtime.window import Window
@@ -93,9 +92,3 @@ def test_chunks_cover_every_step_and_cross_no_edge(edges: tuple[int, ...], size:
     assert set(edges[1:]) <= set(ends)
     assert all(0 < length <= size for length in lengths)
     assert not apart or lengths[0] == 1
-
-
-def test_a_chunk_is_chosen_that_divides_the_bins() -> None:
-    assert fitting_chunk((0, 250, 500, 750, 1000), 32) == 25
-    assert fitting_chunk((0, 64, 128), 32) == 32
-    assert fitting_chunk((0, 5), 32) == 5

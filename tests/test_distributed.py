@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
 
@@ -52,15 +53,15 @@ def train_part(rank: int, port: int, recurrent: bool, folder: str) -> None:
     torch.set_num_threads(1)
     address = f"tcp://127.0.0.1:{port}"
     distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=PROCESSES)
-    try:
-        net, x, labels = make(recurrent)
-        part = slice(rank * 4, rank * 4 + 4)
-        parallel = DistributedDataParallel(net)
-        nn.functional.cross_entropy(parallel(x[:, part]), labels[part]).backward()
-        if rank == 0:
-            torch.save(gradients(parallel), Path(folder) / "gradients.pt")
-    finally:
-        distributed.destroy_process_group()
+    net, x, labels = make(recurrent)
+    part = slice(rank * 4, rank * 4 + 4)
+    parallel = DistributedDataParallel(net)
+    nn.functional.cross_entropy(parallel(x[:, part]), labels[part]).backward()
+    if rank == 0:
+        torch.save(gradients(parallel), Path(folder) / "gradients.pt")
+    distributed.barrier()
+    # Not by returning: the threads of gloo abort one in ten interpreters that end, with a plain torch network as well.
+    os._exit(0)
 
 
 @pytest.mark.filterwarnings("ignore")  # of processes that torch starts

@@ -18,7 +18,6 @@ from tracecompile.errors import ConversionError, InvalidInput
 from tracecompile.passes.pipeline import Stages, run_pipeline
 from tracecompile.program import Settings, StepProgram
 from tracecompile.runtime.arguments import Arguments, check_tensor
-from tracecompile.self_check import example_steps
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ def compile_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     return Compiled(
         program,
         stages,
-        describe(program, example_steps(program, args, kwargs) if program.kind == "sequence" else 1),
+        describe(program),
         arguments,
         modes=training_flags(model) if program.reads_mode else None,
         numbers=arguments.numbers(program.pinned, args, kwargs),

@@ -13,27 +13,20 @@ from tracecompile.layers import Jacobian, Layer
 from tracecompile.passes.insert_input_traces import layer_decay
 from tracecompile.program import StepProgram
 from tracecompile.rules.analytic import RateCurve
-from tracecompile.runtime.chunked.choice import choose_for_example
+from tracecompile.runtime.chunked.choice import foretell
 
 
-def describe(program: StepProgram, steps: int) -> ConversionReport:
-    """Returns the report of a program that has gone through all passes; ``steps`` is the length of the example."""
+def describe(program: StepProgram) -> ConversionReport:
+    """Returns the report of a program that has gone through all passes."""
     settings = program.settings
-    choice = choose_for_example(program, steps)
-    reasons = [f"Backend {choice.backend}: {choice.reason}."] if choice.reason else []
-    if choice.chunk > 1:
-        reasons.append(
-            f"Up to {choice.chunk} steps are computed together: values are the model's up to rounding, and a spike may "
-            "differ where its membrane is within rounding of the threshold."
-        )
     return ConversionReport(
         layers=tuple(_layer(program, layer) for layer in program.layers),
         parameters=_parameters(program),
         schedule=tuple(_block(program, index) for index in range(len(program.blocks))),
-        notes=(*program.notes, *_notes(program), *reasons),
+        notes=(*program.notes, *_notes(program), *foretell(program)),
         rule=settings.rule,
         bins=settings.bins,
-        backend=choice.backend,
+        backend=settings.backend,
         memory=footprint(program),
     )
 
@@ -59,7 +52,18 @@ def _layer(program: StepProgram, layer: Layer) -> LayerReport:
 def _block(program: StepProgram, index: int) -> str:
     block = program.blocks[index]
     names = ", ".join(program.layers[layer].name for layer in block.layers)
-    return f"{names}: {'recurrent, solved together bin by bin' if block.recurrent else 'feed-forward'}"
+    kind = "recurrent, solved together bin by bin" if block.recurrent else "feed-forward"
+    if not program.units or program.settings.rule == "bptt":
+        return f"{names}: {kind}"
+    unit = program.units[index]
+    parts = []
+    if unit.values:
+        parts.append(
+            "what it reads " + ("for all steps of a chunk at once" if unit.fold is not None else "step by step")
+        )
+    if unit.step is not None:
+        parts.append("its neurons and lateral weights step by step" if unit.recurrent else "its neurons as a scan")
+    return f"{names}: {kind}; {', '.join(parts)}"
 
 
 def _parameters(program: StepProgram) -> dict[str, ParameterReport]:

@@ -28,6 +28,7 @@ def report_html(report: ConversionReport, title: str = "converted network") -> s
         _layers(values["layers"]),
         _parameters(values["parameters"]),
         _list("Schedule", values["schedule"]),
+        _list("Execution of the last sequence", _entries(values["execution"] or {})),
         _list("Notes", values["notes"]),
     ]
     body = "\n".join(part for part in parts if part)
@@ -73,6 +74,10 @@ def _cell(text: str, kind: str) -> str:
 def _list(title: str, lines: Iterable[str]) -> str:
     body = "\n".join(f"<li>{escape(line)}</li>" for line in lines)
     return f"<h2>{escape(title)}</h2>\n<ul>\n{body}\n</ul>" if body else ""
+
+
+def _entries(values: Mapping[str, Any]) -> list[str]:
+    return [f"{name.replace('_', ' ')}: {_text(value)}" for name, value in values.items() if value]
 
 
 def _text(value: Any) -> str:

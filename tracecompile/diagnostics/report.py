@@ -51,6 +51,35 @@ class ParameterReport:
 
 
 @dataclass(frozen=True)
+class ExecutionReport:
+    """How the last sequence that was recorded for training was run.
+
+    Attributes:
+        backend: "eager" or "inductor".
+        chunk: Time steps computed together; 1 is the reference.
+        reason: Why.
+        compiled: Scans that were compiled since the conversion.
+        compile_seconds: Time that took.
+        obstacles: What is run without being compiled, and why, one sentence an entry.
+    """
+
+    backend: str
+    chunk: int
+    reason: str
+    compiled: int = 0
+    compile_seconds: float = 0.0
+    obstacles: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        together = f", up to {self.chunk} steps together" if self.chunk > 1 else ""
+        lines = [f"{self.backend}{together}: {self.reason}"]
+        if self.compiled:
+            scans = f"{self.compiled} scan{'s' * (self.compiled > 1)}"
+            lines.append(f"{scans} compiled in {self.compile_seconds:.1f} s")
+        return "\n".join([*lines, *self.obstacles])
+
+
+@dataclass(frozen=True)
 class ConversionReport:
     """Everything about a conversion that its user may want to know; printing it gives a table.
 
@@ -61,8 +90,9 @@ class ConversionReport:
         notes: Approximations and limits, one sentence an entry.
         rule: The gradient rule: "measured", "analytic" or "bptt".
         bins: Number of time bins of the measured rule.
-        backend: What runs the time steps: "eager" or "inductor".
+        backend: What was asked for: "auto", "eager" or "inductor".
         memory: What training holds per sample.
+        execution: How the last sequence in training was run; None before the first.
     """
 
     layers: tuple[LayerReport, ...] = ()
@@ -73,6 +103,7 @@ class ConversionReport:
     bins: int = 1
     backend: str = "eager"
     memory: Footprint = field(default_factory=Footprint)
+    execution: ExecutionReport | None = None
 
     def __str__(self) -> str:
         time_bins = f", {self.bins} time bin{'s' if self.bins != 1 else ''}" if self.rule == "measured" else ""
@@ -81,6 +112,7 @@ class ConversionReport:
             _section("layers", _layer_table(self.layers)),
             _section("parameters", _parameter_table(self.parameters)),
             _section("schedule", "\n".join(f"{index}. {line}" for index, line in enumerate(self.schedule, 1))),
+            _section("execution of the last sequence", "" if self.execution is None else str(self.execution)),
             _section("memory", str(self.memory) if self.memory.total else ""),
             _section("notes", "\n".join(f"- {note}" for note in self.notes)),
         ]
@@ -96,6 +128,7 @@ class ConversionReport:
             "parameters": {name: asdict(entry) for name, entry in self.parameters.items()},
             "schedule": list(self.schedule),
             "memory": asdict(self.memory) | {"total": self.memory.total},
+            "execution": None if self.execution is None else _lists(asdict(self.execution)),
             "notes": list(self.notes),
         }
 

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from tracecompile.analysis.linearity import refuse_active_dropout
+from tracecompile.diagnostics.report import ExecutionReport
 from tracecompile.errors import InvalidInput
 from tracecompile.exact import only_exact_value
 from tracecompile.program import StepProgram
 from tracecompile.runtime.backward import StandIns
 from tracecompile.runtime.bins import Bins, Clock, SequenceClock
 from tracecompile.runtime.chunked.choice import Choice, choose
-from tracecompile.runtime.chunked.compiled import CompiledScans
+from tracecompile.runtime.chunked.compiled import CompiledScans, Kernels
 from tracecompile.runtime.chunked.run import ChunkRun
 from tracecompile.runtime.chunked.scans import Scans
 from tracecompile.runtime.ports import find_ports
@@ -27,8 +28,8 @@ from tracecompile.runtime.window import Window
 class Executor:
     """The code of one program, ready to run on tensors of any batch size, length, dtype and device."""
 
-    def __init__(self, program: StepProgram) -> None:
-        """Takes a program that has gone through all passes."""
+    def __init__(self, program: StepProgram, kernels: Kernels) -> None:
+        """Takes a program that has gone through all passes, and what has been compiled for its module already."""
         assert program.emitted is not None
         assert program.statics is not None
         self.program = program
@@ -40,7 +41,9 @@ class Executor:
         """Takes every recorded step; a diagnostic may put itself in front."""
         self.stepped = False
         """Whether sequences are run by the reference, one step after the other, whatever the settings say."""
-        self.as_they_are, self.compiled = Scans(), CompiledScans()
+        self.as_they_are, self.compiled = Scans(), CompiledScans(kernels)
+        self.choice: Choice | None = None
+        """What ran the last recorded sequence."""
 
     # Pieces.
 
@@ -143,10 +146,14 @@ class Executor:
         window = self.open_window(SequenceClock(Bins.over(steps, bins)), prepared)
         collector = Collector(self.program)
         rerun = Rerun(self, leaves, prepared, window.statics)
-        choice = choose(self.program, steps, prepared.initial, prepared.device)
+        given = dict(zip((x.name for x in self.program.inputs), prepared.inputs, strict=True))
+        choice = choose(self.program, steps, given)
+        if self.stepped or self.observer is not Record.add:
+            choice = Choice("eager", 1, "every step is looked at by itself")
+        self.choice = choice
         states: Sequence[Tensor] = ()
         with torch.no_grad():
-            if choice.chunk == 1 or self.stepped or self.observer is not Record.add:
+            if choice.chunk == 1:
                 for outputs, states, recorded in self.steps(prepared, prepared.initial, window.statics):
                     self.observer(window.record, states, *recorded)
                     collector.add(outputs)
@@ -209,6 +216,19 @@ class Executor:
         stand_ins: StandIns = {}
         statics = self.statics(prepared, stand_ins)
         return Window(self.program, clock, statics, stand_ins, prepared.initial)
+
+    def execution(self) -> ExecutionReport | None:
+        """Says how the last recorded sequence was run, None before the first."""
+        if self.choice is None:
+            return None
+        kernels = self.compiled.kernels
+        obstacles = tuple(
+            f"{', '.join(self.program.layers[layer].name for layer in layers)}: not compiled, {reason}"
+            for layers, reason in self.compiled.obstacles.items()
+        )
+        return ExecutionReport(
+            self.choice.backend, self.choice.chunk, self.choice.reason, kernels.count, kernels.seconds, obstacles
+        )
 
     # Single steps.
 

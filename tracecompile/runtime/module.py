@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from tracecompile.errors import ConversionError, InvalidInput
 from tracecompile.program import Settings
 from tracecompile.runtime.arguments import Call
 from tracecompile.runtime.bins import StreamClock
+from tracecompile.runtime.chunked.compiled import Kernels
 from tracecompile.runtime.executor import Executor, with_anchors
 from tracecompile.runtime.live import LiveState
 from tracecompile.runtime.rerun import Prepared
@@ -39,6 +41,7 @@ class TracedModule(nn.Module):
         self._compiled: Compiled | None = None
         self._executor: Executor | None = None
         self._live = LiveState()
+        self._kernels = Kernels()
         self._adopt(model)
         # In a list, so that it does not become a submodule: its tables are this module's own.
         self._copy = [model]
@@ -59,7 +62,7 @@ class TracedModule(nn.Module):
         model = self._copy[0]
         model.training = training
         self._compiled = compile_model(model, args, kwargs, self._settings)
-        self._executor = Executor(self._compiled.program)
+        self._executor = Executor(self._compiled.program, self._kernels)
         self._adopt(self._compiled.program.root)
         self._copy[0] = self._compiled.program.root
         self.training = training
@@ -80,7 +83,8 @@ class TracedModule(nn.Module):
     @property
     def report(self) -> ConversionReport:
         """What the compiler found and what it made of it."""
-        return self._ready.report
+        report, executor = self._ready.report, self._executor
+        return report if executor is None else dataclasses.replace(report, execution=executor.execution())
 
     @property
     def stages(self) -> list[tuple[str, str]]:

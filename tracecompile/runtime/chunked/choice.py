@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import itertools
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor
 
-from tracecompile.program import StepProgram, example_value
+from tracecompile.program import StepProgram, example_value, step_results
 
 LONG_ENOUGH = 128
 """Steps below which "auto" does not compile."""
 LARGE_ENOUGH = 1 << 23
 """Updates of a state's elements per sequence below which "auto" does not compile: seconds of compiling are to come back
 within some tens of training steps."""
-COMPILED_CHUNK = 32
-"""Steps that are computed together where the user does not say: more take more memory and more time to compile."""
+COMPILED_CHUNK = 16
+"""Steps that are computed together where the user does not say: as many as a compiled scan has."""
 
 
 @dataclass(frozen=True)
@@ -29,51 +27,71 @@ class Choice:
     Attributes:
         backend: "eager" or "inductor".
         chunk: Steps computed together; 1 is the reference, bit-equal to the model.
-        reason: Why, for the report; "" where the user said so.
+        reason: Why, for the report.
     """
 
     backend: Literal["eager", "inductor"]
     chunk: int
-    reason: str = ""
+    reason: str
 
 
-def choose(program: StepProgram, steps: int, states: Sequence[Tensor], device: torch.device | None) -> Choice:
+def choose(program: StepProgram, steps: int, inputs: Mapping[str, Tensor]) -> Choice:
     """Returns what runs a recorded sequence.
 
     Args:
         program: After all passes.
         steps: Number of time steps.
-        states: Initial states.
-        device: Of the inputs.
+        inputs: The whole sequences, by the placeholder of their steps.
     """
     settings = program.settings
     if not program.units or settings.rule == "bptt":
         return Choice("eager", 1, "the time steps of this model are taken one by one")
     if settings.backend == "eager":
-        return Choice("eager", settings.chunk or 1)
+        return Choice("eager", settings.chunk or 1, "as asked for")
     chunk = settings.chunk or COMPILED_CHUNK
     if settings.backend == "inductor":
-        return Choice("inductor", chunk)
+        return Choice("inductor", chunk, "as asked for")
     eager = settings.chunk or 1
-    updates = steps * sum(state.numel() for state in states)
-    if steps < LONG_ENOUGH or updates < LARGE_ENOUGH:
-        return Choice("eager", eager, f"{steps} steps of {updates // max(steps, 1)} values are too few to compile for")
-    if (device is None or device.type == "cpu") and not (shutil.which("g++") or shutil.which("clang++")):
+    size = round(_elements(program) * _growth(program, steps, inputs))
+    if steps < LONG_ENOUGH or steps * size < LARGE_ENOUGH:
+        return Choice("eager", eager, f"{steps:,} steps of {size:,} state elements are too few to compile for")
+    cuda = any(value.is_cuda for value in inputs.values())
+    if not cuda and not (shutil.which("g++") or shutil.which("clang++")):
         return Choice("eager", eager, "there is no C++ compiler")
-    return Choice("inductor", chunk, f"{steps} steps of {updates // steps} values are worth compiling for")
+    return Choice("inductor", chunk, f"{steps:,} steps of {size:,} state elements are worth compiling for")
 
 
-def choose_for_example(program: StepProgram, steps: int) -> Choice:
-    """Returns what would run a sequence like the example."""
+def foretell(program: StepProgram) -> list[str]:
+    """Returns sentences for the report: how the backend of a sequence will be chosen, and what that means."""
+    settings = program.settings
+    wanted = settings.backend == "inductor" or (settings.chunk or 1) > 1
+    if program.kind == "step" or not program.units or settings.rule == "bptt":
+        return ["Nothing is compiled or computed in chunks: the steps are taken one by one."] if wanted else []
+    notes = []
+    if settings.backend == "auto":
+        notes.append(
+            f"A sequence of {LONG_ENOUGH} steps or more is compiled if these update {LARGE_ENOUGH:,} state elements or "
+            f"more in all (in a batch like the example's, {_elements(program):,} a step)."
+        )
+    if wanted or settings.backend == "auto":
+        together = settings.chunk or COMPILED_CHUNK
+        notes.append(
+            f"{'Where' if settings.backend == 'auto' else 'As'} up to {together} steps are computed together, values "
+            "are the model's up to rounding: a spike may differ where its membrane is within rounding of the threshold."
+        )
+    return notes
+
+
+def _elements(program: StepProgram) -> int:
+    """Returns how many elements the states have after a step of the example."""
+    return sum(example_value(node).numel() for node in step_results(program.step)[1])
+
+
+def _growth(program: StepProgram, steps: int, inputs: Mapping[str, Tensor]) -> float:
+    """Returns how many times larger than the example's a batch is."""
     placeholders = {node.name: node for node in program.step.graph.nodes if node.op == "placeholder"}
-    values = [example_value(placeholders[carry.placeholder]) for carry in program.carries]
-    states = [value for value in values if isinstance(value, Tensor)]
-    return choose(program, steps, states, states[0].device if states else None)
-
-
-def fitting_chunk(edges: Sequence[int], most: int) -> int:
-    """Returns the number of steps, between half of ``most`` and it, that leaves the fewest steps over in all bins."""
-    widths = [after - before for before, after in itertools.pairwise(edges)]
-    longest = min(most, max(widths))
-    sizes = range(longest, max(longest // 2, 1) - 1, -1)
-    return min(sizes, key=lambda size: sum(width % size for width in widths))
+    for name, value in inputs.items():
+        elements: int = example_value(placeholders[name]).numel()
+        if elements:
+            return value.numel() / steps / elements
+    return 1.0

@@ -7,6 +7,7 @@ inductor keeps on disk serves the next run of the same program.
 
 from __future__ import annotations
 
+import copy
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -25,7 +26,10 @@ from tracecompile.runtime.chunked.scans import Scans
 
 PIECE = 16
 """Steps of a compiled scan. Twice as many take twice as long to compile and gain nothing measurable; what is left of a
-chunk is run by a compiled scan of one step, as is every step of a recurrent block, whose products cannot be fused."""
+chunk is run by a compiled scan of one step."""
+RECURRENT_PIECE = 4
+"""Steps of a compiled scan of a recurrent block: its products cannot be fused, so that more of them save nothing but
+calls."""
 LARGEST_CONSTANT = 64
 """Elements of a constant in a traced step up to which cores that have it are compared by its values."""
 
@@ -50,27 +54,64 @@ class _Ready:
     derivatives: tuple[int, ...]
 
 
-class CompiledScans(Scans):
-    """Runs the scans of units compiled; those that cannot be compiled as they are.
+class Kernels:
+    """What is compiled for one module, whichever programs it is captured as.
 
     Attributes:
         seconds: Spent on compiling.
         count: Compiled scans.
-        obstacles: Why a unit is not compiled, by its layers.
     """
 
     def __init__(self) -> None:
         """Compiles nothing yet."""
         self.seconds = 0.0
         self.count = 0
+        self._compiled: dict[Key, Callable[..., Sequence[Tensor]]] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Kernels:
+        """Returns one that compiles for itself: what is compiled cannot be copied."""
+        return Kernels()
+
+    def get(self, key: Key, code: Callable[..., Any], arguments: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]]:
+        """Returns compiled code, compiled now if there is none for the key.
+
+        Args:
+            key: All that the compiled code depends on.
+            code: Flat tensors to flat tensors.
+            arguments: What it will be called with, or the like.
+        """
+        if key not in self._compiled:
+            start = time.perf_counter()
+            with warnings.catch_warnings():
+                # torch warns of its own deprecated calls, which would be errors where a program makes warnings errors.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                unrolled = make_fx(code, tracing_mode="symbolic")(*arguments)
+                run = torch.compile(unrolled, dynamic=True, fullgraph=True)
+                run(*(value.clone() for value in arguments))
+            self._compiled[key] = run
+            self.count += 1
+            self.seconds += time.perf_counter() - start
+        return self._compiled[key]
+
+
+class CompiledScans(Scans):
+    """Runs the scans of one program compiled; those that cannot be compiled as they are.
+
+    Attributes:
+        kernels: Compiled code.
+        obstacles: Why a unit is not compiled, by its layers.
+    """
+
+    def __init__(self, kernels: Kernels) -> None:
+        """Compiles nothing yet."""
+        self.kernels = kernels
         self.obstacles: dict[tuple[int, ...], str] = {}
         self._layouts: dict[Key, Layout] = {}
         self._ready: dict[Key, _Ready] = {}
-        self._compiled: dict[Key, Callable[..., Sequence[Tensor]]] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CompiledScans:
-        """Returns one that compiles for itself: what is compiled cannot be copied."""
-        return CompiledScans()
+        """Returns one that starts anew, for the copy of its kernels: it refers to layouts by identity."""
+        return CompiledScans(copy.deepcopy(self.kernels, memo))
 
     def pieces(self, unit: Unit, steps: int) -> list[int]:
         """See Scans."""
@@ -79,8 +120,9 @@ class CompiledScans(Scans):
             self._refuse(unit, "a module in its step has hooks or counts what passes through it")
         if unit.layers in self.obstacles:
             return [steps]
-        whole = 0 if unit.recurrent else steps // PIECE
-        return [PIECE] * whole + [1] * (steps - whole * PIECE)
+        size = RECURRENT_PIECE if unit.recurrent else PIECE
+        whole, left = divmod(steps, size)
+        return [size] * whole + [1] * left
 
     def run(
         self,
@@ -118,26 +160,18 @@ class CompiledScans(Scans):
             try:
                 found = self._ready[key] = self._prepare(layout, steps, arguments)
             except Exception as fault:  # the user's own surrogate is run by tracers here: anything may come out of it
-                self._refuse(layout.unit, f"{type(fault).__name__}: {str(fault).strip().splitlines()[0]}")
+                lines = [line.strip() for line in str(fault).splitlines() if line.strip()]
+                self._refuse(layout.unit, " ".join([f"{type(fault).__name__}:", *lines[:2]]))
                 return None
         return found
 
     def _prepare(self, layout: Layout, steps: int, arguments: Sequence[Tensor]) -> _Ready:
-        start = time.perf_counter()
         traced = trace_step(layout, arguments)
         alike = tuple((value.dtype, value.device) for value in arguments)
         structure = tuple(core.structure() for core in layout.cores)
         autocast = precision(arguments[0].device)
         key = (traced.text, structure, layout.places, steps, shape_pattern(arguments), alike, autocast)
-        run = self._compiled.get(key)
-        if run is None:
-            unrolled = make_fx(layout.scan_of(traced.step, steps), tracing_mode="symbolic")(*arguments)
-            run = torch.compile(unrolled, dynamic=True, fullgraph=True)
-            run(*(value.clone() for value in arguments))
-            self._compiled[key] = run
-            self.count += 1
-            self.seconds += time.perf_counter() - start
-        return _Ready(layout, run, traced.derivatives)
+        return _Ready(layout, self.kernels.get(key, layout.scan_of(traced.step, steps), arguments), traced.derivatives)
 
     def _refuse(self, unit: Unit, reason: str) -> None:
         self.obstacles[unit.layers] = reason
