@@ -7,6 +7,7 @@ from typing import ClassVar
 from torch import fx
 
 from tracecompile.analysis.graph_view import StepView
+from tracecompile.analysis.linearity import refuse_random
 from tracecompile.analysis.pointwise import is_pointwise
 from tracecompile.analysis.spikes import spike_nodes
 from tracecompile.errors import NoSpikingLayer
@@ -32,6 +33,8 @@ class FindSpikingLayers(Pass):
 
     def run(self, program: StepProgram) -> StepProgram:
         """See the class."""
+        if program.settings.rule != "bptt":
+            refuse_random(program)
         finder = _CoreFinder(program)
         for nodes, cyclic in finder.view.components(finder.may_join):
             finder.place(nodes, cyclic)

@@ -7,7 +7,6 @@ from typing import ClassVar
 
 from torch import nn
 
-from tracecompile.analysis.linearity import refuse_random
 from tracecompile.layers import Layer
 from tracecompile.passes.base import Pass
 from tracecompile.program import StepProgram, example_value
@@ -39,7 +38,6 @@ class InsertRateInversion(Pass):
         """See the class."""
         if program.settings.rule == "bptt":
             return program
-        refuse_random(program)
         trainable = trainable_statics(program)
         return program.evolve(layers=tuple(_with_response(program, layer, trainable) for layer in program.layers))
 

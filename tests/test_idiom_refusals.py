@@ -39,10 +39,13 @@ class Loop(nn.Module):
         fired = []
         for t in range(x.shape[0]):
             mem = 0.9 * mem + self.current(x, t)
-            z = spike(mem - 1.0)
+            z = spike(self.distance(mem))
             mem = mem - z
             fired.append(self.after(z))
         return torch.stack(fired)
+
+    def distance(self, mem: Tensor) -> Tensor:
+        return mem - 1.0
 
     def current(self, x: Tensor, t: int) -> Tensor:
         return self.fc(x[t])
@@ -96,6 +99,11 @@ class NoisePerStep(Loop):
         return self.fc(x[t]) + torch.randn_like(x[t]).sum()  # the line to blame
 
 
+class NoisyThreshold(Loop):
+    def distance(self, mem: Tensor) -> Tensor:
+        return mem - 1.0 + 0.1 * torch.randn_like(mem)  # the line to blame
+
+
 class KeywordName(Loop):
     def __init__(self) -> None:
         super().__init__()
@@ -115,6 +123,7 @@ REFUSED = [
     (DropoutPerStep, UnsupportedOperation),
     (FunctionalDropoutPerStep, UnsupportedOperation),
     (NoisePerStep, UnsupportedOperation),
+    (NoisyThreshold, UnsupportedOperation),
     (KeywordName, UnsupportedOperation),
 ]
 

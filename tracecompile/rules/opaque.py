@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tracecompile.neuron_step import OpaqueStep
+from tracecompile.rules.written import Slopes
 
 
-class StepWithSlopes(nn.Module):
+class StepWithSlopes(Slopes):
     """Runs a step once and returns its results, then the derivative of each of them by each chosen argument.
 
     The step acts on every neuron by itself, so one product of ones with the Jacobian of one result is that result's
@@ -21,7 +22,7 @@ class StepWithSlopes(nn.Module):
         self.step = step
         self.wanted = wanted
 
-    def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
+    def by_autograd(self, *given: Tensor) -> tuple[Tensor, ...]:
         """Returns (*results, *derivatives of the first result, *of the second, ...), without a graph."""
         shape = torch.broadcast_shapes(*(value.shape for value in given))
         with torch.enable_grad():

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+
+from tracecompile.rules.written import Slopes
 
 
-class WithSlopes(nn.Module):
+class WithSlopes(Slopes):
     """Calls an elementwise operation and returns its value with its derivative for chosen arguments.
 
     The derivatives are one vector-Jacobian product of ones, so they are those of the user's own ``backward``: a
@@ -30,7 +31,7 @@ class WithSlopes(nn.Module):
         self.kind = kind
         self.wanted = wanted
 
-    def forward(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, ...]:
+    def by_autograd(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, ...]:
         """Returns (value, derivative by the first wanted argument, ...), each of the value's shape, without a graph."""
         shape = _common_shape([a.shape for a in args if isinstance(a, torch.Tensor)])
         with torch.enable_grad():

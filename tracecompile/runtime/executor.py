@@ -13,6 +13,7 @@ from tracecompile.diagnostics.report import ExecutionReport
 from tracecompile.errors import InvalidInput
 from tracecompile.exact import only_exact_value
 from tracecompile.program import StepProgram
+from tracecompile.rules.written import in_sequence
 from tracecompile.runtime.backward import StandIns
 from tracecompile.runtime.bins import Bins, Clock, SequenceClock
 from tracecompile.runtime.chunked.choice import Choice, choose
@@ -175,12 +176,14 @@ class Executor:
         statics = {name: _detached(value) for name, value in window.statics.items()}
         states = [state.detach() for state in prepared.initial]
         scans = self.compiled if choice.backend == "inductor" else self.as_they_are
+        scans.begin()
         run = ChunkRun(self.program, scans, window.record, statics, states)
         whole = {
             x.name: v.detach().movedim(x.dim, 0) for x, v in zip(self.program.inputs, prepared.inputs, strict=True)
         }
-        for outputs in run.chunks(whole, choice.chunk):
-            collector.add_chunk(outputs)
+        with in_sequence([unit.step for unit in self.program.units if unit.step is not None]):
+            for outputs in run.chunks(whole, choice.chunk):
+                collector.add_chunk(outputs)
         return list(run.states.values())
 
     def steps(self, prepared: Prepared, initial: Sequence[Tensor], statics: Mapping[str, Any]) -> Steps:
@@ -189,10 +192,11 @@ class Executor:
         inputs_of = [value.detach() for value in prepared.inputs]
         values = [_detached(value) for value in self._argument_statics(statics)]
         invariants = [_detached(value) for value in prepared.invariants]
-        for time in range(self._length(prepared)):
-            inputs = self._slices(inputs_of, time)
-            (outputs, states), *recorded = self.emitted.traced(*inputs, *invariants, *states, *values)
-            yield outputs, states, recorded
+        with in_sequence([self.emitted.traced]):
+            for time in range(self._length(prepared)):
+                inputs = self._slices(inputs_of, time)
+                (outputs, states), *recorded = self.emitted.traced(*inputs, *invariants, *states, *values)
+                yield outputs, states, recorded
 
     def _argument_statics(self, statics: Mapping[str, Any]) -> list[Any]:
         placeholders = set(self.program.invariants)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from tracecompile.analysis.folding import runs_per_step
@@ -23,6 +23,7 @@ from tracecompile.layers import Unit
 from tracecompile.runtime.chunked.flat import Layout, held_tensors, layout_of, precision, shape_pattern
 from tracecompile.runtime.chunked.scan import Carried, CoreScan, ScanResult
 from tracecompile.runtime.chunked.scans import Scans
+from tracecompile.runtime.chunked.traced import Traced, Untraceable, agree, trace_step
 
 PIECE = 16
 """Steps of a compiled scan. Twice as many take twice as long to compile and gain nothing measurable; what is left of a
@@ -30,19 +31,7 @@ chunk is run by a compiled scan of one step."""
 RECURRENT_PIECE = 4
 """Steps of a compiled scan of a recurrent block: its products cannot be fused, so that more of them save nothing but
 calls."""
-LARGEST_CONSTANT = 64
-"""Elements of a constant in a traced step up to which cores that have it are compared by its values."""
-
 Key = tuple[Any, ...]
-
-
-@dataclass(frozen=True)
-class _Traced:
-    """One step in elementary operations, and how many derivatives it returns of each layer."""
-
-    step: fx.GraphModule
-    text: str
-    derivatives: tuple[int, ...]
 
 
 @dataclass
@@ -51,7 +40,7 @@ class _Ready:
 
     layout: Layout
     run: Callable[..., Sequence[Tensor]]
-    derivatives: tuple[int, ...]
+    traced: Traced
 
 
 class Kernels:
@@ -108,6 +97,12 @@ class CompiledScans(Scans):
         self.obstacles: dict[tuple[int, ...], str] = {}
         self._layouts: dict[Key, Layout] = {}
         self._ready: dict[Key, _Ready] = {}
+        self._checked: set[tuple[int, ...]] = set()
+        """Units whose compiled code was compared in this sequence."""
+
+    def begin(self) -> None:
+        """See Scans."""
+        self._checked = set()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CompiledScans:
         """Returns one that starts anew, for the copy of its kernels: it refers to layouts by identity."""
@@ -141,8 +136,10 @@ class CompiledScans(Scans):
             held = held_tensors(layout.step, layout.held)
             arguments = layout.arguments(values, carries, statics, held, carried)
             ready = self._ready_for(layout, steps, arguments)
+            if ready is not None and unit.layers not in self._checked:
+                ready = self._up_to_date(ready, steps, arguments)
             if ready is not None:
-                return layout.result(ready.run(*arguments), ready.derivatives)
+                return layout.result(ready.run(*arguments), ready.traced.derivatives)
         return super().run(unit, cores, layers, steps, values, carries, statics, carried)
 
     def _layout(self, unit: Unit, cores: Sequence[CoreScan], layers: Sequence[int], statics: Sequence[Any]) -> Layout:
@@ -159,11 +156,31 @@ class CompiledScans(Scans):
         if found is None:
             try:
                 found = self._ready[key] = self._prepare(layout, steps, arguments)
+            except Untraceable as reason:
+                self._refuse(layout.unit, str(reason))
+                return None
             except Exception as fault:  # the user's own surrogate is run by tracers here: anything may come out of it
                 lines = [line.strip() for line in str(fault).splitlines() if line.strip()]
                 self._refuse(layout.unit, " ".join([f"{type(fault).__name__}:", *lines[:2]]))
                 return None
         return found
+
+    def _up_to_date(self, ready: _Ready, steps: int, arguments: Sequence[Tensor]) -> _Ready | None:
+        """Compares what is compiled with a step of the unit as it is now, once in every sequence.
+
+        A surrogate may have been given another slope since, which is a number in what is compiled.
+        """
+        layout = ready.layout
+        self._checked.add(layout.unit.layers)
+        given = layout.first_step(arguments)
+        if agree(ready.traced.step(*given), layout.step_of(*given)):
+            return ready
+        self._ready = {key: other for key, other in self._ready.items() if other.layout is not layout}
+        anew = self._ready_for(layout, steps, arguments)
+        if anew is None or agree(anew.traced.step(*given), layout.step_of(*given)):
+            return anew
+        self._refuse(layout.unit, "its step does not compute the same twice from the same values")
+        return None
 
     def _prepare(self, layout: Layout, steps: int, arguments: Sequence[Tensor]) -> _Ready:
         traced = trace_step(layout, arguments)
@@ -171,25 +188,8 @@ class CompiledScans(Scans):
         structure = tuple(core.structure() for core in layout.cores)
         autocast = precision(arguments[0].device)
         key = (traced.text, structure, layout.places, steps, shape_pattern(arguments), alike, autocast)
-        return _Ready(layout, self.kernels.get(key, layout.scan_of(traced.step, steps), arguments), traced.derivatives)
+        return _Ready(layout, self.kernels.get(key, layout.scan_of(traced.step, steps), arguments), traced)
 
     def _refuse(self, unit: Unit, reason: str) -> None:
         self.obstacles[unit.layers] = reason
         warnings.warn(f"A block is run without being compiled: {reason}", stacklevel=2)
-
-
-def trace_step(layout: Layout, arguments: Sequence[Tensor]) -> _Traced:
-    """Writes one step of a unit in elementary operations, at arguments of a scan."""
-    first = len(layout.unit.values)
-    count = first + len(layout.unit.carries) + len(layout.unit.step_statics) - len(layout.constants) + len(layout.held)
-    given = [*(value[0] for value in arguments[:first]), *arguments[first:count]]
-    step = make_fx(layout.step_of, tracing_mode="symbolic")(*given)
-    _, _, derivatives, _ = next(node for node in step.graph.nodes if node.op == "output").args[0]
-    constants = [_constant_text(step, node) for node in step.graph.nodes if node.op == "get_attr"]
-    return _Traced(step, "\n".join([step.code, *constants]), tuple(len(entries) for entries in derivatives))
-
-
-def _constant_text(step: fx.GraphModule, node: fx.Node) -> str:
-    value = getattr(step, str(node.target))
-    small = isinstance(value, Tensor) and value.numel() <= LARGEST_CONSTANT
-    return f"{node.target}: {value.dtype} {value.tolist()}" if small else f"{node.target}: object {id(value)}"

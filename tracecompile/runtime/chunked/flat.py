@@ -59,6 +59,12 @@ class Layout:
             found += [*core.tangents, *core.sums]
         return [value if value.is_contiguous() else value.contiguous() for value in found]
 
+    def first_step(self, arguments: Sequence[Tensor]) -> list[Tensor]:
+        """Returns the arguments of the first step out of those of a scan."""
+        first = len(self.unit.values)
+        count = first + len(self.unit.carries) + len(self.unit.step_statics) - len(self.constants) + len(self.held)
+        return [*(value[0] for value in arguments[:first]), *arguments[first:count]]
+
     def step_of(self, *flat: Tensor) -> Any:
         """One step of the unit: (*values, *carries, *statics, *held) to its results."""
         given = iter(flat)
@@ -88,7 +94,8 @@ class Layout:
                 Carried(list(islice(given, len(core.reached))), list(islice(given, len(core.answered))))
                 for core in self.cores
             ]
-            found = scan(step, self.cores, self.places, steps, values, carries, statics, carried)
+            # A mean over all neurons does not fuse with what is computed for each of them: it is left for later.
+            found = scan(step, self.cores, self.places, steps, values, carries, statics, carried, torch.clone)
             flat_results = [*found.outputs, *found.carries]
             for core in found.cores:
                 parts = (core.carried.tangents, core.carried.sums, core.last, core.derivatives, core.profiles)

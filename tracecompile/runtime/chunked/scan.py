@@ -12,6 +12,7 @@ bins, and the bins themselves are touched once each.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,6 +31,9 @@ Pair = tuple[str, str]
 
 FROM = "from:"
 """Prefix of the variables that stand for a state where the carrying began."""
+
+_FULL = (torch.float32, torch.float64)
+"""Precisions in which values are accumulated as they are."""
 
 GAIN = "gain of "
 """Prefix of the profiles of the answer within a step."""
@@ -124,7 +128,7 @@ class CoreResult:
         carried: To go on with.
         last: Responses of the last step, as in ``answered``.
         derivatives: Of the last step, as the step returned them.
-        profiles: As in ``profiled``, of every step: (steps, *shape of one step's value).
+        profiles: As in ``profiled``, of every step: (steps,) means, or (steps, *shape) of what is to be averaged.
     """
 
     carried: Carried
@@ -159,6 +163,7 @@ def scan(
     carries: Sequence[Tensor],
     statics: Sequence[Any],
     carried: Sequence[Carried],
+    profile: Callable[[Tensor], Tensor] = torch.mean,
 ) -> ScanResult:
     """Runs a unit over a piece of time.
 
@@ -171,14 +176,16 @@ def scan(
         carries: At the beginning.
         statics: What does not change.
         carried: At the beginning, per core.
+        profile: What is kept of a step's entry of a profile; of its mean, nothing is left to be done.
     """
-    running = [_Running(core, given) for core, given in zip(cores, carried, strict=True)]
+    running = [_Running(core, given, profile) for core, given in zip(cores, carried, strict=True)]
     made: list[list[Tensor]] = []
     statistics: list[list[tuple[Tensor, Tensor]]] = []
     entries: Any = ()
     now: Sequence[Tensor] = carries
-    for time in range(steps):
-        outputs, now, entries, norms = step(*(value[time] for value in values), *now, *statics)
+    given = zip(*(value.unbind() for value in values), strict=True) if values else itertools.repeat((), steps)
+    for current in given:
+        outputs, now, entries, norms = step(*current, *now, *statics)
         for core, layer in zip(running, layers, strict=True):
             core.advance(entries[layer], outputs, now)
         made.append(outputs)
@@ -197,8 +204,8 @@ def scan(
 class _Running:
     """The derivatives of one core while time passes."""
 
-    def __init__(self, core: CoreScan, carried: Carried) -> None:
-        self.core = core
+    def __init__(self, core: CoreScan, carried: Carried, profile: Callable[[Tensor], Tensor]) -> None:
+        self.core, self.profile = core, profile
         self.tangents: dict[Pair, Tensor] = dict(zip(core.reached, carried.tangents, strict=True))
         self.sums = carried.sums
         self.last: list[Tensor] = []
@@ -212,12 +219,12 @@ class _Running:
         slopes: dict[Pair, Slope] = {}
         for key, row in core.rows.items():
             slope = entries[row] if isinstance(row, int) else row
-            slopes[key] = slope.to(_precision(slope, values[key[0]])) if isinstance(slope, Tensor) else slope
+            slopes[key] = _precise(slope, values[key[0]]) if isinstance(slope, Tensor) else slope
         self.last = [self._change(slopes, output, variable, values[output]) for output, variable in core.answered]
         kept = self.sums if core.decay is None else [total * core.decay for total in self.sums]
         self.sums = [total + change for total, change in zip(kept, self.last, strict=True)]
         for rows, value in zip(self.profiles, self._profiled(slopes), strict=True):
-            rows.append(value)
+            rows.append(self.profile(value))
         places = {state: f"next:{place}" for place, state in enumerate(core.states)}
         self.tangents = {
             (variable, state): self._change(slopes, places[state], variable, values[places[state]])
@@ -225,14 +232,11 @@ class _Running:
         }
 
     def _change(self, slopes: dict[Pair, Slope], result: str, variable: str, like: Tensor) -> Tensor:
-        total: Slope | None = None
+        total = slopes.get((result, variable))
         for state in self.core.states:
             slope, tangent = slopes.get((result, state)), self.tangents.get((variable, state))
             if slope is not None and tangent is not None:
-                total = _plus(total, _times(slope, tangent))
-        direct = slopes.get((result, variable))
-        if direct is not None:
-            total = _plus(total, direct)
+                total = _plus_product(total, slope, tangent)
         return _spread(0.0 if total is None else total, like)
 
     def _profiled(self, slopes: dict[Pair, Slope]) -> Iterator[Tensor]:
@@ -250,25 +254,27 @@ class _Running:
         return CoreResult(Carried(tangents, self.sums), self.last, list(entries), profiles)
 
 
-def _precision(slope: Tensor, value: Tensor) -> torch.dtype:
-    return torch.promote_types(slope.dtype, accumulator_dtype(value.dtype))
+def _precise(slope: Tensor, value: Tensor) -> Tensor:
+    """Returns a derivative in the precision of what accumulates it."""
+    if slope.dtype == value.dtype and slope.dtype in _FULL:
+        return slope
+    return slope.to(torch.promote_types(slope.dtype, accumulator_dtype(value.dtype)))
 
 
-def _times(left: Slope, right: Slope) -> Slope:
-    if not isinstance(left, Tensor) and left == 1.0:
-        return right
-    return left * right
-
-
-def _plus(left: Slope | None, right: Slope) -> Slope:
-    return right if left is None else left + right
+def _plus_product(total: Slope | None, slope: Slope, tangent: Tensor) -> Slope:
+    if total is None:
+        return tangent if not isinstance(slope, Tensor) and slope == 1.0 else slope * tangent
+    if isinstance(total, Tensor) and isinstance(slope, Tensor) and total.dtype == slope.dtype == tangent.dtype:
+        return torch.addcmul(total, slope, tangent)
+    return total + slope * tangent
 
 
 def _spread(value: Slope, like: Tensor) -> Tensor:
-    dtype = accumulator_dtype(like.dtype)
-    if not isinstance(value, Tensor):
-        return torch.full_like(like, value, dtype=dtype)
-    return value.to(dtype).expand_as(like)
+    if isinstance(value, Tensor):
+        if value.dtype == like.dtype and value.dtype in _FULL and value.shape == like.shape:
+            return value
+        return value.to(accumulator_dtype(like.dtype)).expand_as(like)
+    return torch.full_like(like, value, dtype=accumulator_dtype(like.dtype))
 
 
 def _whole(value: Slope, like: Tensor) -> Tensor:

@@ -14,6 +14,9 @@ from tracecompile.runtime.chunked.scan import Carried, CoreScan, ScanResult, sca
 class Scans:
     """Runs the scans of units as they are."""
 
+    def begin(self) -> None:
+        """Says that a sequence begins."""
+
     def pieces(self, unit: Unit, steps: int) -> list[int]:
         """Returns the lengths of the scans that a chunk of a unit is made of."""
         return [steps]
@@ -31,4 +34,4 @@ class Scans:
     ) -> ScanResult:
         """Runs one scan; see ``scan``."""
         assert unit.step is not None
-        return scan(unit.step, cores, layers, steps, values, carries, statics, carried)
+        return scan(unit.step.forward, cores, layers, steps, values, carries, statics, carried)

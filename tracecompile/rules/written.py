@@ -1,0 +1,153 @@
+"""A function of tensors, autograd and all, written down in elementary operations and run as it is written.
+
+What autograd does for one elementwise operation costs more than the operation. Within a sequence it does the same at
+every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+ENOUGH = 16
+"""Calls with arguments alike after which a function is written down, which takes some milliseconds."""
+
+Results = tuple[Tensor, ...]
+
+
+class WrittenDown:
+    """Calls a function, from some call on as it is written down.
+
+    The first such call after every ``look_again`` is made both ways. Where the results differ (the slope of a surrogate
+    was changed in the meantime), the function is written down anew; what cannot be written down faithfully (it looks at
+    values, it draws random numbers) is called as ever.
+    """
+
+    def __init__(self, function: Callable[..., Results]) -> None:
+        """Keeps the function; what it returns must have no graph."""
+        self.function = function
+        self._alike: tuple[Any, ...] = ()
+        self._calls = 0
+        self._code: Callable[..., Results] | None = None
+        self._checked = self._refused = False
+
+    def look_again(self) -> None:
+        """Says that something may have changed that is not among the arguments."""
+        self._checked = False
+
+    def __call__(self, *args: Any) -> Results:
+        """Returns what the function returns."""
+        if not self._is_worth_it(args):
+            return self.function(*args)
+        tensors = [value for value in args if isinstance(value, Tensor)]
+        if self._checked and self._code is not None:
+            return self._code(*tensors)
+        return self._both_ways(args, tensors)
+
+    def _is_worth_it(self, args: tuple[Any, ...]) -> bool:
+        alike = tuple((v.shape, v.dtype, v.device, type(v)) if isinstance(v, Tensor) else v for v in args)
+        if alike != self._alike:
+            plain = all(type(value) in (Tensor, nn.Parameter) for value in args if isinstance(value, Tensor))
+            self._alike, self._calls, self._code = alike, 0, None
+            self._checked, self._refused = False, not plain
+        self._calls += 1
+        return self._calls > ENOUGH and not self._refused and not torch.is_grad_enabled()
+
+    def _both_ways(self, args: tuple[Any, ...], tensors: list[Tensor]) -> Results:
+        expected = self.function(*args)
+        for code in (self._code, None):
+            self._code = code or _written(self.function, args, tensors)
+            if self._code is None:
+                break
+            if _same(self._code(*tensors), expected):
+                self._checked = True
+                return expected
+        self._refused = True
+        return expected
+
+
+def _written(
+    function: Callable[..., Results], args: tuple[Any, ...], tensors: list[Tensor]
+) -> Callable[..., Results] | None:
+    def of_tensors(*given: Tensor) -> Results:
+        left = iter(given)
+        return function(*(next(left) if isinstance(value, Tensor) else value for value in args))
+
+    try:
+        with torch.random.fork_rng(devices={value.device for value in tensors if value.is_cuda}):
+            module = make_fx(of_tensors)(*tensors)
+    except Exception:  # the user's own surrogate is run by a tracer here: anything may come out of it
+        return None
+    if draws_random_numbers(module.graph):
+        return None
+    _without_aliases(module.graph)
+    module.recompile()
+    written: Callable[..., Results] = module.forward
+    return written
+
+
+def draws_random_numbers(graph: fx.Graph) -> bool:
+    """Tells whether a graph of elementary operations depends on a random generator."""
+    targets = [node.target for node in graph.nodes if node.op == "call_function"]
+    return any(torch.Tag.nondeterministic_seeded in getattr(target, "tags", ()) for target in targets)
+
+
+def _without_aliases(graph: fx.Graph) -> None:
+    """Drops what only gives a tensor another name: without a graph, detached means nothing."""
+    for node in list(graph.nodes):
+        if node.target is torch.ops.aten.detach.default:
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+
+
+def _same(found: Results, expected: Results) -> bool:
+    return len(found) == len(expected) and all(
+        one.dtype == other.dtype and torch.equal(one, other) for one, other in zip(found, expected, strict=True)
+    )
+
+
+class Slopes(nn.Module):
+    """Base of what returns values with their derivatives by autograd; between ``begin`` and ``end`` written down."""
+
+    def __init__(self) -> None:
+        """Stands outside of any sequence."""
+        super().__init__()
+        self._written = WrittenDown(self.by_autograd)
+        self._in_sequence = False
+
+    def begin(self) -> None:
+        """Says that a sequence begins, in which only the values of the arguments change."""
+        self._in_sequence = True
+        self._written.look_again()
+
+    def end(self) -> None:
+        """Says that it is over."""
+        self._in_sequence = False
+
+    def forward(self, *args: Any, **kwargs: Any) -> Results:
+        """Returns the values, then their derivatives, without a graph."""
+        if self._in_sequence and not kwargs:
+            return self._written(*args)
+        return self.by_autograd(*args, **kwargs)
+
+    def by_autograd(self, *args: Any, **kwargs: Any) -> Results:
+        """See ``forward``."""
+        raise NotImplementedError
+
+
+@contextmanager
+def in_sequence(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Says to everything below some modules that its calls are the steps of one sequence."""
+    found = [part for module in modules for part in module.modules() if isinstance(part, Slopes)]
+    for slopes in found:
+        slopes.begin()
+    try:
+        yield
+    finally:
+        for slopes in found:
+            slopes.end()
