@@ -30,9 +30,10 @@ class Net(nn.Module):
 
 @pytest.mark.parametrize("bins", [1, 4, 10])
 @pytest.mark.parametrize("learn", [False, True])
-def test_the_report_states_the_memory_before_the_first_step(bins: int, learn: bool) -> None:
+@pytest.mark.parametrize("chunk", [1, 16])
+def test_the_report_states_the_memory_before_the_first_step(bins: int, learn: bool, chunk: int) -> None:
     batch = 7
-    net = tracecompile.convert(Net(learn=learn), torch.rand(12, 3, 5), bins=bins)
+    net = tracecompile.convert(Net(learn=learn), torch.rand(12, 3, 5), bins=bins, backend="eager", chunk=chunk)
     stated = batch * net.report.memory.total + net.report.memory.profiles
     held = []
     for steps in (40, 80):

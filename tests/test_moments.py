@@ -127,6 +127,36 @@ def test_one_bin_has_the_exact_gradient_of_the_readout_for_a_loss_on_single_step
             assert expected[name].norm() > 0
 
 
+class Delayed(nn.Module):
+    """A readout of spikes of two steps ago; scores [time, batch, 3]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.lif, self.out = nn.Linear(5, 8), snn.LIF(leak=0.9), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state, scores = None, []
+        before = last = x.new_zeros(x.shape[1], 8)
+        for x_t in x:
+            spikes, state = self.lif(self.fc(x_t), state)
+            scores.append(self.out(before))
+            before, last = last, spikes
+        return torch.stack(scores)
+
+
+def test_one_bin_and_a_signal_on_one_step_of_a_delayed_source() -> None:
+    torch.manual_seed(0)
+    model, x = Delayed().double(), 3 * torch.rand(20, 4, 5, dtype=torch.float64)
+    net = tracecompile.convert(model, x, bins=1)
+    for weights in (torch.eye(20, dtype=torch.float64)[-1], torch.eye(20, dtype=torch.float64)[7]):
+        exact = torch.autograd.grad((weights[:, None, None] * model(x)).square().sum(), list(model.parameters()))
+        found = torch.autograd.grad((weights[:, None, None] * net(x)).square().sum(), list(net.parameters()))
+        names = [name for name, _ in model.named_parameters()]
+        for name, ours, theirs in zip(names, found, exact, strict=True):
+            assert theirs.norm() > 0
+            assert torch.cosine_similarity(ours.flatten(), theirs.flatten(), 0) > (0.999999 if "out" in name else 0.5)
+
+
 def test_a_loss_that_is_even_within_the_bins_needs_no_second_pass() -> None:
     _, net, x = make()
     outputs = net(x)

@@ -128,6 +128,8 @@ class _Finder:
             return node.op == "call_module" and len(operands) == 1
         if name in _LAST_AXIS:
             return _on_last_axis(node, name, operands)
+        if name == "getitem":
+            return _indexed_behind(node.args[1])
         if name in _BY_AXES:
             return self._axes_behind(node, name, shapes[0])
         if is_pointwise(self.program, node) or (acts_alone(node) and node.op != "call_module"):
@@ -184,6 +186,14 @@ class _Finder:
                     return False
                 self.per_sample[source.name] = None
         return True
+
+
+def _indexed_behind(index: Any) -> bool:
+    """Tells whether an index takes the whole first axis, and parts of others by numbers that are known."""
+    if not isinstance(index, tuple) or not index or index[0] != slice(None):
+        return False
+    parts = [(part.start, part.stop, part.step) if isinstance(part, slice) else (part,) for part in index]
+    return None not in index and all(bound is None or isinstance(bound, int) for bounds in parts for bound in bounds)
 
 
 def _on_last_axis(node: fx.Node, name: str, operands: list[fx.Node]) -> bool:

@@ -31,6 +31,9 @@ chunk is run by a compiled scan of one step."""
 RECURRENT_PIECE = 4
 """Steps of a compiled scan of a recurrent block: its products cannot be fused, so that more of them save nothing but
 calls."""
+OPTIONS: dict[str, Any] = {"emulate_precision_casts": True}
+"""In 16 bits, values are rounded wherever they are in the model: else membranes near the threshold fall differently."""
+
 Key = tuple[Any, ...]
 
 
@@ -75,7 +78,7 @@ class Kernels:
                 # torch warns of its own deprecated calls, which would be errors where a program makes warnings errors.
                 warnings.simplefilter("ignore", DeprecationWarning)
                 unrolled = make_fx(code, tracing_mode="symbolic")(*arguments)
-                run = torch.compile(unrolled, dynamic=True, fullgraph=True)
+                run = torch.compile(unrolled, dynamic=True, fullgraph=True, options=OPTIONS)
                 run(*(value.clone() for value in arguments))
             self._compiled[key] = run
             self.count += 1
