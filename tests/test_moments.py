@@ -128,20 +128,20 @@ def test_one_bin_has_the_exact_gradient_of_the_readout_for_a_loss_on_single_step
 
 
 class Delayed(nn.Module):
-    """A readout of spikes of two steps ago; scores [time, batch, 3]."""
+    """Spikes, and a readout of those of two steps before; [time, batch, 11]."""
 
     def __init__(self) -> None:
         super().__init__()
         self.fc, self.lif, self.out = nn.Linear(5, 8), snn.LIF(leak=0.9), nn.Linear(8, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        state, scores = None, []
+        state, results = None, []
         before = last = x.new_zeros(x.shape[1], 8)
         for x_t in x:
             spikes, state = self.lif(self.fc(x_t), state)
-            scores.append(self.out(before))
+            results.append(torch.cat([self.out(before), spikes], -1))
             before, last = last, spikes
-        return torch.stack(scores)
+        return torch.stack(results)
 
 
 def test_one_bin_and_a_signal_on_one_step_of_a_delayed_source() -> None:
@@ -154,7 +154,7 @@ def test_one_bin_and_a_signal_on_one_step_of_a_delayed_source() -> None:
         names = [name for name, _ in model.named_parameters()]
         for name, ours, theirs in zip(names, found, exact, strict=True):
             assert theirs.norm() > 0
-            assert torch.cosine_similarity(ours.flatten(), theirs.flatten(), 0) > (0.999999 if "out" in name else 0.5)
+            assert torch.cosine_similarity(ours.flatten(), theirs.flatten(), 0) > (0.999999 if "out" in name else 0.3)
 
 
 def test_a_loss_that_is_even_within_the_bins_needs_no_second_pass() -> None:
