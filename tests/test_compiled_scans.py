@@ -223,6 +223,22 @@ def test_what_cannot_be_traced_is_run_as_it_is_and_the_report_says_so(short_piec
         net(x)
 
 
+def test_hooks_within_a_recurrent_block_are_called_at_every_step() -> None:
+    case = open_case(Job(network="recurrent", steps=6, quick=True))
+    net = tracecompile.convert(case.model, case.inputs, bins=1, backend="inductor", chunk=3)
+    lateral = net.get_submodule("lif1.lateral")
+    seen: list[int] = []
+    lateral.register_forward_hook(lambda module, args, result: seen.append(1))
+    with pytest.warns(UserWarning, match="hooks"):
+        net(*case.inputs)
+    assert len(seen) >= 6
+    execution = net.report.execution
+    assert execution is not None
+    (obstacle,) = execution.obstacles
+    assert "lif1" in obstacle
+    assert execution.compiled > 0, "the other layer"
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # What "auto" chooses
 # ---------------------------------------------------------------------------------------------------------------------

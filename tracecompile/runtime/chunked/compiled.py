@@ -20,8 +20,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from tracecompile.analysis.folding import runs_per_step
 from tracecompile.layers import Unit
+from tracecompile.runtime.chunked.core_scan import Carried, CoreScan, ScanResult
 from tracecompile.runtime.chunked.flat import Layout, held_tensors, layout_of, precision, shape_pattern
-from tracecompile.runtime.chunked.scan import Carried, CoreScan, ScanResult
 from tracecompile.runtime.chunked.scans import Scans
 from tracecompile.runtime.chunked.traced import Traced, Untraceable, agree, trace_step
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from tracecompile.layers import Unit
-from tracecompile.runtime.chunked.scan import Carried, CoreResult, CoreScan, ScanResult, scan
+from tracecompile.runtime.chunked.core_scan import Carried, CoreResult, CoreScan, ScanResult
+from tracecompile.runtime.chunked.scan import scan
 
 Step = Callable[..., Any]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tracecompile.layers import Jacobian, Layer
-from tracecompile.runtime.chunked.scan import FROM, Carried, CoreResult, CoreScan, Pair
+from tracecompile.runtime.chunked.core_scan import FROM, Carried, CoreResult, CoreScan, Pair
 from tracecompile.runtime.horizon import CELLS
 from tracecompile.runtime.record import Moment, Record
 from tracecompile.runtime.responses import Responses, Row

@@ -17,8 +17,8 @@ from torch import Tensor
 from tracecompile.analysis.folding import fold_applies, folded, repeated, unfolded
 from tracecompile.layers import Jacobian, Unit
 from tracecompile.program import StepProgram, example_value, step_results
+from tracecompile.runtime.chunked.core_scan import Carried, CoreScan, ScanResult
 from tracecompile.runtime.chunked.record import ChunkRecord, traced_names
-from tracecompile.runtime.chunked.scan import Carried, CoreScan, ScanResult
 from tracecompile.runtime.chunked.scans import Scans
 from tracecompile.runtime.record import Record
 

@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from tracecompile.layers import Unit
-from tracecompile.runtime.chunked.scan import Carried, CoreScan, ScanResult, scan
+from tracecompile.runtime.chunked.core_scan import Carried, CoreScan, ScanResult
+from tracecompile.runtime.chunked.scan import scan
 
 
 class Scans:
