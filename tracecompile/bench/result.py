@@ -13,7 +13,7 @@ from tracecompile.diagnostics.report import text_table
 
 BASELINE = "inference"
 """The row that the ratios refer to."""
-HEADER = ("", "time", "of inference", "peak memory", "above 8 steps", "lowest cosine", "first step", "remarks")
+HEADER = ("", "time", "of inference", "peak memory", "above 64 steps", "lowest cosine", "first step", "remarks")
 
 
 @dataclass
@@ -29,7 +29,8 @@ class Row:
         times: Seconds of each timed run.
         first_seconds: Seconds until the first training step was done, with conversion and compilation; None if skipped.
         peak_bytes: Peak memory of a fresh process; None where it was not measured.
-        start_bytes: Peak memory of that process after a training step of 8 time steps; None where the length is fixed.
+        start_bytes: Peak memory of that process after a training step of 64 time steps; None where the
+            sequence is no longer, or its length is fixed.
         cosine: Lowest cosine to backpropagation through time over all parameters; None where there is none.
         worst: The parameter that has it.
         compared_with: Key of the row that the cosine refers to; "" where there is none.
@@ -143,5 +144,5 @@ class BenchResult:
 
 
 FOOTNOTE = """time: of one training step, forward and backward without an update; median of interleaved runs
-peak memory: of a fresh process; above 8 steps: what it took beyond a training step of 8 time steps and the input
+peak memory: of a fresh process; above 64 steps: what it took beyond a training step of 64 time steps and the input
 first step: once, with conversion and compilation"""

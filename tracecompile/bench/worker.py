@@ -19,8 +19,9 @@ from tracecompile.diagnostics.memory import peak_resident_bytes
 
 REPETITIONS = 2
 """Training steps that a process runs: the second one meets what the first one left behind."""
-SHORT = 8
-"""Time steps of the training step before them, whose memory is what does not depend on the length."""
+SHORT = 64
+"""Time steps of the training step before them, whose memory is what does not depend on the length: long enough for all
+that is compiled, or written down, once."""
 TIME_LIMIT = 3600
 
 
@@ -31,7 +32,7 @@ class Peak:
     Attributes:
         peak: After its training steps: main memory of the process, or memory of the CUDA device.
         start: Before them, but after a training step of ``SHORT`` time steps, with the inputs of all steps loaded; None
-            where the length cannot be chosen.
+            where the sequence is no longer than that, or its length cannot be chosen.
     """
 
     peak: int
@@ -66,7 +67,7 @@ def run_task(task: str) -> Peak:
     asked = json.loads(task)
     torch.set_num_threads(asked["threads"])
     case, method = open_case(Job(**asked["job"])), BY_KEY[asked["method"]]
-    short = case.of_length(min(SHORT, case.steps))
+    short = case.of_length(SHORT) if case.steps > SHORT else None
     start = None
     if short is not None:
         _train(method, short)

@@ -139,8 +139,13 @@ def check_tensor(name: str, value: Tensor) -> None:
         raise InvalidInput(
             f"{name} is empty: its shape is {tuple(value.shape)}.", "Pass at least one time step and one sample."
         )
-    if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+    if value.is_floating_point() and not _is_finite(value):
         raise InvalidInput(f"{name} holds NaN or infinity.", "Clean the data before it reaches the network.")
+
+
+def _is_finite(value: Tensor) -> bool:
+    """A sum is not finite if an element is not, and takes no memory; of finite elements it may overflow."""
+    return bool(value.sum().isfinite()) or bool(value.isfinite().all())
 
 
 def _varies(leaf: Any) -> bool:
