@@ -11,6 +11,7 @@ import pytest
 import torch
 from models import MODELS, RecurrentLoop, assert_same_fingerprint, fast_sigmoid, fingerprint
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import tracecompile
 from tracecompile.errors import (
@@ -20,6 +21,7 @@ from tracecompile.errors import (
     UnsupportedControlFlow,
     UnsupportedOperation,
 )
+from tracecompile.runtime.arguments import check_tensor
 
 LOOP = MODELS["recurrent_loop"]
 STEP = MODELS["lazy_attributes"]
@@ -124,6 +126,30 @@ def test_examples_that_do_not_fit(make: Callable[[], Any]) -> None:
     example = make()
     with refused(model):
         tracecompile.convert(model, example)
+
+
+class Sizes(TorchDispatchMode):
+    """Notes how many elements every result has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[int] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            self.found.append(result.numel())
+        return result
+
+
+def test_an_input_is_looked_at_without_a_copy() -> None:
+    with Sizes() as sizes:
+        check_tensor("An input", torch.ones(100, 2))
+    assert max(sizes.found[1:]) == 1, "after the input itself"
+    check_tensor("An input", torch.full((100,), torch.finfo(torch.float32).max))
+    for bad in (float("inf"), -float("inf"), float("nan")):
+        with pytest.raises(InvalidInput):
+            check_tensor("An input", torch.tensor([1.0, bad, 2.0, -bad]))
 
 
 BAD_CALLS: dict[str, Callable[[], Any]] = {
