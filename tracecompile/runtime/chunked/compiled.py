@@ -34,6 +34,9 @@ calls."""
 OPTIONS: dict[str, Any] = {"emulate_precision_casts": True}
 """In 16 bits, values are rounded wherever they are in the model: else membranes near the threshold fall differently."""
 
+PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device, torch.Size)
+"""What a compiled step may take for a constant."""
+
 Key = tuple[Any, ...]
 
 
@@ -134,6 +137,8 @@ class CompiledScans(Scans):
         carried: Sequence[Carried],
     ) -> ScanResult:
         """See Scans."""
+        if not all(isinstance(value, (Tensor, *PLAIN)) for value in statics):
+            self._refuse(unit, "its step takes a value that is neither a tensor nor a number")
         if unit.layers not in self.obstacles:
             layout = self._layout(unit, cores, layers, statics)
             held = held_tensors(layout.step, layout.held)
@@ -154,7 +159,8 @@ class CompiledScans(Scans):
 
     def _ready_for(self, layout: Layout, steps: int, arguments: Sequence[Tensor]) -> _Ready | None:
         """Returns the compiled scan for arguments of these shapes, or None where it cannot be compiled."""
-        key = (id(layout), steps, precision(arguments[0].device), tuple(value.shape for value in arguments))
+        alike = tuple((value.shape, value.dtype, value.device) for value in arguments)
+        key = (id(layout), steps, precision(arguments[0].device), alike)
         found = self._ready.get(key)
         if found is None:
             try:
@@ -194,5 +200,7 @@ class CompiledScans(Scans):
         return _Ready(layout, self.kernels.get(key, layout.scan_of(traced.step, steps), arguments), traced)
 
     def _refuse(self, unit: Unit, reason: str) -> None:
+        if unit.layers in self.obstacles:
+            return
         self.obstacles[unit.layers] = reason
         warnings.warn(f"A block is run without being compiled: {reason}", stacklevel=2)
