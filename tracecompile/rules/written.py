@@ -18,7 +18,7 @@ ENOUGH = 16
 """Calls with arguments alike after which a function is written down, which takes some milliseconds."""
 
 PLAIN = (Tensor, nn.Parameter, bool, int, float, str, type(None), torch.dtype)
-"""Types of the arguments with which a function is written down."""
+"""Types of the arguments with which a function is written down; a tracer brings tensors of types of its own."""
 
 Results = tuple[Tensor, ...]
 
@@ -53,14 +53,12 @@ class WrittenDown:
         return self._both_ways(args, tensors)
 
     def _is_worth_it(self, args: tuple[Any, ...]) -> bool:
-        alike = tuple(
-            (v.shape, v.dtype, v.device, type(v)) if isinstance(v, Tensor) else v if type(v) in PLAIN else type(v)
-            for v in args
-        )
+        if not all(type(value) in PLAIN for value in args):
+            return False
+        alike = tuple((v.shape, v.dtype, v.device, type(v)) if isinstance(v, Tensor) else v for v in args)
         if alike != self._alike:
-            plain = all(type(value) in PLAIN for value in args)
             self._alike, self._calls, self._code = alike, 0, None
-            self._checked, self._refused = False, not plain
+            self._checked = self._refused = False
         self._calls += 1
         return self._calls > ENOUGH and not self._refused and not torch.is_grad_enabled()
 
