@@ -16,6 +16,8 @@ from test_oracle import FAMILIES, assert_close, gradients
 from torch import Tensor
 
 import tracecompile
+from tracecompile.bench.case import Job, open_case
+from tracecompile.diagnostics.held import count_held
 from tracecompile.runtime.chunked.run import chunk_lengths
 from tracecompile.runtime.stored import record_tensors
 from tracecompile.runtime.window import Window
@@ -92,3 +94,13 @@ def test_chunks_cover_every_step_and_cross_no_edge(edges: tuple[int, ...], size:
     assert set(edges[1:]) <= set(ends)
     assert all(0 < length <= size for length in lengths)
     assert not apart or lengths[0] == 1
+
+
+def test_nothing_of_a_chunk_is_held_but_what_single_steps_leave() -> None:
+    case = open_case(Job(network="recurrent", steps=40, quick=True))
+    held = {}
+    for chunk in (1, 20):
+        net = tracecompile.convert(case.model, case.inputs, bins=2, backend="eager", chunk=chunk)
+        net(*case.inputs)
+        held[chunk] = count_held(lambda net=net: net(*case.inputs))  # type: ignore[misc]
+    assert 0.9 * held[1] <= held[20] <= 1.05 * held[1], held

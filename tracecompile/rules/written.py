@@ -102,8 +102,9 @@ def draws_random_numbers(graph: fx.Graph) -> bool:
 
 
 def _without_aliases(graph: fx.Graph) -> None:
-    """Drops what only gives a tensor another name: without a graph, detached means nothing."""
+    """Drops what only gives a tensor another name (without a graph, detached means nothing) and the traced values."""
     for node in list(graph.nodes):
+        node.meta.clear()
         if node.target is torch.ops.aten.detach.default:
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)

@@ -120,7 +120,9 @@ class ChunkRecord:
             entries = found.derivatives
             derivatives[name] = {k: entries[v] if isinstance(v, int) else v for k, v in core.rows.items()}
         first = {name: responses.tangents.first for name, responses in record.responses.items()}
-        record.moment = Moment(record.clock.steps - 1, self.index, self._values, changes, first, derivatives)
+        # Copies: as parts of their chunk they would keep all of it.
+        values = {name: value.clone() for name, value in self._values.items()}
+        record.moment = Moment(record.clock.steps - 1, self.index, values, changes, first, derivatives)
         self._cores, self._steps = {}, 0
 
 
