@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from models import FastSigmoid
 from test_compiled_scans import Stubborn, gradients
 from torch import Tensor, nn
 
@@ -19,15 +20,10 @@ from tracecompile.runtime.chunked import compiled
 STEPS = written.ENOUGH + 10
 
 
-class Annealed(torch.autograd.Function):
+class Annealed(FastSigmoid):
     """A surrogate whose slope is changed while training goes on."""
 
     slope = 1.0
-
-    @staticmethod
-    def forward(ctx: Any, v: Tensor) -> Tensor:
-        ctx.save_for_backward(v)
-        return (v > 0).to(v.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
@@ -35,18 +31,12 @@ class Annealed(torch.autograd.Function):
         return grad / (1 + Annealed.slope * v.abs())
 
 
-class Noisy(torch.autograd.Function):
+class Noisy(FastSigmoid):
     """A surrogate that draws random numbers."""
 
     @staticmethod
     def forward(ctx: Any, v: Tensor) -> Tensor:
-        ctx.save_for_backward(v)
-        return (v + 0.1 * torch.rand_like(v) > 0).to(v.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (v,) = ctx.saved_tensors
-        return grad / (1 + v.abs())
+        return FastSigmoid.forward(ctx, v + 0.1 * torch.rand_like(v))
 
 
 def calls(slopes: WithSlopes, steps: int, seed: int) -> list[tuple[Tensor, ...]]:
