@@ -24,6 +24,7 @@ MIXING: dict[str, Callable[[Tensor], Tensor]] = {
     "cumulative sum": lambda z: z.cumsum(0),
     "first sample": lambda z: z + z[0],
     "slice of the batch": lambda z: torch.cat([z[2:], z[:2]]),
+    "samples by their numbers": lambda z: z[[3, 2, 1, 0], :],
     "every other sample": lambda z: torch.cat([z[::2, :], z[1::2, :]]),
     "concatenated over the batch": lambda z: torch.cat([z, z], 0)[::2],
     "product with itself": lambda z: z @ z.transpose(0, 1) @ z / FEATURES,
