@@ -67,10 +67,13 @@ class TracedModule(nn.Module):
         self._copy[0] = self._compiled.program.root
         self.training = training
         try:
-            check_against_model(self, model, args, kwargs)
+            limits = check_against_model(self, model, args, kwargs)
         except ConversionError:
             self._compiled = self._executor = None
             raise
+        report = self._compiled.report
+        report = dataclasses.replace(report, notes=(*report.notes, *limits))
+        self._compiled = dataclasses.replace(self._compiled, report=report)
 
     @property
     def _ready(self) -> Compiled:

@@ -1,0 +1,102 @@
+"""The check: values, gradients, other sizes, chunks, memory, in this order."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from tracecompile.capture.loops.lengths import TimeSource
+from tracecompile.capture.loops.sequence import resized
+from tracecompile.errors import ConversionError
+from tracecompile.program import StepProgram
+from tracecompile.self_check.gradients import require_same_gradients
+from tracecompile.self_check.inputs import Arguments
+from tracecompile.self_check.pair import Pair, detached
+from tracecompile.self_check.sizes import Sizes, example_steps
+from tracecompile.self_check.verdict import require_same
+
+if TYPE_CHECKING:
+    from tracecompile.runtime.module import TracedModule
+
+STEPS = 5
+MOST_STEPS = 40
+"""Steps of the example over which values are compared; gradients are over ``STEPS``."""
+CALLS = 3
+MOST_BINS = 10
+"""With more bins than this their responses take too much memory for a check, which then asks only for a gradient."""
+
+
+def check_against_model(
+    net: TracedModule, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[str, ...]:
+    """Compares a module that has just been converted with the model, on the example and at other sizes.
+
+    Both run as copies, so that parameters, their hooks, buffers and random numbers stay as they are.
+
+    Args:
+        net: The module.
+        model: What it was captured from.
+        args, kwargs: The example.
+
+    Returns:
+        Sentences for the report: which sizes the model itself refuses.
+
+    Raises:
+        ConversionError: A value differs, a parameter is trained by the model and not by the module, or memory grows
+            with the number of steps; names the line.
+    """
+    with torch.inference_mode(False):
+        pair = Pair(net, model)
+        example = detached(args, kwargs)
+        on_the_example(net, pair, example)
+        sizes = Sizes(pair, example)
+        sizes.compare()
+    return sizes.notes()
+
+
+def differs_at_other_lengths(
+    net: TracedModule, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> ConversionError | None:
+    """Tells whether a module that has just been converted is the model at the example's length only.
+
+    Args:
+        net: The module.
+        model: What it was captured from.
+        args, kwargs: The example.
+
+    Returns:
+        The error that names the line whose value was frozen, None where there is nothing to say.
+    """
+    with torch.inference_mode(False):
+        sizes = Sizes(Pair(net, model), detached(args, kwargs))
+        try:
+            sizes.compare_lengths()
+        except ConversionError as error:
+            return error
+    return None
+
+
+def on_the_example(net: TracedModule, pair: Pair, example: Arguments) -> None:
+    """Compares values and gradients on the first steps of the example, and values over more of it."""
+    program, settings = pair.program, net._settings
+    measured = settings.rule == "measured" and settings.decay is None
+    if program.kind == "sequence" and program.length is None and example_steps(program, *example) > STEPS:
+        calls = [shortened(program, *example, MOST_STEPS)]
+        require_same(pair, pair.run(calls, learning=False), "On the example", calls, example)
+    calls = [shortened(program, *example, STEPS)] if program.kind == "sequence" else [example] * CALLS
+    steps = program.length or STEPS
+    exact = measured and steps <= MOST_BINS
+    run = pair.run(calls, settings=replace(settings, bins=steps) if exact else None)
+    require_same(pair, run, "On the example", calls)
+    bins = settings.bins if measured else 0
+    require_same_gradients(net, run, exact or bins >= steps or settings.rule == "bptt")
+
+
+def shortened(program: StepProgram, args: tuple[Any, ...], kwargs: dict[str, Any], most: int) -> Arguments:
+    """Cuts the example of a sequence model to a few steps."""
+    if example_steps(program, args, kwargs) <= most:
+        return args, kwargs
+    return resized(args, kwargs, TimeSource(*program.time), most)

@@ -1,0 +1,166 @@
+"""Copies of the model and of its converted form, run on the same inputs, and nobody else notices."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from tracecompile.capture.copying.copies import independent_copy, share_parameters
+from tracecompile.capture.copying.fresh_start import start_afresh
+from tracecompile.capture.copying.registries import registries_redirected
+from tracecompile.program import Settings, StepProgram
+from tracecompile.self_check.generators import Generators, generators_kept
+from tracecompile.self_check.inputs import Arguments
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tracecompile.runtime.module import TracedModule
+
+
+class ModelRefuses(Exception):
+    """The model itself does not run on these inputs."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of both.
+
+    Attributes:
+        reference, converted: The copies that ran.
+        expected, found: The leaves of what they returned.
+        fault: What the converted module raised where the model ran.
+        drawn_alike: Whether both left torch's generators in the same state.
+    """
+
+    reference: nn.Module
+    converted: TracedModule
+    expected: list[Any]
+    found: list[Any]
+    fault: Exception | None = None
+    drawn_alike: bool = True
+
+
+class Pair:
+    """A model and its converted form, copied once for all runs of a check."""
+
+    def __init__(self, net: TracedModule, model: nn.Module) -> None:
+        self.program: StepProgram = net._ready.program
+        self._net = net
+        self._model = independent_copy(model)
+        self._model.training = net.training
+        start_afresh(self._model)
+        self.converted = copy.deepcopy(net)
+        self._buffers = {name: value.clone() for name, value in self.converted.named_buffers()}
+
+    def run(
+        self,
+        calls: Sequence[Arguments],
+        learning: bool = True,
+        stepped: bool = True,
+        settings: Settings | None = None,
+    ) -> Run:
+        """Runs fresh copies of both on the same calls, from the same random numbers.
+
+        Args:
+            calls: The arguments of every call, in order; a step model is handed its own states from the second on.
+            learning: Whether the run is recorded for training.
+            stepped: Whether the converted module takes one step after the other, whatever its settings say.
+            settings: Instead of the module's own.
+
+        Raises:
+            ModelRefuses: The model does not run on them.
+        """
+        reference, converted = share_parameters(self._model), self._rewound(stepped, settings)
+        with generators_kept() as states, undisturbed(learning):
+            with registries_redirected(reference):
+                expected = self._called(reference, calls, of_model=True)
+            after = Generators.now()
+            states.restore()
+            fault, found = None, []
+            try:
+                found = self._called(converted, calls)
+            except Exception as error:
+                fault = error
+            return Run(reference, converted, expected, found, fault, after.drawn_alike(Generators.now()))
+
+    def _rewound(self, stepped: bool, settings: Settings | None) -> TracedModule:
+        """Returns the copy as it was before any run: running statistics, states, and what runs it."""
+        converted = self.converted
+        converted.reset()
+        with torch.no_grad():
+            for name, value in converted.named_buffers():
+                if name in self._buffers:
+                    value.copy_(self._buffers[name])
+        converted._settings = settings or self._net._settings
+        assert converted._executor is not None
+        converted._executor.stepped = stepped
+        return converted
+
+    def _called(self, module: nn.Module, calls: Sequence[Arguments], of_model: bool = False) -> list[Any]:
+        results: list[Any] = []
+        result: Any = None
+        for number, (args, kwargs) in enumerate(calls):
+            if number:
+                args, kwargs = handed_on(self.program, args, kwargs, result)
+            try:
+                result = module(*args, **kwargs)
+            except Exception as error:
+                if of_model:
+                    raise ModelRefuses(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}") from error
+                raise
+            results += pytree.tree_leaves(result)
+        return results
+
+
+@contextmanager
+def undisturbed(learning: bool) -> Iterator[None]:
+    """Runs under the grad mode that is wanted, whatever the caller's, and without warnings of the model's."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.set_grad_enabled(learning))
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        yield
+
+
+def handed_on(program: StepProgram, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Arguments:
+    """Puts the states that a step returned in the place of those of a call."""
+    if not program.explicit_states:
+        return args, kwargs
+    leaves, spec = pytree.tree_flatten((args, kwargs))
+    count = program.signature.num_leaves - len(program.explicit_states)
+    if spec == program.signature:
+        inputs = [leaf for place, leaf in enumerate(leaves) if place not in program.explicit_states]
+    else:  # the first call leaves the states to the model
+        inputs = leaves if len(leaves) == count else [leaf for leaf in leaves if leaf is not None]
+    if len(inputs) != count:
+        return args, kwargs
+    returned, remaining = pytree.tree_leaves(result), iter(inputs)
+    states = {
+        leaf: returned[place] for leaf, place in zip(program.explicit_states, program.explicit_results, strict=True)
+    }
+    given = [states[k] if k in states else next(remaining) for k in range(program.signature.num_leaves)]
+    again: Arguments = pytree.tree_unflatten(given, program.signature)
+    return again
+
+
+def with_a_bin_per_step(settings: Settings, steps: int) -> Settings:
+    """Returns settings under which the measured rule is backpropagation through time."""
+    return replace(settings, bins=steps)
+
+
+def detached(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+    """Returns arguments that lead nowhere, and that autograd may keep."""
+    again: Arguments = pytree.tree_map(
+        lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, (args, kwargs)
+    )
+    return again
