@@ -31,7 +31,7 @@ class AnchorFunction(torch.autograd.Function):
         """Returns one zero tensor per shape; ``inputs`` are what gradients are wanted for."""
         ctx.run = backward
         ctx.set_materialize_grads(False)
-        return tuple(torch.zeros(1, dtype=dtype, device=device).expand(shape) for shape, dtype, device in shapes)
+        return tuple(torch.zeros((), dtype=dtype, device=device).expand(shape) for shape, dtype, device in shapes)
 
     @staticmethod
     @once_differentiable

@@ -16,6 +16,7 @@ from tracecompile.runtime.adjoint import KnownCurrents, is_time_invariant
 from tracecompile.runtime.horizon import Horizon
 from tracecompile.runtime.local import LocalGraph, Response, Signals
 from tracecompile.runtime.moments import MomentPass
+from tracecompile.runtime.ports import static_names
 from tracecompile.runtime.record import Moment, Record, norm_traces
 from tracecompile.runtime.rerun import Rerun
 from tracecompile.runtime.responses import Responses
@@ -145,6 +146,7 @@ class BackwardPass:
         """
         self.program, self.record = program, record
         self.statics, self.stand_ins = statics, stand_ins
+        self.constant = static_names(program)
         self.wanted = wanted_inputs | {output for layer in program.layers for output in layer.outputs}
 
     def run(self, signals: Sequence[Signal], moments: Moments | None = None) -> Gradients:
@@ -175,12 +177,19 @@ class BackwardPass:
             if layer.name not in responses:
                 responses[layer.name] = _unmeasured(layer, graphs[layer.name], leaves)
         for given in signals:
-            solver.add(given.source.origin, given.source.delay, given.index, given.value)
+            self._take(solver, given)
             if solver.horizon is not None:
                 solver.horizon.note(given.source.origin, given.value, solver.horizon.constant())
         solver.run()
         inputs = {x.name: solver.signals[x.name] for x in self.program.inputs if x.name in solver.signals}
         return Gradients(self._through_statics(solver), solver.initial, inputs, solver)
+
+    def _take(self, solver: Solver, given: Signal) -> None:
+        """Takes a signal on all values of a bin: those of a layer or an input, or one that is the same at every step."""
+        if given.source.origin in self.constant:
+            solver.add_weights({}, {given.source.origin: given.value})
+        else:
+            solver.add(given.source.origin, given.source.delay, given.index, given.value)
 
     def _take_moments(self, solver: Solver, statics: Mapping[str, Tensor], moments: Moments) -> None:
         timed, last = moments.signals, moments.last

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from tracecompile.runtime.chunked.compiled import CompiledScans, Kernels
 from tracecompile.runtime.chunked.run import ChunkRun
 from tracecompile.runtime.chunked.scans import Scans
 from tracecompile.runtime.collector import Collector
+from tracecompile.runtime.differentiable import GradientFlow
 from tracecompile.runtime.ports import find_ports
 from tracecompile.runtime.record import Record
 from tracecompile.runtime.rerun import Prepared, Rerun, Steps
@@ -38,6 +40,7 @@ class Executor:
         self.emitted = program.emitted
         self.static_code = program.statics
         self.ports = find_ports(program)
+        self.flow = GradientFlow(program)
         self.rule = program.settings.rule
         self.observer: Callable[..., None] = Record.add
         """Takes every recorded step; a diagnostic may put itself in front."""
@@ -166,7 +169,9 @@ class Executor:
         if self.rule == "measured":
             window.rerun = rerun
         axes = {x.name: (value, x.dim) for x, value in zip(self.program.inputs, prepared.inputs, strict=True)}
-        anchors = window.sequence_anchors(self.ports, [*collector.latest, *states], axes)
+        flags = self.flow.over(prepared.inputs, prepared.invariants, prepared.initial, steps)
+        ports = [port if learns else None for port, learns in zip(self.ports, itertools.chain(*flags), strict=True)]
+        anchors = window.sequence_anchors(ports, [*collector.latest, *states], axes)
         last = _all_detached(states)
         results = with_anchors(collected, anchors[: len(collected)])
         states = with_anchors(states, anchors[len(collected) :])

@@ -79,7 +79,7 @@ class Learning:
         last = self.record.moment
         if self.rerun is not None and last is not None and self._is_unresolved(received):
             self.reran = True
-            apart = [(given.port.source, given.signal) for given in received if given.port.when == "each"]
+            apart = [(given.port.source, given.signal) for given in received if _is_apart(given.port)]
             timed = [TimedSignal(source, -source.delay, signal) for source, signal in apart]
             bins = bins_for(self.program, last, timed, self.record.bins)
             self.record = Record(self.program, SequenceClock(bins), self.statics, self.initial)
@@ -97,7 +97,7 @@ class Learning:
         bins = self.record.bins
         if not takes_moments(self.program) or bins.count == bins.edges[-1]:
             return False
-        apart = [given.signal for given in received if given.port.when == "each" and not only_last(given.signal)]
+        apart = [given.signal for given in received if _is_apart(given.port) and not only_last(given.signal)]
         return any(is_uneven(signal, bins) for signal in apart)
 
     def _place(self, given: Received) -> Iterator[Signal | TimedSignal]:
@@ -110,8 +110,8 @@ class Learning:
         elif given.port.when == "sum":
             yield from (Signal(source, index, signal * width) for index, width in enumerate(bins.widths))
         elif given.port.when == "last" or only_last(signal):
-            yield from self._on_last(source, signal if given.port.when == "last" else signal[-1])
-        elif self.reran:
+            yield from self._on_last(given.port, signal if given.port.when == "last" else signal[-1])
+        elif self.reran and not given.port.direct:
             yield TimedSignal(source, -source.delay, signal)
         else:
             yield from by_bin(source, signal, bins)
@@ -125,16 +125,21 @@ class Learning:
         if any(given.source == port.source and bool(given.value.any()) for given in in_bin):
             yield Signal(port.source, last, signal)
         else:
-            yield from self._on_last(port.source, signal)
+            yield from self._on_last(port, signal)
 
-    def _on_last(self, source: Source, signal: Tensor) -> Iterator[Signal | TimedSignal]:
+    def _on_last(self, port: Port, signal: Tensor) -> Iterator[Signal | TimedSignal]:
         """Places a signal on the value that was read in the last step."""
-        bins = self.record.bins
+        source, bins = port.source, self.record.bins
         made = bins.edges[-1] - 1 - source.delay
-        if takes_moments(self.program) and not source.delay:
+        if takes_moments(self.program) and not source.delay and not port.direct:
             yield TimedSignal(source, made, signal.unsqueeze(0))
         elif made >= 0:
             yield Signal(Source(source.value, source.origin), bins.of(made), signal)
+
+
+def _is_apart(port: Port) -> bool:
+    """Tells whether signals on single steps of a port have to be resolved in time."""
+    return port.when == "each" and not port.direct
 
 
 def takes_moments(program: StepProgram) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from tracecompile.runtime.differentiable import Flags
 from tracecompile.runtime.stored import record_tensors
 from tracecompile.runtime.window import Window
 
@@ -17,6 +18,7 @@ class LiveState:
     Attributes:
         states: The states after the last step, in the order of the carries; None at the start of a sequence.
         window: What is being recorded since the last backward.
+        flags: Whether each of these states requires a gradient, as the model's own would; None where they say so.
         returned: The states as they were given to the caller, to recognise them when they come back.
         sequence: The window of the last whole sequence, as long as its outputs live.
         pending: What ``restore`` brought for the window that the next step opens.
@@ -30,10 +32,16 @@ class LiveState:
     def clear(self) -> None:
         """Forgets everything."""
         self.states: Sequence[Tensor] | None = None
+        self.flags: Flags | None = None
         self.close_window()
         self.returned: tuple[Tensor, ...] | None = None
         self.pending: dict[str, Tensor] = {}
         self.sequence: weakref.ref[Window] | None = None
+
+    def flags_of(self, states: Sequence[Tensor]) -> Sequence[object]:
+        """Returns what says whether each state at the beginning of a step requires a gradient."""
+        own = self.states is not None and all(one is other for one, other in zip(states, self.states, strict=True))
+        return self.flags if own and self.flags is not None else states
 
     def close_window(self) -> None:
         """Records nothing more in the open window, if there is one."""

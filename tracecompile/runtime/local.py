@@ -109,6 +109,6 @@ class LocalGraph:
 
 def _fitted(signal: Tensor, current: Tensor) -> Tensor:
     """Returns a learning signal in the shape of a current: summed where one current serves several neurons."""
-    if signal.numel() > current.numel():
+    if signal.ndim > current.ndim or signal.numel() > current.numel():
         signal = signal.sum_to_size(current.shape)
     return signal.to(current.dtype).expand_as(current)

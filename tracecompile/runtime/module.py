@@ -178,11 +178,14 @@ class TracedModule(nn.Module):
             window = live.window
         else:
             live.close_window()
+        before = live.flags_of(prepared.initial)
         outputs, states = executor.step(prepared, prepared.initial, window)
         live.states = [state.detach() if executor.rule != "bptt" else state for state in states]
+        live.flags = None
         if window is None:
             return outputs, states
-        anchors = window.step_anchors(executor.ports, [*outputs, *states])
+        learns, live.flags = executor.flow.over(prepared.inputs, prepared.invariants, before, 1)
+        anchors = window.step_anchors(executor.ports, [*outputs, *states], (*learns, *live.flags))
         return with_anchors(outputs, anchors[: len(outputs)]), with_anchors(states, anchors[len(outputs) :])
 
     # State over time.

@@ -120,7 +120,7 @@ class Tangents:
         keep = []
         for key in binned:
             tangent = self.by_state[key]
-            sizes = tangent.abs().flatten(1).amax(1)
+            sizes = tangent.abs().reshape(len(tangent), -1).amax(1)
             keep.append(sizes > FADED * torch.finfo(tangent.dtype).eps * sizes[-1])
         alive = torch.stack(keep).any(0)
         # Where nothing is alive all slots are zero, and the latest stays.

@@ -103,8 +103,10 @@ class Window:
         anchors = self._make(ports, shapes, inputs)
         return [anchors.get((index, 0)) for index in range(len(ports))]
 
-    def step_anchors(self, ports: Sequence[Port | None], values: Sequence[Tensor]) -> list[Tensor | None]:
-        """Returns for each port the anchor of the step just recorded, of the shape of its value."""
+    def step_anchors(
+        self, ports: Sequence[Port | None], values: Sequence[Tensor], wanted: Sequence[bool]
+    ) -> list[Tensor | None]:
+        """Returns for each port the anchor of the step just recorded, of the shape of its value, where it is wanted."""
         clock = self.record.clock
         assert isinstance(clock, StreamClock)
         if not self._anchors:
@@ -118,7 +120,7 @@ class Window:
             }
             self._anchors = self._make(ports, shapes, {})
         now = clock.generation * clock.capacity + clock.slot
-        anchors = [self._anchors.get((index, now)) for index in range(len(ports))]
+        anchors = [self._anchors.get((index, now)) if wanted[index] else None for index in range(len(ports))]
         if not takes_moments(self.program):
             return anchors
         taker = weakref.WeakMethod(self.take_latest)
