@@ -24,7 +24,7 @@ def require_same_values(program: StepProgram, owner: LoopPlan) -> None:
     given = [node.meta["val"] for node in loop.tape.inputs if node is not None]
     with torch.no_grad():
         sequences, invariants, states = evaluate(
-            program.prologue.graph, given, owner.root, owner.leaves, remember=False
+            program.prologue.graph, given, owner.root, owner.leaves, remember=False, as_drawn=True
         )
         for step in range(loop.steps):
             now = [whole.select(item.dim, step) for whole, item in zip(sequences, program.inputs, strict=True)]

@@ -115,7 +115,9 @@ class StepBuilder(StepRuns):
     ) -> None:
         """Refuses a first step that is not the steady step from zeros."""
         with torch.no_grad():
-            inputs, invariants, initial = evaluate(prologue, values, self.root, self.leaves, remember=False)
+            inputs, invariants, initial = evaluate(
+                prologue, values, self.root, self.leaves, remember=False, as_drawn=True
+            )
             given = [
                 state.placeholder.meta["val"] if made is None else made
                 for state, made in zip(self.states, initial, strict=True)

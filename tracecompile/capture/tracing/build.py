@@ -161,9 +161,17 @@ def describe(graph: fx.Graph) -> list[tuple[Any, ...]]:
 
 
 def evaluate(
-    graph: fx.Graph, values: Sequence[Any], root: nn.Module, leaves: Mapping[str, nn.Module], remember: bool = True
+    graph: fx.Graph,
+    values: Sequence[Any],
+    root: nn.Module,
+    leaves: Mapping[str, nn.Module],
+    remember: bool = True,
+    as_drawn: bool = False,
 ) -> Any:
-    """Runs a graph and, where asked to remember, refreshes ``meta["val"]`` of every node."""
+    """Runs a graph and, where asked to remember, refreshes ``meta["val"]`` of every node.
+
+    With ``as_drawn`` nothing is drawn: random numbers are those that the model drew while it was captured.
+    """
     environment: dict[fx.Node, Any] = {}
     arguments = iter(values)
     for node in graph.nodes:
@@ -174,6 +182,8 @@ def evaluate(
             return args[0]
         elif node.op == "get_attr":
             value = find(root, str(node.target))
+        elif as_drawn and is_random(node):
+            value = node.meta["val"]
         elif node.op == "call_module":
             target = str(node.target)
             value = (leaves[target] if target in leaves else find(root, target))(*args, **kwargs)
