@@ -185,7 +185,7 @@ class BackwardPass:
         return Gradients(self._through_statics(solver), solver.initial, inputs, solver)
 
     def _take(self, solver: Solver, given: Signal) -> None:
-        """Takes a signal on all values of a bin: those of a layer or an input, or one that is the same at every step."""
+        """Takes a signal on all values of a bin, made by a layer or an input, or the same at every step."""
         if given.source.origin in self.constant:
             solver.add_weights({}, {given.source.origin: given.value})
         else:

@@ -49,9 +49,10 @@ class GradientFlow:
         trained = tuple(parameter.requires_grad for parameter in self.program.root.parameters())
         # A state that is handed on through every other state has been everywhere after as many steps as there are.
         counted = min(steps, len(self.following) + 2)
-        key = (*(tuple(map(_requires, group)) for group in (inputs, invariants, states)), trained, counted)
+        given = [tuple(_requires(value) for value in group) for group in (inputs, invariants, states)]
+        key = (given[0], given[1], given[2], trained, counted)
         if key not in self._known:
-            self._known[key] = self._followed(key[0], key[1], key[2], counted)
+            self._known[key] = self._followed(given[0], given[1], given[2], counted)
         return self._known[key]
 
     def _followed(self, inputs: Flags, invariants: Flags, states: Flags, steps: int) -> tuple[Flags, Flags]:

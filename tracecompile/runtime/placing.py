@@ -35,7 +35,9 @@ def bins_for(program: StepProgram, moment: Moment, signals: Iterable[TimedSignal
     steps, count = bins.edges[-1], bins.count
     profile = torch.zeros(steps, dtype=torch.float64)
     for signal in signals:
-        norms = signal.values.detach().reshape(len(signal.values), -1).double().norm(dim=1).cpu()[max(0, -signal.first) :]
+        norms = (
+            signal.values.detach().reshape(len(signal.values), -1).double().norm(dim=1).cpu()[max(0, -signal.first) :]
+        )
         profile[max(0, signal.first) :][: len(norms)] += norms
     if count == 1 or not bool(profile.any()):
         return bins
