@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from tracecompile.capture import capture_program
 from tracecompile.capture.copying.copies import share_parameters
+from tracecompile.capture.copying.owned import resolved_in
 from tracecompile.capture.copying.registries import registries_redirected
 from tracecompile.diagnostics.describe import describe
 from tracecompile.diagnostics.report import ConversionReport
@@ -58,7 +59,7 @@ def compile_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     """Captures a model and runs the passes.
 
     Args:
-        model: Any module; it is not modified.
+        model: What the program will run on; capture itself runs copies of it.
         args: Positional arguments of one example call.
         kwargs: Keyword arguments of it.
         settings: What the user asked for.
@@ -75,11 +76,7 @@ def compile_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
         raise
     except (RuntimeError, TypeError, IndexError, ValueError) as fault:
         raise _does_not_run(model, args, kwargs, fault) from fault
-    with torch.no_grad():
-        # Capture ran its copy, and a copy's running statistics move like any others.
-        for name, value in model.named_buffers():
-            captured.root.get_buffer(name).copy_(value)
-    program, stages = run_pipeline(captured.evolve(settings=settings))
+    program, stages = run_pipeline(resolved_in(model, captured).evolve(settings=settings))
     arguments = Arguments(model, program, args, kwargs)
     return Compiled(
         program,

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
-from tracecompile.capture.copying.copies import share_parameters
+from tracecompile.capture.copying.copies import share_tensors
 from tracecompile.errors import InvalidInput
 from tracecompile.program import Settings
 from tracecompile.runtime.module import TracedModule
@@ -46,7 +46,7 @@ def convert(
             rounding of the threshold.
 
     Returns:
-        A module with the model's signature, parameters and state_dict.
+        A module with the model's signature, parameters, buffers and state_dict.
 
     Raises:
         ConversionError: The model or a setting is refused; says where and what to write instead.
@@ -58,7 +58,7 @@ def convert(
         )
     if isinstance(model, TracedModule):
         raise InvalidInput("The model is converted already.", "Convert the original model.")
-    net = TracedModule(share_parameters(model), settings)
+    net = TracedModule(share_tensors(model), settings)
     if example_inputs is not None:
         args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
         if not any(isinstance(arg, Tensor) for arg in args):

@@ -91,9 +91,10 @@ class StepProgram:
 
     Attributes:
         kind: "sequence" (the model loops over time itself) or "step" (each call is one time step).
-        root: Deep copy of the user's model that shares its Parameters; targets of ``get_attr`` and ``call_module``
-            nodes resolve in it.
+        root: Copy of the user's model that shares its Parameters, and once it is compiled its buffers; targets of
+            ``get_attr`` and ``call_module`` nodes resolve in it.
         leaves: Modules added by capture (opaque surrogate functions), by target name; not part of ``root``.
+        constants: Tensors that are the program's own, by target name; they come before those of ``root``.
         prologue, step, epilogue: See the module docstring.
         inputs: The sequence inputs, in the order of the step's placeholders.
         invariants: Names of the step's placeholders for values that do not change over time.
@@ -110,6 +111,7 @@ class StepProgram:
             how many steps there are (None where they do not).
         reads_mode: Whether the user's code branches on ``training``, so that the other mode is another program.
         pinned: Positions, among the leaves of the arguments, of numbers that the program has built in.
+        written: Names of the attributes that the model writes: states of the converted module, and not of the model.
         cores, statics, layers, traces, blocks, units: Annotations, filled by the passes in this order. There are no
             units where the step can only be taken as a whole.
         emitted: What emit_module makes.
@@ -135,6 +137,8 @@ class StepProgram:
     time: tuple[int | None, int | None] = (None, None)
     reads_mode: bool = False
     pinned: tuple[int, ...] = ()
+    written: tuple[str, ...] = ()
+    constants: dict[str, torch.Tensor] = field(default_factory=dict)
     cores: tuple[Core, ...] = ()
     statics: Statics | None = None
     layers: tuple[Layer, ...] = ()
@@ -150,6 +154,8 @@ class StepProgram:
     def resolve(self, target: str) -> Any:
         """Returns the module, parameter or buffer that a node's target names."""
         value: Any = self.leaves.get(target)
+        if value is None:
+            value = self.constants.get(target)
         if value is None:
             value = self.root
             for part in target.split("."):
@@ -204,6 +210,8 @@ def static_nodes(program: StepProgram) -> set[fx.Node]:
 
 
 def _changes_when_run(program: StepProgram, node: fx.Node) -> bool:
+    if node.op == "call_function":
+        return getattr(node.target, "__name__", "") in ("batch_norm", "instance_norm")
     module = program.resolve(str(node.target)) if node.op == "call_module" else None
     return isinstance(module, (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd))
 

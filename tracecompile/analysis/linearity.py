@@ -6,12 +6,10 @@ from typing import Any
 
 from torch import fx, nn
 
+from tracecompile.analysis.norms import NORMS, norm_arguments
 from tracecompile.errors import UnsupportedOperation
 from tracecompile.layers import Layer
 from tracecompile.program import StepProgram
-
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-"""Normalisations whose statistics are recorded per step; see ``rules.norm``."""
 
 _LINEAR_MODULES: tuple[type[nn.Module], ...] = (
     nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
@@ -65,6 +63,9 @@ def _is_linear(program: StepProgram, node: fx.Node, varying: set[fx.Node]) -> bo
         module = program.resolve(str(node.target))
         return isinstance(module, (*_LINEAR_MODULES, nn.Dropout)) or (isinstance(module, NORMS) and not module.training)
     name = operation_name(program, node)
+    norm = norm_arguments(node.target, node.args, dict(node.kwargs))
+    if norm is not None:
+        return not norm["training"]
     if name in _PRODUCTS:
         moving = [source for source in node.all_input_nodes if source in varying]
         by_varying = name in ("truediv", "div", "divide") and len(node.args) > 1 and node.args[1] in varying
@@ -115,8 +116,3 @@ def refuse_active_dropout(program: StepProgram) -> None:
 def _drops(node: fx.Node) -> bool:
     training = node.kwargs.get("training", node.args[2] if len(node.args) > 2 else True)
     return bool(training)
-
-
-def is_norm(program: StepProgram, node: fx.Node) -> bool:
-    """Tells whether a node is a batch normalisation."""
-    return node.op == "call_module" and isinstance(program.resolve(str(node.target)), NORMS)

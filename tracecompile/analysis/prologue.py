@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import fx, nn
 
-from tracecompile.analysis.linearity import NORMS, operation_name
+from tracecompile.analysis.linearity import operation_name
+from tracecompile.analysis.norms import NORMS, batch_norm_arguments
 from tracecompile.program import StepProgram, is_tensor
 
 _SHAPE_ONLY = frozenset(
@@ -34,7 +35,8 @@ def without_side_effects(program: StepProgram) -> fx.GraphModule:
 
 def _has_side_effects(program: StepProgram, node: fx.Node) -> bool:
     if node.op != "call_module":
-        return operation_name(program, node) == "dropout" if node.op == "call_function" else False
+        drops = node.op == "call_function" and operation_name(program, node) == "dropout"
+        return drops or batch_norm_arguments(node) is not None
     return isinstance(program.resolve(str(node.target)), (*NORMS, nn.modules.dropout._DropoutNd))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from tracecompile.analysis.folding import find_fold
-from tracecompile.analysis.linearity import is_norm
+from tracecompile.analysis.norms import is_norm, norm_owner
 from tracecompile.layers import Block, Jacobian, Layer, Unit
 from tracecompile.program import StepProgram, example_value, step_results
 from tracecompile.rules.norm import batch_statistics
@@ -24,9 +24,10 @@ def find_units(program: StepProgram, blocks: tuple[Block, ...]) -> tuple[tuple[U
 
 
 def _repeated_norm(program: StepProgram) -> str | None:
-    targets = [str(node.target) for node in program.step.graph.nodes if is_norm(program, node)]
-    modules = [id(program.resolve(target)) for target in targets]
-    return next((t for t, m in zip(targets, modules, strict=True) if modules.count(m) > 1), None)
+    norms = [node for node in program.step.graph.nodes if is_norm(program, node)]
+    owners = [norm_owner(program, node) for node in norms]
+    repeated = (n for n, owner in zip(norms, owners, strict=True) if owner is not None and owners.count(owner) > 1)
+    return next((str(n.target) if n.op == "call_module" else n.name for n in repeated), None)
 
 
 class _Cutter:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from tracecompile.analysis.linearity import is_norm
+from tracecompile.analysis.norms import batch_norm_arguments, is_norm, norm_arguments
 
 if TYPE_CHECKING:
     from tracecompile.program import StepProgram
@@ -24,6 +24,27 @@ def batch_statistics(value: Tensor) -> tuple[Tensor, Tensor]:
     axes = [axis for axis in range(value.ndim) if axis != 1]
     variance, mean = torch.var_mean(value, axes, unbiased=False)
     return mean, variance
+
+
+def recorded_batch_norm(
+    value: Tensor, mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    """Normalises the mean input with recorded statistics, whose gradients are those of the mean input's own.
+
+    Args:
+        value: Mean over time of the normalisation's input, (B, C, ...).
+        mean: Recorded mean of the batch means, (C,).
+        variance: Recorded mean of the batch variances, (C,).
+        weight, bias, eps: As in ``functional.batch_norm``.
+    """
+    own_mean, own_variance = batch_statistics(value)
+    mean = mean.to(value.dtype) + (own_mean - own_mean.detach())
+    variance = variance.to(value.dtype) + (own_variance - own_variance.detach())
+    shape = [1, -1, *([1] * (value.ndim - 2))]
+    normalised = (value - mean.reshape(shape)) / (variance.reshape(shape) + eps).sqrt()
+    if weight is not None:
+        normalised = normalised * weight.reshape(shape)
+    return normalised if bias is None else normalised + bias.reshape(shape)
 
 
 class RecordedNorm(nn.Module):
@@ -47,24 +68,35 @@ class RecordedNorm(nn.Module):
             return F.batch_norm(
                 value, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps
             )
-        own_mean, own_variance = batch_statistics(value)
-        mean = mean.to(value.dtype) + (own_mean - own_mean.detach())
-        variance = variance.to(value.dtype) + (own_variance - own_variance.detach())
-        shape = [1, -1, *([1] * (value.ndim - 2))]
-        normalised = (value - mean.reshape(shape)) / (variance.reshape(shape) + norm.eps).sqrt()
-        if not norm.affine:
-            return normalised
-        return normalised * norm.weight.reshape(shape) + norm.bias.reshape(shape)
+        return recorded_batch_norm(value, mean, variance, norm.weight, norm.bias, norm.eps)
+
+
+class StillNorm(nn.Module):
+    """A normalisation of every sample by itself, which leaves the running statistics of the module alone."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, value: Tensor) -> Tensor:
+        """Normalises the mean input."""
+        norm = self.module
+        assert isinstance(norm, nn.modules.instancenorm._InstanceNorm)
+        if not norm.training:
+            result: Tensor = norm(value)
+            return result
+        return F.instance_norm(value, None, None, norm.weight, norm.bias, True, 0.0, norm.eps)
 
 
 def with_recorded_norms(program: StepProgram, synapse: fx.GraphModule) -> tuple[fx.GraphModule, tuple[str, ...]]:
-    """Rewrites a synapse for the local graph.
+    """Rewrites a synapse for the local graph, which must not move running statistics.
 
     Returns:
         (*sources, *statics, *mean and variance per normalisation) -> currents, and the nodes of the normalisations.
     """
     norms = [node for node in synapse.graph.nodes if is_norm(program, node)]
-    if not norms:
+    still = [node for node in synapse.graph.nodes if _moves_alone(program, node)]
+    if not norms and not still:
         return synapse, ()
     graph, values = fx.Graph(), dict[fx.Node, fx.Node]()
     for node in synapse.graph.nodes:
@@ -76,11 +108,53 @@ def with_recorded_norms(program: StepProgram, synapse: fx.GraphModule) -> tuple[
     owned: dict[str, object] = {}
     for node in synapse.graph.nodes:
         if node in given:
-            target = f"recorded_{node.name}"
-            owned[target] = RecordedNorm(program.resolve(str(node.target)))
-            values[node] = graph.call_module(target, (values[node.all_input_nodes[0]], *given[node]))
+            values[node] = _recorded(program, node, given[node], graph, values, owned)
+        elif node in still:
+            values[node] = _still(program, node, graph, values, owned)
         elif node.op != "placeholder":
             values[node] = graph.node_copy(node, values.__getitem__)
             if node.op == "call_module":
                 owned[str(node.target)] = program.resolve(str(node.target))
     return fx.GraphModule(owned, graph, "Local"), tuple(node.name for node in norms)
+
+
+def _recorded(
+    program: StepProgram,
+    node: fx.Node,
+    statistics: tuple[fx.Node, fx.Node],
+    graph: fx.Graph,
+    values: dict[fx.Node, fx.Node],
+    owned: dict[str, object],
+) -> fx.Node:
+    arguments = batch_norm_arguments(node)
+    if arguments is None:
+        target = f"recorded_{node.name}"
+        owned[target] = RecordedNorm(program.resolve(str(node.target)))
+        return graph.call_module(target, (values[node.all_input_nodes[0]], *statistics))
+    value, *others = (
+        values[argument] if isinstance(argument, fx.Node) else argument
+        for argument in map(arguments.get, ("input", "weight", "bias", "eps"))
+    )
+    return graph.call_function(recorded_batch_norm, (value, *statistics, *others))
+
+
+def _moves_alone(program: StepProgram, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        module = program.resolve(str(node.target))
+        return isinstance(module, nn.modules.instancenorm._InstanceNorm) and module.track_running_stats
+    return node.target in (F.instance_norm, torch.instance_norm)
+
+
+def _still(
+    program: StepProgram, node: fx.Node, graph: fx.Graph, values: dict[fx.Node, fx.Node], owned: dict[str, object]
+) -> fx.Node:
+    if node.op == "call_module":
+        target = f"still_{node.name}"
+        owned[target] = StillNorm(program.resolve(str(node.target)))
+        return graph.call_module(target, (values[node.all_input_nodes[0]],))
+    arguments = norm_arguments(node.target, node.args, dict(node.kwargs))
+    assert arguments is not None
+    still = arguments["training"]
+    names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+    found = [None if still and name.startswith("running") else arguments.get(name) for name in names]
+    return graph.call_function(F.instance_norm, fx.map_arg(tuple(found), values.__getitem__))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from tracecompile.capture.copying.copies import copy_as_they_are
+from tracecompile.capture.copying.copies import copy_as_they_are, detach_leftovers
 from tracecompile.compile import Compiled, compile_model
 from tracecompile.diagnostics.report import ConversionReport
 from tracecompile.errors import ConversionError, InvalidInput
@@ -25,32 +25,34 @@ from tracecompile.runtime.live import LiveState
 from tracecompile.runtime.rerun import Prepared
 from tracecompile.self_check import check_against_model
 
+MOST_PROGRAMS = 8
+"""Programs that are kept, for a model whose mode or whose arguments' kind alternates."""
+
 
 class TracedModule(nn.Module):
     """A model in trace form: its values, trained in memory that does not grow with the number of time steps.
 
-    Made by ``tracecompile.convert``. It has the submodules, parameters (the very same objects) and buffers of the
-    model, the signature of its forward, and the structure of its result. ``loss.backward()`` on anything computed from
-    the outputs runs the local graphs once.
+    Made by ``tracecompile.convert``. It has the model's submodules, parameters and buffers (the very same tensors), the
+    signature of its forward, and the structure of its result. ``loss.backward()`` on anything computed from the outputs
+    runs the local graphs once.
     """
 
     def __init__(self, model: nn.Module, settings: Settings) -> None:
-        """Takes a copy of the model that shares its Parameters; compile with ``compile_with`` or at the first call."""
+        """Takes a copy of the model that shares its tensors; compile with ``compile_with`` or at the first call."""
         super().__init__()
         self._settings = settings
         self._compiled: Compiled | None = None
         self._executor: Executor | None = None
+        self._programs: list[tuple[Compiled, Executor]] = []
+        """What has been compiled, for each mode and kind of arguments, the last one used last."""
         self._live = LiveState()
         self._kernels = Kernels()
-        self._adopt(model)
-        # In a list, so that it does not become a submodule: its tables are this module's own.
-        self._copy = [model]
-
-    def _adopt(self, model: nn.Module) -> None:
-        """Takes over the tables of a copy: what is moved or loaded here is moved or loaded there."""
+        # The tables of the copy: what is moved or loaded here is moved or loaded there.
         self._parameters, self._buffers, self._modules = model._parameters, model._buffers, model._modules
         self._non_persistent_buffers_set = model._non_persistent_buffers_set
         self.training = model.training
+        # In a list, so that it does not become a submodule: its tables are this module's own.
+        self._copy = [model]
 
     def compile_with(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Captures and compiles the model from the inputs of one call.
@@ -58,22 +60,23 @@ class TracedModule(nn.Module):
         Raises:
             ConversionError: The model is refused.
         """
-        training = self.training
         model = self._copy[0]
-        model.training = training
-        self._compiled = compile_model(model, args, kwargs, self._settings)
-        self._executor = Executor(self._compiled.program, self._kernels)
-        self._adopt(self._compiled.program.root)
-        self._copy[0] = self._compiled.program.root
-        self.training = training
-        try:
-            limits = check_against_model(self, model, args, kwargs)
-        except ConversionError:
-            self._compiled = self._executor = None
-            raise
-        report = self._compiled.report
-        report = dataclasses.replace(report, notes=(*report.notes, *limits))
-        self._compiled = dataclasses.replace(self._compiled, report=report)
+        model.training = self.training
+        before = self._compiled, self._executor
+        # Whatever the mode of the caller: the rules differentiate the step.
+        with torch.inference_mode(False), torch.enable_grad():
+            args, kwargs = pytree.tree_map(_ordinary, (args, kwargs))
+            compiled = compile_model(model, args, kwargs, self._settings)
+            self._compiled = compiled
+            self._executor = Executor(compiled.program, self._kernels)
+            try:
+                limits = check_against_model(self, model, args, kwargs)
+            except ConversionError:
+                self._compiled, self._executor = before
+                raise
+        report = dataclasses.replace(compiled.report, notes=(*compiled.report.notes, *limits))
+        self._compiled = dataclasses.replace(compiled, report=report)
+        self._programs = [*self._programs[1 - MOST_PROGRAMS :], (self._compiled, self._executor)]
 
     @property
     def _ready(self) -> Compiled:
@@ -134,7 +137,11 @@ class TracedModule(nn.Module):
         what was captured.
         """
         if self._compiled is None or not self._compiled.fits(self, args, kwargs):
-            self.compile_with(args, kwargs)
+            fitting = [ready for ready in self._programs if ready[0].fits(self, args, kwargs)]
+            if fitting:
+                self._compiled, self._executor = fitting[-1]
+            else:
+                self.compile_with(args, kwargs)
         executor = self._executor
         assert executor is not None
         return executor, self._ready.arguments.bind(args, kwargs)
@@ -188,6 +195,13 @@ class TracedModule(nn.Module):
         anchors = window.step_anchors(executor.ports, [*outputs, *states], (*learns, *live.flags))
         return with_anchors(outputs, anchors[: len(outputs)]), with_anchors(states, anchors[len(outputs) :])
 
+    def train(self, mode: bool = True) -> TracedModule:
+        """Sets the mode as the model's own ``train`` does, which may leave parts of it frozen."""
+        model = self._copy[0]
+        model.train(mode)
+        self.training = model.training
+        return self
+
     # State over time.
 
     def reset(self) -> None:
@@ -240,8 +254,10 @@ class TracedModule(nn.Module):
             # Pytree specifications never change, and torch warns about copying them.
             program = self._compiled.program
             memo |= {id(spec): spec for spec in (program.signature, program.result)}
+        detach_leftovers(self._copy[0], memo)
         copy_as_they_are(self, memo)
-        other.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        current = [] if self._compiled is None or self._executor is None else [(self._compiled, self._executor)]
+        other.__dict__.update(copy.deepcopy({**self.__dict__, "_programs": current}, memo))
         return other
 
     def extra_repr(self) -> str:
@@ -259,6 +275,11 @@ def _as_sequences(executor: Executor, given: tuple[Any, ...]) -> tuple[Any, ...]
             "Call a step model directly; move work on the whole input into the loop.",
         )
     return tuple(value.unsqueeze(axis) for value, axis in zip(given, axes, strict=True))
+
+
+def _ordinary(leaf: Any) -> Any:
+    """Returns a leaf that autograd may save: a tensor made in inference mode is none."""
+    return leaf.clone() if isinstance(leaf, Tensor) and leaf.is_inference() else leaf
 
 
 def _explained(fault: Exception, call: Call) -> InvalidInput:

@@ -26,12 +26,22 @@ def share_parameters(model: nn.Module) -> nn.Module:
     return independent_copy(model, {id(parameter): parameter for parameter in model.parameters()})
 
 
+def share_tensors(model: nn.Module) -> nn.Module:
+    """Returns a copy of a model whose Parameters, buffers and tensor attributes are those of the model.
+
+    The tables of buffers are the very same: a buffer that is moved to a device, loaded or assigned anew in one of them
+    is so in the other.
+    """
+    memo: dict[int, Any] = {id(module._buffers): module._buffers for module in model.modules()}
+    memo |= {id(value): value for _, value in tensor_attributes(model) if value.is_leaf}
+    memo |= {id(parameter): parameter for parameter in model.parameters()}
+    return independent_copy(model, memo)
+
+
 def independent_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
     """Returns a deep copy of a model that shares nothing but what the memo holds."""
     memo = {} if memo is None else memo
-    for _, value in tensor_attributes(model):
-        if not value.is_leaf and id(value) not in memo:
-            memo[id(value)] = value.detach().clone()
+    detach_leftovers(model, memo)
     noted = [] if NOTE in vars(model) else registries_of(model)
     copy_as_they_are(model, memo)
     try:
@@ -46,6 +56,13 @@ def independent_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> nn
     if in_copy:
         vars(copied)[NOTE] = in_copy
     return as_written(copied)
+
+
+def detach_leftovers(model: nn.Module, memo: dict[int, Any]) -> None:
+    """Copies, ahead of all others, the tensors of an earlier call: those of an autograd graph or of inference mode."""
+    for _, value in tensor_attributes(model):
+        if id(value) not in memo and (not value.is_leaf or value.is_inference()):
+            memo[id(value)] = value.detach().clone()
 
 
 def copy_as_they_are(model: nn.Module, memo: dict[int, Any]) -> None:

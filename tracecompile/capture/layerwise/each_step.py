@@ -16,7 +16,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from tracecompile.analysis.linearity import NORMS
+from tracecompile.analysis.norms import NORMS
 from tracecompile.analysis.pointwise import acts_alone
 from tracecompile.capture.layerwise.row_wise import treats_rows_alike
 from tracecompile.capture.layerwise.stacks import Steps, called, flattened, picked_item, picks, steps_of

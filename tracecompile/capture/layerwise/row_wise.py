@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import fx, nn
 from torch.nn import functional as F
 
-from tracecompile.analysis.linearity import NORMS
+from tracecompile.analysis.norms import NORMS
 from tracecompile.analysis.pointwise import acts_alone
 from tracecompile.capture.layerwise.stacks import called
 

@@ -59,6 +59,7 @@ class Assembler(LoopPlan):
             reads_mode=self.tape.reads_mode,
             notes=self.tape.notes,
             pinned=self.tape.compared_inputs(),
+            written=self.tape.written,
         )
         if self.loop.irregular:
             require_same_values(program, self)

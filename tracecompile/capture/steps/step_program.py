@@ -67,6 +67,7 @@ class StepBuilder(StepRuns):
             ),
             notes=notes,
             pinned=self.steady.compared_inputs(),
+            written=tuple(dict.fromkeys((*self.first.written, *self.steady.written, *self.steady.states))),
             reads_mode=self.first.reads_mode or self.steady.reads_mode,
         )
 

@@ -32,6 +32,9 @@ class CallRecorder(OperationRecorder):
             if keeps_memories(module):
                 with steps_recorded(self, module, path):
                     return original(module, *args, **kwargs)
+            if vars(module)["training"] != self.modes[path]:
+                # Forward has switched it: what it computes in this mode is written down, not that it is called.
+                return original(module, *args, **kwargs)
             if is_wrapper(module):
                 return self.record_wrapper(module, path, original, args, kwargs)
             if not path or not self.is_leaf_module(module, path):

@@ -37,6 +37,7 @@ class NodeWriter(fx.Tracer):
         self.parameters = {id(value): name for name, value in model.named_parameters(remove_duplicate=False)}
         self.kept = [value for _, value in tensor_attributes(model)]
         self.attributes = {id(value): name for name, value in tensor_attributes(model)}
+        self.modes = {path: module.training for path, module in model.named_modules()}
         self.running = [""]
         self.paused = 0
         self.visits = visits

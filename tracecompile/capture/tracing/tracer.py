@@ -22,7 +22,7 @@ from tracecompile.capture.copying.registries import registries_redirected
 from tracecompile.capture.layerwise.permutations import undo_permutations
 from tracecompile.capture.tracing.module_calls import CallRecorder
 from tracecompile.capture.tracing.names import valid_name
-from tracecompile.capture.tracing.source import CAPTURE, TORCH, line_of_failure
+from tracecompile.capture.tracing.source import CAPTURE, line_of_failure
 from tracecompile.capture.tracing.step_mode import in_single_steps
 from tracecompile.capture.tracing.surrogates import surrogates_recorded
 from tracecompile.capture.tracing.tape import Tape
@@ -137,7 +137,7 @@ class Recorder(CallRecorder):
         try:
             with (
                 registries_redirected(self.root),
-                mode_watched(self.tape),
+                mode_watched(self),
                 torch.enable_grad(),
                 _Mode(self),
                 surrogates_recorded(self.record_surrogate),
@@ -148,15 +148,21 @@ class Recorder(CallRecorder):
 
 
 @contextmanager
-def mode_watched(tape: Tape) -> Iterator[None]:
-    """Notes who reads ``training``: a branch on it in the user's code is part of what is captured."""
+def mode_watched(recorder: Recorder) -> Iterator[None]:
+    """Notes who reads or writes ``training``: a branch on it is part of what is captured.
+
+    A module of torch that is one node asks for its mode whenever it runs. One that is traced through, because a class of
+    the user's extends it or forward switches it, has been asked once and for all.
+    """
 
     def read(module: nn.Module) -> bool:
-        if not sys._getframe(1).f_code.co_filename.startswith((TORCH, CAPTURE)):
-            tape.reads_mode = True
+        if not recorder.paused and not sys._getframe(1).f_code.co_filename.startswith(CAPTURE):
+            recorder.tape.reads_mode = True
         return bool(module.__dict__["training"])
 
     def write(module: nn.Module, value: bool) -> None:
+        if not recorder.paused:
+            recorder.tape.reads_mode = True
         module.__dict__["training"] = value
 
     # A property of the class comes before the attribute of the instance.
