@@ -151,8 +151,8 @@ class Recorder(CallRecorder):
 def mode_watched(recorder: Recorder) -> Iterator[None]:
     """Notes who reads or writes ``training``: a branch on it is part of what is captured.
 
-    A module of torch that is one node asks for its mode whenever it runs. One that is traced through, because a class of
-    the user's extends it or forward switches it, has been asked once and for all.
+    A module of torch that is one node asks for its mode whenever it runs. One that is traced through, because a class
+    of the user's extends it or forward switches it, has been asked once and for all.
     """
 
     def read(module: nn.Module) -> bool:
