@@ -109,14 +109,17 @@ def require_chunks(program: Program, convert: Convert) -> None:
 def require_gradients(program: Program, convert: Convert) -> None:
     """With a bin per step, the gradient of every parameter is that of backpropagation through time."""
     with program.precision() as rounding:
-        steps, batch = GRADIENT_SIZE
-        pair = converted(program, convert, steps, bins=steps)
-        drawn = program.drawn(steps, batch)
-        wanted = gradients(pair.twin, program.drive(pair.twin, drawn))
-        found = gradients(pair.model, program.drive(pair.net, drawn))
-        scale = max((float(each.norm()) for each in wanted.values() if each is not None), default=0.0)
-        for name, gradient in wanted.items():
-            _require_same_gradient(name, found[name], gradient, rounding, 1e-3 * scale)
+        steps = GRADIENT_SIZE[0]
+        _require_same_gradients(program, converted(program, convert, steps, bins=steps), rounding)
+
+
+def _require_same_gradients(program: Program, pair: Pair, rounding: float) -> None:
+    drawn = program.drawn(*GRADIENT_SIZE)
+    wanted = gradients(pair.twin, program.drive(pair.twin, drawn))
+    found = gradients(pair.model, program.drive(pair.net, drawn))
+    scale = max((float(each.norm()) for each in wanted.values() if each is not None), default=0.0)
+    for name, gradient in wanted.items():
+        _require_same_gradient(name, found[name], gradient, rounding, 1e-3 * scale)
 
 
 def _require_same_gradient(
@@ -135,15 +138,15 @@ def _require_same_gradient(
 
 def require_flat(program: Program, convert: Convert) -> None:
     """What a forward pass leaves behind is the same for four times as many steps; a number per step is allowed."""
-    if not program.flat:
-        return
-    shorter, longer = program.lengths
-    pair = None if program.fixed_steps else converted(program, convert, bins=4)
-    found = []
-    for steps in program.lengths:
-        with only_what_is_new():
-            found.append(_left_behind(program, pair or converted(program, convert, steps, bins=4), steps))
-    numbers, grown = 8 * (longer - shorter), []
+    if program.flat:
+        _require_same_memory(program, convert, None if program.fixed_steps else converted(program, convert, bins=4))
+
+
+def _require_same_memory(program: Program, convert: Convert, pair: Pair | None) -> None:
+    with only_what_is_new():
+        pairs = [pair or converted(program, convert, steps, bins=4) for steps in program.lengths]
+        found = [_left_behind(program, each, steps) for each, steps in zip(pairs, program.lengths, strict=True)]
+    numbers, grown = 8 * (program.lengths[1] - program.lengths[0]), []
     for what, i, slack in (("held for backward", 0, 0.0), ("alive after a forward pass", 1, 0.02 * found[0][1] + 4096)):
         if found[1][i] > found[0][i] + slack + numbers:
             grown.append(f"{[each[i] for each in found]} bytes {what}")
@@ -151,20 +154,34 @@ def require_flat(program: Program, convert: Convert) -> None:
         raise Wrong(f"memory grows: {', '.join(grown)} at T={list(program.lengths)}")
 
 
+def require_at_once(program: Program, convert: Convert) -> None:
+    """All but chunks with one conversion, for when there are thousands of programs: less is compared of each."""
+    steps = GRADIENT_SIZE[0]
+    with program.precision() as rounding:
+        pair = converted(program, convert, steps, bins=steps)
+        runs = [(steps, 5)] if program.fixed_steps else program.runs
+        for training in (True, False):
+            pair.net.train(training)
+            pair.twin.train(training)
+            for run in runs if training else runs[-1:]:
+                _require_same_run(program, pair, *run, training)
+        pair.net.train()
+        pair.twin.train()
+        _require_same_gradients(program, pair, rounding)
+        if program.flat:
+            _require_same_memory(program, convert, None if program.fixed_steps else pair)
+
+
 def _left_behind(program: Program, pair: Pair, steps: int) -> tuple[int, int]:
     """Returns the bytes that autograd holds, and those that are alive, after a forward pass."""
     drawn = program.drawn(steps, MEMORY_BATCH)
     own = [*pair.model.parameters(), *pair.model.buffers(), *leaves(drawn)]
-    figures = 0, 0
-    for _ in range(2):  # what is allocated once, is by the first
-        before = live_bytes([])
-        with held_for_backward() as held:
-            results = program.drive(pair.net, drawn)
-        figures = held.bytes([own, results]), live_bytes(results) - before
-        loss_of(results).backward()
-        del results
-        pair.model.zero_grad(set_to_none=True)
-    return figures
+    loss_of(program.drive(pair.net, drawn)).backward()  # what is allocated once, is by the first
+    pair.model.zero_grad(set_to_none=True)
+    before = live_bytes([])
+    with held_for_backward() as held:
+        results = program.drive(pair.net, drawn)
+    return held.bytes([own, results]), live_bytes(results) - before
 
 
 def _statistics(program: Program, module: nn.Module) -> dict[str, Tensor]:

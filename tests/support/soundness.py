@@ -15,6 +15,7 @@ STEPS, BATCH = 12, 4
 THRESHOLDS = ("gt", "ge", "lt", "le", "heaviside", "sign", "floor", "round")
 LEAST = 0.01
 """Share of neurons and steps that must fire, and share that must be silent, in every layer."""
+LEAST_GRADIENT = 1e-8
 
 
 class Unsound(Exception):
@@ -29,19 +30,24 @@ def require_sound(program: Program) -> None:
     """
     first, second = program.model(STEPS), program.model(STEPS)
     drawn = program.drawn(STEPS, BATCH)
-    with Thresholds() as thresholds:
-        results = program.drive(first, drawn)
-    if not all_equal(results, program.drive(second, drawn)):
+    try:
+        with Thresholds() as thresholds:
+            results = program.drive(first, drawn)
+        again = program.drive(second, drawn)
+        trained = gradients(first, results)
+    except Exception as fault:
+        raise Unsound(f"the model itself cannot be trained: {type(fault).__name__}: {fault}") from fault
+    if not all_equal(results, again):
         raise Unsound("two runs of the model under one seed differ")
     if not all(bool(leaf.isfinite().all()) for leaf in leaves(results)):
         raise Unsound("the model returns values that are not finite")
     shares = thresholds.shares()
     if program.fires and (not shares or not all(LEAST < share < 1 - LEAST for share in shares.values())):
         raise Unsound(f"neurons always or never fire: {shares}")
-    if not program.trained:
-        return
-    for name, gradient in gradients(first, results).items():
-        if gradient is None or not gradient.norm() > 1e-8:
+    for name, gradient in trained.items():
+        if gradient is not None and not bool(gradient.isfinite().all()):
+            raise Unsound(f"the gradient of {name} is not finite")
+        if program.trained and (gradient is None or not gradient.norm() > LEAST_GRADIENT):
             raise Unsound(f"{name} gets no gradient")
 
 
