@@ -15,7 +15,6 @@ from torch.nn import functional as F
 import tracecompile
 from tracecompile.errors import (
     ConversionError,
-    SelfCheckFailed,
     UnrollableLoop,
     UnsupportedControlFlow,
     UnsupportedOperation,
@@ -74,11 +73,6 @@ class ParameterPerStep(Loop):
         return self.fc(x[t]) * self.gains[t]  # the line to blame
 
 
-class Backwards(Loop):
-    def current(self, x: Tensor, t: int) -> Tensor:
-        return self.fc(x[x.shape[0] - 1 - t])  # the line to blame
-
-
 class BranchOnData(Loop):
     def after(self, z: Tensor) -> Tensor:
         return z if z.sum() > 3 else 2 * z  # the line to blame
@@ -118,7 +112,6 @@ REFUSED = [
     (FirstStepApart, UnrollableLoop),
     (TimesTheStep, UnrollableLoop),
     (ParameterPerStep, UnrollableLoop),
-    (Backwards, UnrollableLoop),
     (BranchOnData, UnsupportedControlFlow),
     (DropoutPerStep, UnsupportedOperation),
     (FunctionalDropoutPerStep, UnsupportedOperation),
@@ -155,10 +148,13 @@ class LaterOn(Loop):
         return self.fc(x[t]) if t > 7 else 0.5 * self.fc(x[t])
 
 
-def test_a_body_that_changes_later_on_is_caught_on_the_example() -> None:
-    model, x = LaterOn(), torch.randn(20, 3, 6)
-    with refused(model, SelfCheckFailed):
+@pytest.mark.parametrize("steps", [6, 20])
+def test_a_body_that_changes_later_on_is_refused_at_its_line(steps: int) -> None:
+    model, x = LaterOn(), torch.randn(steps, 3, 6)
+    with refused(model, UnrollableLoop) as caught:
         tracecompile.convert(model, x)
+    assert caught.value.where is not None
+    assert "t > 7" in caught.value.where.source
 
 
 class CountsItsCalls(Loop):

@@ -13,6 +13,8 @@ from tracecompile.capture import capture_program
 from tracecompile.capture.copying.copies import share_parameters
 from tracecompile.capture.copying.owned import resolved_in
 from tracecompile.capture.copying.registries import registries_redirected
+from tracecompile.capture.loops.lengths import TimeSource
+from tracecompile.capture.loops.resizing import first_tensor
 from tracecompile.diagnostics.describe import describe
 from tracecompile.diagnostics.report import ConversionReport
 from tracecompile.errors import ConversionError, InvalidInput
@@ -32,6 +34,7 @@ class Compiled:
         arguments: How calls are laid over the captured one.
         modes: Training flag of every module, where the program depends on them.
         numbers: What the pinned numbers among the arguments were.
+        steps: The number of time steps, where the program is that of one number.
     """
 
     program: StepProgram
@@ -40,14 +43,29 @@ class Compiled:
     arguments: Arguments
     modes: tuple[bool, ...] | None
     numbers: tuple[Any, ...]
+    steps: int | None = None
 
     def fits(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Tells whether a call of a module runs the captured program, or one that has to be captured anew."""
         if self.modes is not None and self.modes != training_flags(module):
             return False
+        if self.steps != steps_of(self.program, args, kwargs):
+            return False
         return self.arguments.fits(args, kwargs) and self.numbers == self.arguments.numbers(
             self.program.pinned, args, kwargs
         )
+
+
+def steps_of(program: StepProgram, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
+    """Returns the number of time steps of a call, where a program is built for one number of them.
+
+    Where a number among the arguments says it, that is pinned, like any other that the program has built in.
+    """
+    axis, number = program.time
+    first = first_tensor(args, kwargs)
+    if not program.length_bound or number is not None or axis is None or first is None or first.dim() <= axis:
+        return None
+    return int(first.shape[axis])
 
 
 def training_flags(module: nn.Module) -> tuple[bool, ...]:
@@ -55,7 +73,13 @@ def training_flags(module: nn.Module) -> tuple[bool, ...]:
     return tuple(each.training for each in module.modules())
 
 
-def compile_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], settings: Settings) -> Compiled:
+def compile_model(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    settings: Settings,
+    source: TimeSource | None = None,
+) -> Compiled:
     """Captures a model and runs the passes.
 
     Args:
@@ -63,6 +87,7 @@ def compile_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
         args: Positional arguments of one example call.
         kwargs: Keyword arguments of it.
         settings: What the user asked for.
+        source: What says how many steps there are, to build the program for this number of them alone.
 
     Raises:
         ConversionError: The model is refused.
@@ -71,7 +96,7 @@ def compile_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
         if isinstance(leaf, Tensor):
             check_tensor("An example input", leaf)
     try:
-        captured = capture_program(model, args, kwargs)
+        captured = capture_program(model, args, kwargs, source)
     except ConversionError:
         raise
     except (RuntimeError, TypeError, IndexError, ValueError) as fault:
@@ -85,6 +110,7 @@ def compile_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
         arguments,
         modes=training_flags(model) if program.reads_mode else None,
         numbers=arguments.numbers(program.pinned, args, kwargs),
+        steps=steps_of(program, args, kwargs),
     )
 
 

@@ -67,6 +67,10 @@ class UnrollableLoop(ConversionError):
     """The time loop's body is not the same at every step."""
 
 
+class LengthMatters(UnrollableLoop):
+    """The model is another program for another number of time steps."""
+
+
 class NoSpikingLayer(ConversionError):
     """The model has no state that lives over time, or nothing that spikes."""
 

@@ -13,7 +13,7 @@ Every group is a tuple. Every node carries ``meta["where"]`` (a SourceLine or No
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -61,6 +61,27 @@ class Carry:
     kept: bool = False
 
 
+Bounds = tuple[int | None, int | None, int]
+"""(start, stop, step) of a slice of all time steps."""
+
+
+@dataclass(frozen=True)
+class ChosenSteps:
+    """Some of the time steps of a sequence.
+
+    Attributes:
+        bounds: Where they are a slice of all steps, whatever the number of these.
+        numbers: Their numbers, where they are not.
+    """
+
+    bounds: Bounds | None
+    numbers: tuple[int, ...] = ()
+
+    def of(self, steps: int) -> Sequence[int]:
+        """Returns their numbers in a sequence of so many steps."""
+        return self.numbers if self.bounds is None else range(steps)[slice(*self.bounds)]
+
+
 @dataclass(frozen=True)
 class StepOutput:
     """A per-step value that the epilogue reads.
@@ -68,10 +89,12 @@ class StepOutput:
     Attributes:
         name: The user's name for it, else that of its node.
         collect: How it is handed to the epilogue.
+        chosen: The steps that a sum takes, None for all; a sum of no step is zero.
     """
 
     name: str
     collect: Collect
+    chosen: ChosenSteps | None = None
 
 
 @dataclass(frozen=True)
@@ -110,6 +133,7 @@ class StepProgram:
         time: Axis of the first tensor argument, and position of a number among the leaves of the arguments, that say
             how many steps there are (None where they do not).
         reads_mode: Whether the user's code branches on ``training``, so that the other mode is another program.
+        length_bound: Whether the program is that of one number of time steps: a call with another is another program.
         pinned: Positions, among the leaves of the arguments, of numbers that the program has built in.
         written: Names of the attributes that the model writes: states of the converted module, and not of the model.
         cores, statics, layers, traces, blocks, units: Annotations, filled by the passes in this order. There are no
@@ -139,6 +163,7 @@ class StepProgram:
     pinned: tuple[int, ...] = ()
     written: tuple[str, ...] = ()
     constants: dict[str, torch.Tensor] = field(default_factory=dict)
+    length_bound: bool = False
     cores: tuple[Core, ...] = ()
     statics: Statics | None = None
     layers: tuple[Layer, ...] = ()

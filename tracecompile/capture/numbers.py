@@ -24,8 +24,10 @@ def pinned_numbers(
     the model is captured once more with other values.
     """
     leaves, spec = pytree.tree_flatten((args, kwargs))
-    steps = program.time[1]
+    steps = None if program.length_bound else program.time[1]
     pinned = [position for position in program.pinned if position != steps]
+    if program.length_bound and program.time[1] is not None and program.time[1] not in pinned:
+        pinned.append(program.time[1])
     for position, leaf in enumerate(leaves):
         if isinstance(leaf, bool) or not isinstance(leaf, (int, float)) or position in program.explicit_states:
             continue
@@ -51,6 +53,6 @@ def other_values(number: float) -> tuple[float, ...]:
 def same_program(one: StepProgram, other: StepProgram) -> bool:
     """Tells whether two programs are the same up to names."""
     parts = ("prologue", "step", "epilogue")
-    return (one.kind, one.length) == (other.kind, other.length) and all(
+    return (one.kind, one.length, one.outputs) == (other.kind, other.length, other.outputs) and all(
         same_graph(getattr(one, part).graph, getattr(other, part).graph) for part in parts
     )

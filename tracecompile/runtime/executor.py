@@ -125,7 +125,7 @@ class Executor:
         if self.wants_record(prepared):
             return self._recorded(leaves, prepared, steps, bins)
         states: Sequence[Tensor] = prepared.initial
-        collector = Collector(self.program)
+        collector = Collector(self.program, steps)
         statics = self._argument_statics(self.statics(prepared))
         for time in range(steps):
             inputs = self._slices(prepared.inputs, time)
@@ -149,7 +149,7 @@ class Executor:
         self, leaves: Sequence[Any], prepared: Prepared, steps: int, bins: int
     ) -> tuple[list[Any], Window, list[Tensor]]:
         window = self.open_window(SequenceClock(Bins.over(steps, bins)), prepared)
-        collector = Collector(self.program)
+        collector = Collector(self.program, steps)
         rerun = Rerun(self, leaves, prepared, window.statics)
         given = dict(zip((x.name for x in self.program.inputs), prepared.inputs, strict=True))
         choice = choose(self.program, steps, given)
@@ -173,9 +173,19 @@ class Executor:
         ports = [port if learns else None for port, learns in zip(self.ports, itertools.chain(*flags), strict=True)]
         anchors = window.sequence_anchors(ports, [*collector.latest, *states], axes)
         last = _all_detached(states)
-        results = with_anchors(collected, anchors[: len(collected)])
+        results = with_anchors(collected, self._of_chosen(anchors[: len(collected)]))
         states = with_anchors(states, anchors[len(collected) :])
         return self.finish(results, states, prepared.invariants), window, last
+
+    def _of_chosen(self, anchors: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Adds up the anchors of the steps that a sum takes, as the sum does with the values."""
+        found = []
+        for anchor, output in zip(anchors, self.program.outputs, strict=True):
+            if anchor is not None and output.chosen is not None:
+                bounds = output.chosen.bounds
+                anchor = anchor[list(output.chosen.numbers) if bounds is None else slice(*bounds)].sum(0)
+            found.append(anchor)
+        return found
 
     def _chunked(self, prepared: Prepared, window: Window, collector: Collector, choice: Choice) -> list[Tensor]:
         """Runs a recorded sequence in chunks; returns the last states."""

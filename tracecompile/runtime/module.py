@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from tracecompile.capture.copying.copies import copy_as_they_are, detach_leftovers
+from tracecompile.capture.loops.lengths import TimeSource
 from tracecompile.compile import Compiled, compile_model
 from tracecompile.diagnostics.report import ConversionReport
 from tracecompile.errors import ConversionError, InvalidInput
@@ -62,18 +63,32 @@ class TracedModule(nn.Module):
         """
         model = self._copy[0]
         model.training = self.training
-        before = self._compiled, self._executor
         # Whatever the mode of the caller: the rules differentiate the step.
         with torch.inference_mode(False), torch.enable_grad():
             args, kwargs = pytree.tree_map(_ordinary, (args, kwargs))
             compiled = compile_model(model, args, kwargs, self._settings)
-            self._compiled = compiled
-            self._executor = Executor(compiled.program, self._kernels)
+            program = compiled.program
             try:
-                limits = check_against_model(self, model, args, kwargs)
-            except ConversionError:
-                self._compiled, self._executor = before
-                raise
+                self._install(compiled, args, kwargs)
+            except ConversionError as refusal:
+                if program.length_bound or program.time == (None, None):
+                    raise
+                # What is another program at another length may be right as it is at this one.
+                try:
+                    compiled = compile_model(model, args, kwargs, self._settings, TimeSource(*program.time))
+                    self._install(compiled, args, kwargs)
+                except ConversionError:
+                    raise refusal from None
+
+    def _install(self, compiled: Compiled, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Takes what was compiled into use, if it is the model."""
+        before = self._compiled, self._executor
+        self._compiled, self._executor = compiled, Executor(compiled.program, self._kernels)
+        try:
+            limits = check_against_model(self, self._copy[0], args, kwargs)
+        except ConversionError:
+            self._compiled, self._executor = before
+            raise
         report = dataclasses.replace(compiled.report, notes=(*compiled.report.notes, *limits))
         self._compiled = dataclasses.replace(compiled, report=report)
         self._programs = [*self._programs[1 - MOST_PROGRAMS :], (self._compiled, self._executor)]

@@ -20,8 +20,8 @@ class Port:
 
     Attributes:
         source: The node of the step, and who made it how many steps ago.
-        when: "each" where the values of all steps can be told apart, "sum" where only their sum is read, "last" where
-            the last one is.
+        when: "each" where the values of all steps can be told apart (or only some are added up), "sum" where only the
+            sum of all is read, "last" where the last one is.
         direct: Whether no layer made it: an input, or a value that is the same at every step.
     """
 
@@ -39,7 +39,7 @@ def find_ports(program: StepProgram) -> tuple[Port | None, ...]:
     made = {output for layer in program.layers for output in layer.outputs}
     direct = {x.name for x in program.inputs} | static_names(program)
     outputs, states = step_results(program.step)
-    times = [_TIMES[output.collect] for output in program.outputs]
+    times = ["each" if output.chosen is not None else _TIMES[output.collect] for output in program.outputs]
     wanted = [(node, when, True) for node, when in zip(outputs, times, strict=True)]
     wanted += [(node, "last", used) for node, used in zip(states, final_states_read(program), strict=True)]
     ports: list[Port | None] = []

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from tracecompile.capture.loops.lengths import TimeSource
-from tracecompile.capture.loops.sequence import resized
+from tracecompile.capture.loops.resizing import resized
 from tracecompile.errors import ConversionError
 from tracecompile.program import StepProgram
 from tracecompile.self_check.gradients import require_same_gradients
 from tracecompile.self_check.inputs import Arguments
-from tracecompile.self_check.pair import Pair, detached
+from tracecompile.self_check.pair import ModelRefuses, Pair, detached
 from tracecompile.self_check.sizes import Sizes, example_steps
 from tracecompile.self_check.verdict import require_same
 
@@ -87,7 +87,11 @@ def on_the_example(net: TracedModule, pair: Pair, example: Arguments) -> None:
         calls = [shortened(program, *example, MOST_STEPS)]
         require_same(pair, pair.run(calls, learning=False), "On the example", calls, example)
     calls = [shortened(program, *example, STEPS)] if program.kind == "sequence" else [example] * CALLS
-    steps = program.length or STEPS
+    try:
+        pair.run(calls, learning=False)
+    except ModelRefuses:
+        calls = [example]  # too few steps for the model itself
+    steps = program.length or example_steps(program, *calls[0]) or STEPS
     exact = measured and steps <= MOST_BINS
     run = pair.run(calls, settings=replace(settings, bins=steps) if exact else None)
     require_same(pair, run, "On the example", calls)
@@ -97,6 +101,6 @@ def on_the_example(net: TracedModule, pair: Pair, example: Arguments) -> None:
 
 def shortened(program: StepProgram, args: tuple[Any, ...], kwargs: dict[str, Any], most: int) -> Arguments:
     """Cuts the example of a sequence model to a few steps."""
-    if example_steps(program, args, kwargs) <= most:
+    if program.length_bound or example_steps(program, args, kwargs) <= most:
         return args, kwargs
     return resized(args, kwargs, TimeSource(*program.time), most)

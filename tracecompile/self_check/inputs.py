@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from tracecompile.capture.loops.lengths import TimeSource
-from tracecompile.capture.loops.sequence import first_tensor
+from tracecompile.capture.loops.resizing import first_tensor
 from tracecompile.program import StepProgram
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]

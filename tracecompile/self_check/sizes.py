@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from tracecompile.capture.loops.lengths import TimeSource
-from tracecompile.capture.loops.sequence import first_tensor
+from tracecompile.capture.loops.resizing import first_tensor
 from tracecompile.program import StepProgram
 from tracecompile.self_check.inputs import Arguments, Size, Varied, batch_axes
 from tracecompile.self_check.pair import ModelRefuses, Pair, Run
@@ -49,7 +49,7 @@ class Sizes:
 
     def compare_lengths(self) -> None:
         """Compares a longer and a shorter sequence, where the model lets an input say how long it is."""
-        if not self.steps or self.program.length is not None:
+        if not self.steps or self.program.length is not None or self.program.length_bound:
             return
         longer = (*(steps for steps in LONGER if steps != self.steps), self.steps + 1)
         shorter = (*(steps for steps in SHORTER if steps < self.steps), self.steps - 1)
@@ -67,7 +67,8 @@ class Sizes:
 
     def few_steps(self) -> int | None:
         """Returns the number of steps to cut a long example to."""
-        return LONGER[0] if self.program.length is None and self.steps > LONGER[0] else None
+        fixed = self.program.length is not None or self.program.length_bound
+        return LONGER[0] if not fixed and self.steps > LONGER[0] else None
 
     def first_that_runs(self, sizes: Iterable[Size], learning: bool = True) -> None:
         """Compares both at the first of some sizes that the model takes."""

@@ -15,7 +15,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from tracecompile.capture.layerwise.stepwise import Stepwise
-from tracecompile.capture.loops.slices import sliced_at
+from tracecompile.capture.loops.slices import picked
 from tracecompile.capture.tracing.build import cone
 from tracecompile.capture.tracing.tape import Tape
 from tracecompile.exact import exact_value
@@ -40,7 +40,7 @@ def sink_into_steps(tape: Tape, root: nn.Module) -> Tape:
 def sink_slice(tape: Tape, stepwise: Stepwise, node: fx.Node) -> None:
     """Replaces the slice of a hoisted computation by the computation of the slice."""
     index = index_of(node)
-    found = None if index is None else sliced_at(node, index)
+    found = next((pick for pick in picked(node) if pick.number == index and not pick.rest), None)
     if found is None or index is None or found.keep or not stepwise.has_parameters(found.sequence):
         return
     whole, dim = found.sequence, found.dim

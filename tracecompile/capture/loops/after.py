@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
 from torch import fx
 
-from tracecompile.capture.loops.collected import Collected, collected
+from tracecompile.capture.loops.collected import Part, Run, collected, edge
 from tracecompile.capture.loops.loop_body import Site
 from tracecompile.capture.loops.loop_plan import LoopPlan
 from tracecompile.capture.tracing.build import GraphCutter
+from tracecompile.program import ChosenSteps, Collect
 
 
 class After:
@@ -38,7 +40,7 @@ class After:
         return self.cutter.finish(tuple(self.leaf(value) for value in self.owner.results))
 
     def _placeholders(self) -> None:
-        for (site, _), name in self.owner.outputs.items():
+        for (site, _, _), name in self.owner.outputs.items():
             self.collected[name] = self.cutter.placeholder(f"{name}_collected")
             self.collected[name].meta["where"] = self.loop.template(site).meta.get("where")
         for name in self.owner.carries.values():
@@ -47,20 +49,18 @@ class After:
             self.fixed[node] = self.cutter.placeholder(name, value=node.meta["val"])
 
     def leaf(self, value: Any) -> Any:
-        """Returns one leaf of the user's return value; a list of one value per step stays a list."""
-        items = collected(self.loop, value)
-        if items is None:
+        """Returns one leaf of the user's return value; a list of values of the loop stays a list."""
+        parts = collected(self.loop, value)
+        if parts is None:
             return self.cutter.take(value)
-        taken = self.cutter.take(list(value))
-        if isinstance(value, tuple):
-            return taken
-        return self.cutter.add("call_function", list, (taken,), {}, None)
+        listed = self.listed(parts)
+        return listed if isinstance(value, tuple) else self.cutter.add("call_function", list, (listed,), {}, None)
 
     def resolve(self, cutter: GraphCutter, argument: Any) -> Any:
         """Says what stands for something of the trace after the loop."""
         if isinstance(argument, (list, tuple)):
-            items = collected(self.loop, argument)
-            return NotImplemented if items is None else self.unbound(items)
+            parts = collected(self.loop, argument)
+            return NotImplemented if parts is None else self.listed(parts)
         if not isinstance(argument, fx.Node) or argument in cutter.copies:
             return NotImplemented
         if argument in self.loop.when:
@@ -90,26 +90,24 @@ class After:
 
     def value_of_loop(self, step: int, site: Site) -> fx.Node:
         """Returns a single value of the loop: the final state, the sum, the last output, or one of all."""
-        owner = self.owner
-        last = self.loop.steps - 1
-        if step == last and site in owner.sums:
-            return self.output(owner.sums[site], "sum")
-        if step == last and site in owner.roller.writes:
-            value = self.loop.when[self.loop.template(site).args[2]][1]  # type: ignore[index]
-            return self.along(self.output(value, "stack"), owner.roller.writes[site], site)
+        owner, loop = self.owner, self.loop
+        total = owner.sums.get(site)
+        if total is not None and step == loop.last(site):
+            return self.output(total.added, "sum", total.chosen)
+        last = step == loop.steps - 1
         for past, name in owner.carries.items():
-            if step == last and past.site == site and past.distance == 1:
+            if last and past.site == site and past.distance == 1:
                 if self.dry and name not in self.final:
                     self.final[name] = self.cutter.placeholder(f"{name}_final")
                 return self.final[name]
-        if step == last:
+        if last:
             return self.output(site, "last")
-        index = step if step < self.loop.steps / 2 else step - self.loop.steps
+        index = edge(step, loop.steps)
         return self.once(("item", site, index), "call_method", "select", (self.output(site, "stack"), 0, index))
 
-    def output(self, site: Site, collect: Any) -> fx.Node:
+    def output(self, site: Site, collect: Collect, chosen: ChosenSteps | None = None) -> fx.Node:
         """Returns the placeholder of a collected output."""
-        name = self.owner.ask_output(site, collect)
+        name = self.owner.ask_output(site, collect, chosen)
         if self.dry and name not in self.collected:
             self.collected[name] = self.cutter.placeholder(f"{name}_collected")
         return self.collected[name]
@@ -120,29 +118,48 @@ class After:
             self.derived[key] = self.cutter.add(op, target, args, {}, None)
         return self.derived[key]
 
-    def part(self, items: Collected) -> fx.Node:
-        """Returns the stacked values of some consecutive steps."""
-        stacked = self.output(items.site, "stack")
-        if (items.start, items.stop) == (0, None):
-            return stacked
-        length = None if items.stop is None else items.stop - self.loop.steps
-        return self.once(items, "call_method", "__getitem__", (stacked, slice(items.start, length)))
+    def run(self, run: Run) -> fx.Node:
+        """Returns the stacked values of a run of steps."""
+        stacked = self.output(run.site, "stack")
+        if run.bounds is not None:
+            key = ("run", run.site, run.bounds)
+            stacked = self.once(key, "call_function", operator.getitem, (stacked, slice(*run.bounds)))
+        if run.backwards:
+            stacked = self.once(("backwards", stacked), "call_method", "flip", (stacked, 0))
+        return stacked
 
-    def unbound(self, items: Collected) -> fx.Node:
-        """Returns a tuple of values, one a step."""
-        return self.once(("unbound", items), "call_method", "unbind", (self.part(items), 0))
+    def listed(self, parts: list[Part]) -> fx.Node:
+        """Returns a list's values as a tuple."""
+        pieces = [
+            self.once(("unbound", part), "call_method", "unbind", (self.run(part), 0))
+            if isinstance(part, Run)
+            else (self.cutter.take(part),)
+            for part in parts
+        ]
+        joined: Any = pieces[0]
+        for piece in pieces[1:]:
+            joined = self.cutter.add("call_function", operator.add, (joined, piece), {}, None)
+        listed: fx.Node = joined
+        return listed
 
     def stacked_again(self, node: fx.Node) -> fx.Node | None:
-        """Turns ``torch.stack`` of one value per step into the collected tensor itself."""
+        """Turns ``torch.stack`` of values of the loop into what was collected of them."""
         if node.target is not torch.stack:
             return None
-        items = collected(self.loop, node.args[0])
-        if items is None:
+        parts = collected(self.loop, node.args[0])
+        if parts is None:
             return None
-        dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
-        return self.along(self.part(items), int(dim), items.site)  # type: ignore[arg-type]
+        dim: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+        pieces = [self.run(part) if isinstance(part, Run) else self.single(part) for part in parts]
+        if len(pieces) == 1:
+            return self.along(pieces[0], int(dim))
+        return self.along(self.cutter.add("call_function", torch.cat, (pieces, 0), {}, None), int(dim))
 
-    def along(self, stacked: fx.Node, dim: int, site: Site) -> fx.Node:
+    def single(self, node: fx.Node) -> fx.Node:
+        """Returns a value as a record of one step."""
+        return self.cutter.add("call_method", "unsqueeze", (self.cutter.take(node), 0), {}, None)
+
+    def along(self, stacked: fx.Node, dim: int) -> fx.Node:
         """Moves the time axis to where the user put it."""
         if dim == 0:
             return stacked

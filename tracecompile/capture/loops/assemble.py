@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import operator
 from typing import Any
 
 import torch
 from torch import fx
 
 from tracecompile.capture.loops.after import After
-from tracecompile.capture.loops.loop_body import Past, Slice, leaves_of
+from tracecompile.capture.loops.loop_body import Past, Site, leaves_of
 from tracecompile.capture.loops.loop_plan import LoopPlan, is_learned
 from tracecompile.capture.loops.replay import require_same_values
 from tracecompile.capture.loops.running_sums import find_sums
+from tracecompile.capture.loops.slices import Stream
 from tracecompile.capture.steps.shapes import same_shape_above
 from tracecompile.capture.tracing.build import GraphCutter, cone, evaluate, graph_module
 from tracecompile.program import Carry, SequenceInput, StepOutput, StepProgram
@@ -28,7 +29,7 @@ class Assembler(LoopPlan):
         """Returns the program, None where the loop carries nothing from step to step."""
         frontier = self.frontier()
         self.roller.roll(self.loop.when[node][1] for node in frontier)
-        if not self.roller.following and not self.roller.writes:
+        if not self.roller.following and not self.roller.held:
             return None
         self.sums = find_sums(self.loop, self.roller, frontier)
         self.body = self.live_body(frontier)
@@ -47,12 +48,12 @@ class Assembler(LoopPlan):
             epilogue=self.build_epilogue(),
             inputs=(
                 *(SequenceInput(name, item.dim) for item, name in self.inputs.items()),
-                *(SequenceInput(CLOCK, 0) for _ in [self.clock] if self.clock is not None),
+                *(SequenceInput(CLOCK, 0) for _ in [0] if self.counts),
                 *(SequenceInput(name, 0) for name in self.learned.values()),
             ),
             invariants=tuple(self.invariants.values()),
             carries=tuple(Carry(name, name) for name in self.carries.values()),
-            outputs=tuple(StepOutput(name, collect) for (_, collect), name in self.outputs.items()),
+            outputs=tuple(StepOutput(name, collect, chosen) for (_, collect, chosen), name in self.outputs.items()),
             length=length,
             signature=self.signature,
             result=self.spec,
@@ -67,14 +68,14 @@ class Assembler(LoopPlan):
 
     def demand(self, length: int | None) -> None:
         """Lets step and epilogue say which invariants and outputs they read."""
-        timed = bool(self.inputs) or self.clock is not None or length is not None
+        self.counts = length is None and (self.clock is not None or not self.inputs)
         for site in self.body:
             if site in self.roller.slices:
                 continue
             for node in self.loop.template(site).all_input_nodes:
                 if node in self.loop.when or node in self.movable:
                     continue
-                if timed and is_learned(node, self.root):
+                if is_learned(node, self.root):
                     self.ask_learned(node)
                 else:
                     self.ask_invariant(node)
@@ -86,11 +87,11 @@ class Assembler(LoopPlan):
         last = self.loop.steps - 1
         states: dict[Past, fx.Node] = {}
         values: list[Any] = []
-        slices: dict[Slice, fx.Node] = {}
-        for item, name in self.inputs.items():
-            values.append(item.sequence.meta["val"].select(item.dim, last))
-            slices[item] = cutter.placeholder(name, value=values[-1])
-        if self.clock is not None:
+        slices: dict[Stream, fx.Node] = {}
+        for stream, name in self.inputs.items():
+            values.append(stream.sequence.meta["val"].select(stream.dim, stream.first))
+            slices[stream] = cutter.placeholder(name, value=values[-1])
+        if self.counts:
             values.append(torch.zeros(()))
             cutter.placeholder(CLOCK, value=values[-1])
         for node, name in self.learned.items():
@@ -104,31 +105,45 @@ class Assembler(LoopPlan):
             assert source is not None
             values.append(source.meta["val"])
             states[past] = cutter.placeholder(name, value=values[-1])
+        made: dict[Site, fx.Node] = {}
         for site in self.body:
-            template = self.loop.template(site)
-            if site in self.roller.slices:
-                item = self.roller.slices[site]
-                one = slices[replace(item, keep=False)]
-                if item.keep:
-                    one = cutter.add("call_method", "unsqueeze", (one, item.dim), {}, None, template.meta.get("where"))
-                cutter.copies[template] = one
-                continue
-            for position, slot in enumerate(leaves_of((template.args, template.kwargs))):
-                before = self.roller.past(site, position)
-                if before is not None:
-                    cutter.copies[slot] = states[before]
-            cutter.take(template)
-        outputs = tuple(cutter.copies[self.loop.template(site)] for site, _ in self.outputs)
+            made[site] = self.one_operation(cutter, site, slices, states, made)
+        outputs = tuple(made[site] for site, _, _ in self.outputs)
         following = []
         for past in self.carries:
             successor = self.roller.following.get(past)
-            following.append(
-                states[successor] if successor is not None else cutter.copies[self.loop.template(past.site)]
-            )
+            following.append(states[successor] if successor is not None else made[past.site])
         graph = cutter.finish((outputs, tuple(following)))
         with torch.no_grad():
             evaluate(graph, values, self.root, self.leaves)
         return graph_module(graph, self.root, self.leaves, "Step")
+
+    def one_operation(
+        self,
+        cutter: GraphCutter,
+        site: Site,
+        slices: dict[Stream, fx.Node],
+        states: dict[Past, fx.Node],
+        made: dict[Site, fx.Node],
+    ) -> fx.Node:
+        """Writes one site of the body into the step."""
+        template = self.loop.template(site)
+        where = template.meta.get("where")
+        if site in self.roller.slices:
+            item = self.roller.slices[site]
+            one = slices[item.stream]
+            if item.keep:
+                one = cutter.add("call_method", "unsqueeze", (one, item.stream.dim), {}, None, where)
+            if item.rest:
+                one = cutter.add("call_function", operator.getitem, (one, item.rest), {}, None, where)
+            return one
+        for position, slot in enumerate(leaves_of((template.args, template.kwargs))):
+            if slot in self.loop.when:
+                before = self.roller.past(site, position)
+                cutter.copies[slot] = states[before] if before is not None else made[self.loop.when[slot][1]]
+        cutter.copies.pop(template, None)
+        copied: fx.Node = cutter.take(template)
+        return copied
 
     def build_prologue(self, length: int | None) -> fx.GraphModule:
         """Writes down what the loop needs from before it."""
@@ -137,14 +152,15 @@ class Assembler(LoopPlan):
             if node is not None:
                 cutter.placeholder(node.name, [node], node.meta["val"])
         initial = [self.initial_node(past) for past in self.carries]
-        first = [*[item.sequence for item in self.inputs], *self.learned, *self.invariants]
+        first = [*[stream.sequence for stream in self.inputs], *self.learned, *self.invariants]
         wanted = cone([*first, *[node for node, _ in initial]])
         for node in self.tape.graph.nodes:
             if node in wanted:
                 cutter.take(node)
-        sequences = [cutter.take(item.sequence) for item in self.inputs]
-        if self.clock is not None:
-            sequences = self.timed(cutter, sequences)
+        count = self.step_count(cutter) if self.counts else None
+        sequences = [self.taken(cutter, stream, length is not None, count) for stream in self.inputs]
+        if count is not None:
+            sequences.append(cutter.add("call_function", torch.zeros, (count,), {}, torch.zeros(self.loop.steps)))
         sequences += self.repeated(cutter, sequences, length)
         invariants = tuple(cutter.take(node) for node in self.invariants)
         states = tuple(
@@ -152,14 +168,34 @@ class Assembler(LoopPlan):
         )
         return graph_module(cutter.finish((tuple(sequences), invariants, states)), self.root, self.leaves, "Prologue")
 
-    def timed(self, cutter: GraphCutter, sequences: list[fx.Node]) -> list[fx.Node]:
-        """Cuts the sequences to the number of steps that the caller gives, and adds one that has nothing but steps."""
-        steps, number = cutter.take(self.clock), self.loop.steps
-        cut = [
-            cutter.add("call_method", "narrow", (node, item.dim, 0, steps), {}, node.meta["val"])
-            for node, item in zip(sequences, self.inputs, strict=True)
-        ]
-        return [*cut, cutter.add("call_function", torch.zeros, (steps,), {}, torch.zeros(number))]
+    def step_count(self, cutter: GraphCutter) -> fx.Node:
+        """Returns the number of steps that the loop makes."""
+        if self.clock is not None:
+            node: fx.Node = cutter.take(self.clock)
+            count = self.clock.meta["val"]
+        else:
+            given = next(node for node in self.tape.inputs if node is not None and hasattr(node.meta["val"], "shape"))
+            count = given.meta["val"].shape[self.axis]
+            node = cutter.add("call_method", "size", (cutter.take(given), self.axis), {}, count)
+        missing = self.loop.steps - int(count)
+        if missing:
+            node = cutter.add("call_function", operator.add, (node, missing), {}, self.loop.steps)
+        return node
+
+    def taken(self, cutter: GraphCutter, stream: Stream, fixed: bool, count: fx.Node | None) -> fx.Node:
+        """Returns a sequence as the loop takes it, slice by slice."""
+        node: fx.Node = cutter.take(stream.sequence)
+        value, where = stream.sequence.meta["val"], stream.sequence.meta.get("where")
+        if stream.backwards:
+            value = value.flip(stream.dim)
+            node = cutter.add("call_method", "flip", (node, stream.dim), {}, value, where)
+        if count is not None:
+            value = value.narrow(stream.dim, stream.first, self.loop.steps)
+            return cutter.add("call_method", "narrow", (node, stream.dim, stream.first, count), {}, value, where)
+        index = stream.index(self.loop.steps, fixed)
+        if index is None:
+            return node
+        return cutter.add("call_function", operator.getitem, (node, index), {}, value[index], where)
 
     def repeated(self, cutter: GraphCutter, sequences: list[fx.Node], length: int | None) -> list[fx.Node]:
         """Makes sequences of what is computed once, with parameters, and read at every step: its gradient is a sum."""

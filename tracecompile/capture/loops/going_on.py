@@ -71,9 +71,10 @@ def _run(program: StepProgram, given: list[Any], steps: int, left: dict[int, Any
             values.append(value)
     collected = []
     for values, output in zip(kept, program.outputs, strict=True):
-        total = values[0]
-        for value in values[1:]:
-            total = total + value if output.collect == "sum" else value
+        total = values[-1]
+        if output.collect == "sum":
+            chosen = range(steps) if output.chosen is None else output.chosen.of(steps)
+            total = sum((values[step] for step in chosen[1:]), start=values[chosen[0]])
         collected.append(torch.stack(values) if output.collect == "stack" else total)
     return list(call(program.epilogue, [*collected, *states, *invariants])), list(states)
 

@@ -8,10 +8,8 @@ from typing import Any
 
 from torch import fx
 
-from tracecompile.capture.loops.loop_body import place_key
+from tracecompile.capture.loops.places import visits_of
 from tracecompile.capture.tracing.tape import Tape
-
-Visits = dict[Any, list[fx.Node]]
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ def make_lengths_symbolic(
     A counter after ``while t < x.shape[0]`` and ``len(x)`` are plain integers: right at the example's length and wrong
     at any other, with nothing in one trace to show it. Two traces show it.
     """
-    first, second = (visits(tape) for tape in tapes)
+    first, second = (visits_of(tape) for tape in tapes)
     symbols = [Symbol(tape, source) for tape in tapes]
     for key, nodes in first.items():
         others = second.get(key, [])
@@ -54,16 +52,6 @@ def make_lengths_symbolic(
             ones, rest = nodes[turn::times], others[turn::times]
             if len(ones) > 1 and len(rest) > 1:
                 replace_moving((ones[1], rest[1]), (ones, rest), lengths, symbols)
-
-
-def visits(tape: Tape) -> Visits:
-    """Returns the nodes of each place."""
-    found: Visits = {}
-    for node in tape.graph.nodes:
-        key = place_key(node)
-        if key is not None:
-            found.setdefault(key, []).append(node)
-    return found
 
 
 class Symbol:

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import fx
 
+from tracecompile.capture.loops.located import Located, locate
+from tracecompile.capture.loops.places import place_key, visit_counts
 from tracecompile.capture.tracing.tape import Tape
 from tracecompile.errors import SourceLine, UnrollableLoop
 
@@ -30,30 +32,16 @@ class Past:
     initial: Any
 
 
-@dataclass(frozen=True)
-class Slice:
-    """The slice of a sequence that belongs to the step.
-
-    Attributes:
-        sequence: The whole, a node before the loop.
-        dim: Its time axis.
-        keep: Whether the slice keeps that axis with length 1.
-    """
-
-    sequence: fx.Node
-    dim: int
-    keep: bool = False
-
-
 @dataclass
 class Loop:
     """A trace, sorted into steps.
 
     Attributes:
         steps: Number of steps.
-        body: Sites in the order of the last step.
-        visits: Node of each (site, step); None where the first step lacks it.
+        body: Sites in the order of one step.
+        visits: Node of each (site, step); None where the site is not visited in that step.
         when: Step and site of each node of the loop.
+        sometimes: Sites that a condition on the step number leaves out of some steps.
         irregular: Whether the first step differs from the others, so that its rolled form has to be checked by value.
     """
 
@@ -62,11 +50,18 @@ class Loop:
     body: list[Site] = field(default_factory=list)
     visits: dict[Site, list[fx.Node | None]] = field(default_factory=dict)
     when: dict[fx.Node, tuple[int, Site]] = field(default_factory=dict)
+    sometimes: set[Site] = field(default_factory=set)
     irregular: bool = False
 
+    def last(self, site: Site) -> int:
+        """Returns the last step in which a site is visited."""
+        if site not in self.sometimes:
+            return self.steps - 1
+        return max(step for step, node in enumerate(self.visits[site]) if node is not None)
+
     def template(self, site: Site) -> fx.Node:
-        """Returns a site's node in the last step."""
-        node = self.visits[site][-1]
+        """Returns a site's node in the last step in which it is visited."""
+        node = self.visits[site][self.last(site)]
         assert node is not None
         return node
 
@@ -74,28 +69,18 @@ class Loop:
         """Returns a site's node in some step."""
         return self.visits[site][step]
 
-
-def place_key(node: fx.Node) -> Any:
-    """Returns what the visits of one expression share; None for a node that belongs to no expression."""
-    place = node.meta.get("place")
-    return None if place is None or node.op in ("placeholder", "get_attr") else (place, node.op, str(node.target))
-
-
-def visit_counts(tape: Tape) -> dict[Any, int]:
-    """Counts the visits of every place."""
-    counts: dict[Any, int] = {}
-    for node in tape.graph.nodes:
-        key = place_key(node)
-        if key is not None:
-            counts[key] = counts.get(key, 0) + 1
-    return counts
+    def chosen(self, site: Site) -> tuple[int, ...]:
+        """Returns the steps in which a site is visited."""
+        return tuple(step for step, node in enumerate(self.visits[site]) if node is not None)
 
 
 def sort_into_steps(tape: Tape, steps: int, per_step: dict[Any, int]) -> Loop:
     """Assigns every visit of a place in the loop to its step.
 
     Args:
-        per_step: How often each place is visited in one step; absent or 0 outside the loop.
+        tape: The trace.
+        steps: How often the loop comes round in it.
+        per_step: How often each place is visited in one step; absent or 0 outside the loop and where that differs.
     """
     loop = Loop(tape, steps)
     counts = visit_counts(tape)
@@ -107,7 +92,7 @@ def sort_into_steps(tape: Tape, steps: int, per_step: dict[Any, int]) -> Loop:
             continue
         missing = steps * times - counts[key]
         if missing not in (0, times, -times):
-            raise body_changes(node, "runs in some time steps only")
+            continue
         turn = seen[key] = seen.get(key, -1) + 1
         step, site = turn // times + missing // times, (key, turn % times)
         if step < 0:
@@ -116,9 +101,44 @@ def sort_into_steps(tape: Tape, steps: int, per_step: dict[Any, int]) -> Loop:
         loop.when[node] = (step, site)
         loop.visits.setdefault(site, [None] * steps)[step] = node
         loop.irregular |= missing > 0
-        if step == steps - 1:
-            loop.body.append(site)
+    for located in locate(tape, loop.when, steps):
+        _add_sometimes(loop, located)
+    loop.body = _in_order(loop)
     return loop
+
+
+def _add_sometimes(loop: Loop, located: Located) -> None:
+    """Adds a place that is visited in some steps only."""
+    turns: dict[int, int] = {}
+    for node, step in located.steps.items():
+        turn = turns[step] = turns.get(step, -1) + 1
+        site = (located.key, turn)
+        loop.when[node] = (step, site)
+        loop.visits.setdefault(site, [None] * loop.steps)[step] = node
+        loop.sometimes.add(site)
+
+
+def _in_order(loop: Loop) -> list[Site]:
+    """Returns all sites in the order of the last step; what only runs sometimes follows what it follows there."""
+    body: list[Site] = []
+    behind: dict[Site | None, list[Site]] = {}
+    last = {site: loop.last(site) for site in loop.visits}
+    before: dict[int, Site | None] = {}
+    for node in loop.tape.graph.nodes:
+        if node not in loop.when:
+            continue
+        step, site = loop.when[node]
+        if step == last[site]:
+            if site in loop.sometimes:
+                behind.setdefault(before.get(step), []).append(site)
+            else:
+                body.append(site)
+        if site not in loop.sometimes:
+            before[step] = site
+    ordered = list(behind.get(None, []))
+    for site in body:
+        ordered += [site, *behind.get(site, [])]
+    return ordered
 
 
 def body_changes(node: fx.Node, how: str) -> UnrollableLoop:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,14 +9,16 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from tracecompile.capture.loops.collected import collected
-from tracecompile.capture.loops.loop_body import Loop, Past, Site, Slice, leaves_of
+from tracecompile.capture.loops.loop_body import Loop, Past, Site, leaves_of
 from tracecompile.capture.loops.roll import Roller
+from tracecompile.capture.loops.running_sums import RunningSum
+from tracecompile.capture.loops.slices import Stream
 from tracecompile.capture.tracing.build import cone, find, is_random
 from tracecompile.capture.tracing.names import unique, valid_name
 from tracecompile.capture.tracing.step_mode import in_single_steps
-from tracecompile.program import Collect
+from tracecompile.program import ChosenSteps, Collect
 
-Output = tuple[Site, Collect]
+Output = tuple[Site, Collect, ChosenSteps | None]
 
 
 class LoopPlan:
@@ -26,19 +27,25 @@ class LoopPlan:
     Attributes:
         body: Sites that the step computes, in the user's order.
         carries: The states, each with the state that it hands on (None: the site's own value).
-        sums: Accumulators that the runtime keeps: site of the running sum -> what is added.
+        sums: Accumulators that the runtime keeps, by the site of the running sum.
         outputs: Per-step values that the epilogue asks for.
         invariants: Values from before the loop that step or epilogue ask for.
         learned: Those of them that step asks for and parameters make: the step takes them like a sequence.
         clock: The argument that says how many steps there are, where no sequence does.
+        axis: The axis of the first tensor that says so otherwise.
+        counts: Whether the step takes an input that only counts the steps.
     """
 
-    def __init__(self, root: nn.Module, loop: Loop, signature: pytree.TreeSpec, clock: fx.Node | None = None) -> None:
+    def __init__(
+        self, root: nn.Module, loop: Loop, signature: pytree.TreeSpec, clock: fx.Node | None = None, axis: int = 0
+    ) -> None:
         self.root = in_single_steps(root)
         self.loop = loop
         self.tape = loop.tape
         self.signature = signature
         self.clock = clock
+        self.axis = axis
+        self.counts = False
         self.leaves: dict[str, nn.Module] = dict(self.tape.leaves)
         self.roller = Roller(loop)
         self.movable = movable_nodes(self.tape.graph)
@@ -47,10 +54,10 @@ class LoopPlan:
         )
         self.body: list[Site] = []
         self.carries: dict[Past, str] = {}
-        self.sums: dict[Site, Site] = {}
+        self.sums: dict[Site, RunningSum] = {}
         self.outputs: dict[Output, str] = {}
         self.invariants: dict[fx.Node, str] = {}
-        self.inputs: dict[Slice, str] = {}
+        self.inputs: dict[Stream, str] = {}
         self.learned: dict[fx.Node, str] = {}
         for name, value in self.tape.constants.items():
             if not hasattr(root, name):
@@ -68,9 +75,7 @@ class LoopPlan:
         while waiting:
             site = waiting.pop()
             if site in self.sums:
-                site = self.sums[site]
-            elif site in self.roller.writes:
-                site = self.loop.when[self.loop.template(site).args[2]][1]  # type: ignore[index]
+                site = self.sums[site].added
             if site in live:
                 continue
             live.add(site)
@@ -113,10 +118,9 @@ class LoopPlan:
         """Names the slices of sequences that the body reads."""
         taken = set(self.carries.values())
         for site in self.body:
-            item = self.roller.slices.get(site)
-            item = None if item is None else replace(item, keep=False)
-            if item is not None and item not in self.inputs:
-                self.inputs[item] = unique(f"{item.sequence.name}_t", taken)
+            found = self.roller.slices.get(site)
+            if found is not None and found.stream not in self.inputs:
+                self.inputs[found.stream] = unique(f"{found.stream.sequence.name}_t", taken)
 
     def ask_invariant(self, node: fx.Node) -> str:
         """Returns the name of an invariant, noting that it is wanted."""
@@ -131,11 +135,11 @@ class LoopPlan:
             taken = {*self.carries.values(), *self.inputs.values(), *self.invariants.values(), *self.learned.values()}
             self.learned[node] = unique(f"{node.name}_t", taken)
 
-    def ask_output(self, site: Site, collect: Collect) -> str:
+    def ask_output(self, site: Site, collect: Collect, chosen: ChosenSteps | None = None) -> str:
         """Returns the name of a per-step output, noting that it is wanted."""
-        if (site, collect) not in self.outputs:
-            self.outputs[site, collect] = unique(self.loop.template(site).name, set(self.outputs.values()))
-        return self.outputs[site, collect]
+        if (site, collect, chosen) not in self.outputs:
+            self.outputs[site, collect, chosen] = unique(self.loop.template(site).name, set(self.outputs.values()))
+        return self.outputs[site, collect, chosen]
 
 
 def is_learned(node: fx.Node, root: nn.Module) -> bool:

@@ -31,7 +31,7 @@ def require_same_values(program: StepProgram, owner: LoopPlan) -> None:
             outputs, states = evaluate(
                 program.step.graph, [*now, *invariants, *states], owner.root, owner.leaves, remember=False
             )
-            found = [(site, value) for (site, _), value in zip(owner.outputs, outputs, strict=True)]
+            found = [(site, value) for (site, _, _), value in zip(owner.outputs, outputs, strict=True)]
             found += [
                 (past.site, value) for past, value in zip(owner.carries, states, strict=True) if past.distance == 1
             ]

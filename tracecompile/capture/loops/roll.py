@@ -9,12 +9,13 @@ sequence; and it has to be the same at every step.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 from torch import fx
 
-from tracecompile.capture.loops.loop_body import Loop, Past, Site, Slice, body_changes, leaves_of
-from tracecompile.capture.loops.slices import axis_of_writes, slice_at_every_step
+from tracecompile.capture.loops.loop_body import Loop, Past, Site, body_changes, leaves_of
+from tracecompile.capture.loops.slices import Slice, slice_at_every_step
 from tracecompile.capture.tracing.build import cone
 
 
@@ -27,7 +28,8 @@ class Roller:
         self.following: dict[Past, Past | None] = {}
         self.operands: dict[tuple[Site, int], Past] = {}
         self.slices: dict[Site, Slice] = {}
-        self.writes: dict[Site, int] = {}
+        self.held: dict[Site, Any] = {}
+        """Sites of some steps only that go on from their own last visit, and what stands there at the first one."""
 
     def roll(self, wanted: Iterable[Site]) -> None:
         """Classifies every operand of the wanted sites and of what they need, in any step."""
@@ -41,11 +43,6 @@ class Roller:
             item = slice_at_every_step(self.loop, site)
             if item is not None:
                 self.slices[site] = item
-                continue
-            axis = axis_of_writes(self.loop, site)
-            if axis is not None:
-                self.writes[site] = axis
-                waiting.append(self.loop.when[template.args[2]][1])  # type: ignore[index]
                 continue
             slots = list(leaves_of((template.args, template.kwargs)))
             self._check(site, template, slots)
@@ -70,7 +67,7 @@ class Roller:
         return self.operands.get((site, position))
 
     def _check(self, site: Site, template: fx.Node, slots: list[Any]) -> None:
-        last = self.loop.steps - 1
+        last = self.loop.last(site)
         rows = []
         for step in range(self.loop.steps):
             node = self.loop.at(site, step)
@@ -84,10 +81,20 @@ class Roller:
             column = [row[position] if row is not None else None for row in rows]
             if source is None:
                 self._check_constant(site, template, slot, column, rows)
+            elif source[1] == site and site in self.loop.sometimes:
+                self._hold(site, template, column)
             elif source[0] > last or source[0] < 0:
                 raise body_changes(template, "reads the future")
             else:
                 self._check_source(site, template, position, (last - source[0], source[1]), column, rows)
+
+    def _hold(self, site: Site, template: fx.Node, column: list[Any]) -> None:
+        """Notes a site that goes on from its own last visit, however many steps ago that was."""
+        visited = self.loop.chosen(site)
+        for before, step in pairwise(visited):
+            if column[step] is not self.loop.at(site, before):
+                raise body_changes(template, "runs in some time steps only")
+        self.held[site] = column[visited[0]]
 
     def _check_constant(self, site: Site, template: fx.Node, slot: Any, column: list[Any], rows: list[Any]) -> None:
         for step in range(self.loop.steps):
@@ -101,7 +108,7 @@ class Roller:
                 if step == 0 and self._first_only(column, slot):
                     self.loop.irregular = True
                     continue
-                self._refuse(self.loop.at(site, step) or template, (slot, column[step]))
+                self._refuse(self.loop.at(site, step) or template, [slot, *column])
 
     def _first_only(self, column: list[Any], slot: Any) -> bool:
         return isinstance(column[0], fx.Node) and all(same_constant(other, slot) for other in column[1:])
@@ -125,7 +132,7 @@ class Roller:
                 if step == distance:
                     self.loop.irregular = True
                 else:
-                    self._refuse(template, (column[step],))
+                    self._refuse(template, column)
         if distance > 0:
             self._remember(site, position, origin, distance, initials)
 
@@ -148,16 +155,16 @@ class Roller:
             raise body_changes(template, "reads other values than at the step before")
         self.loop.irregular = True
 
-    def _refuse(self, template: fx.Node, operands: tuple[Any, ...]) -> None:
+    def _refuse(self, template: fx.Node, operands: list[Any]) -> None:
         """Refuses an operand that differs between steps, at the line of what runs in some steps only, if any."""
-        for operand in operands:
-            if (
-                isinstance(operand, fx.Node)
-                and operand not in self.loop.when
-                and cone([operand]) & self.loop.when.keys()
-            ):
-                raise body_changes(operand, "runs in some time steps only")
-        if any(isinstance(operand, fx.Node) for operand in operands):
+        nodes = [operand for operand in operands if isinstance(operand, fx.Node)]
+        for node in nodes:
+            place = self.loop.when.get(node)
+            if place is not None and place[1] in self.loop.sometimes:
+                raise body_changes(node, "runs in some time steps only")
+            if place is None and cone([node]) & self.loop.when.keys():
+                raise body_changes(node, "runs in some time steps only")
+        if nodes:
             raise body_changes(template, "reads other values than at the step before")
         raise body_changes(template, "computes with a value that depends on the step number")
 

@@ -3,38 +3,72 @@
 from __future__ import annotations
 
 import operator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx
 
-from tracecompile.capture.loops.loop_body import Loop, Site, leaves_of
+from tracecompile.capture.loops.collected import chosen_steps
+from tracecompile.capture.loops.loop_body import Loop, Site, body_changes, leaves_of
 from tracecompile.capture.loops.roll import Roller
+from tracecompile.program import ChosenSteps
 
 
-def find_sums(loop: Loop, roller: Roller, frontier: list[fx.Node]) -> dict[Site, Site]:
-    """Finds the states that only add up, from zero, what the step gives: the runtime collects those."""
-    sums: dict[Site, Site] = {}
-    last = loop.steps - 1
+@dataclass(frozen=True)
+class RunningSum:
+    """A state that only adds up, from zero, what the step gives.
+
+    Attributes:
+        added: What is added.
+        chosen: In which steps; None for all.
+    """
+
+    added: Site
+    chosen: ChosenSteps | None = None
+
+
+def find_sums(loop: Loop, roller: Roller, frontier: list[fx.Node]) -> dict[Site, RunningSum]:
+    """Finds the states that only add up, from zero, what the step gives: the runtime collects those.
+
+    Raises:
+        UnrollableLoop: What goes on in some steps only is something else than a sum.
+    """
+    sums: dict[Site, RunningSum] = {}
     for site in roller.body():
-        node = loop.template(site)
-        if node.target is not operator.add or site in roller.slices or len(node.args) != 2:
-            continue
+        found = _sum_of(loop, roller, frontier, site)
+        if found is not None:
+            sums[site] = found
+        elif site in roller.held:
+            raise body_changes(loop.template(site), "runs in some time steps only")
+    return sums
+
+
+def _sum_of(loop: Loop, roller: Roller, frontier: list[fx.Node], site: Site) -> RunningSum | None:
+    node, last = loop.template(site), loop.last(site)
+    if node.target is not operator.add or site in roller.slices or len(node.args) != 2:
+        return None
+    made_now = [arg for arg in node.args if isinstance(arg, fx.Node) and loop.when.get(arg, (-1, site))[0] == last]
+    others = [arg for arg in made_now if loop.when[arg][1] != site]
+    if site in roller.held:
+        initial = roller.held[site]
+    else:
         pasts = [roller.past(site, position) for position, _ in enumerate(leaves_of((node.args, node.kwargs)))]
         own = [past for past in pasts if past is not None]
-        others = [arg for arg in node.args if isinstance(arg, fx.Node) and loop.when.get(arg, (-1, None))[0] == last]
-        if len(own) != 1 or own[0].site != site or own[0].distance != 1 or len(others) != 1:
-            continue
-        readers = {
-            loop.when[user][1] for visit in loop.visits[site] if visit for user in visit.users if user in loop.when
-        }
-        if readers & roller.live != {site} or any(
-            loop.when[one] != (last, site) for one in frontier if loop.when[one][1] == site
-        ):
-            continue
-        if starts_at_zero(own[0].initial, node, others[0]):
-            sums[site] = loop.when[others[0]][1]
-    return sums
+        if len(own) != 1 or own[0].site != site or own[0].distance != 1:
+            return None
+        initial = own[0].initial
+    if len(others) != 1:
+        return None
+    readers = {loop.when[user][1] for visit in loop.visits[site] if visit for user in visit.users if user in loop.when}
+    if readers & roller.live != {site} and not (site in roller.held and len(loop.chosen(site)) == 1):
+        return None
+    if any(loop.when[one] != (last, site) for one in frontier if loop.when[one][1] == site):
+        return None
+    if not starts_at_zero(initial, node, others[0]):
+        return None
+    chosen = chosen_steps(loop.chosen(site), loop.steps) if site in loop.sometimes else None
+    return RunningSum(loop.when[others[0]][1], chosen)
 
 
 def starts_at_zero(initial: Any, total: fx.Node, added: fx.Node) -> bool:

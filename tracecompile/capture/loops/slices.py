@@ -1,95 +1,189 @@
-"""Recognises what belongs to the t-th step of a sequence: slices that are read and slices that are written."""
+"""Recognises what belongs to the t-th step of a sequence: slices that the loop reads one after the other."""
 
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx
 
-from tracecompile.capture.loops.loop_body import Loop, Site, Slice
-from tracecompile.capture.tracing.functionalize import set_item
+from tracecompile.capture.loops.loop_body import Loop, Site
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A sequence that the loop takes slice by slice.
+
+    Attributes:
+        sequence: The whole, a node before the loop.
+        dim: Its time axis.
+        first: The slice that the first step takes, counted from the end where the loop goes backwards.
+        backwards: Whether the loop goes from the end to the beginning.
+    """
+
+    sequence: fx.Node
+    dim: int
+    first: int = 0
+    backwards: bool = False
+
+    def index(self, steps: int, fixed: bool) -> tuple[slice, ...] | None:
+        """Returns what cuts the sequence (turned round where the loop goes backwards) to the steps of the loop.
+
+        Args:
+            steps: Of the loop in the trace.
+            fixed: Whether the loop has so many steps however long the sequence is.
+
+        Returns:
+            The index; None where the loop takes all of it.
+        """
+        left = self.sequence.meta["val"].shape[self.dim] - self.first - steps
+        if fixed and (self.first or left):
+            stop: int | None = self.first + steps
+        elif self.first or left:
+            stop = -left or None
+        else:
+            return None
+        return (*(slice(None),) * self.dim, slice(self.first, stop))
+
+
+@dataclass(frozen=True)
+class Slice:
+    """What a site takes of a stream in its step.
+
+    Attributes:
+        stream: The stream.
+        keep: Whether the slice keeps the time axis with length 1.
+        rest: What is taken of the slice along its other axes; () for all of it.
+    """
+
+    stream: Stream
+    keep: bool = False
+    rest: tuple[Any, ...] = ()
 
 
 def slice_at_every_step(loop: Loop, site: Site) -> Slice | None:
-    """Returns the slice that a site takes, where it takes the t-th at step t and of what the loop does not make."""
-    template = loop.template(site)
-    found = sliced_at(template, loop.steps - 1)
-    if found is None or found.sequence in loop.when:
-        return None
-    for step in range(loop.steps):
-        node = loop.at(site, step)
-        if node is None or sliced_at(node, step) != found:
-            return None
-    return found
-
-
-def axis_of_writes(loop: Loop, site: Site) -> int | None:
-    """Recognises ``out[t] = value`` into a tensor made before the loop; returns the axis of t."""
-    template = loop.template(site)
-    if template.target is not set_item:
-        return None
-    dim = axis_of_index(template.args[1], loop.steps - 1, template.meta["val"].dim())
-    before = loop.at(site, loop.steps - 2)
-    first = loop.at(site, 0)
-    if dim is None or before is None or first is None or template.args[0] is not before or first.args[0] in loop.when:
-        return None
-    value = template.args[2]
-    shape = list(template.meta["val"].shape)
-    if not isinstance(value, fx.Node) or shape.pop(dim) != loop.steps or list(value.meta["val"].shape) != shape:
-        return None
-    for step in range(loop.steps):
-        node = loop.at(site, step)
-        if node is None or axis_of_index(node.args[1], step, template.meta["val"].dim()) != dim:
-            return None
-        source = loop.when.get(node.args[2])  # type: ignore[arg-type]
-        if source is None or source[0] != step:
-            return None
-    return dim
-
-
-def sliced_at(node: fx.Node, step: int) -> Slice | None:
-    """Returns the sequence of which a node is the slice at a step, the axis counted from the front."""
-    if node.target is operator.getitem and isinstance(node.args[0], fx.Node):
-        source = node.args[0]
-        if isinstance(source.meta["val"], (tuple, list)):
-            return unbound(source) if node.args[1] == step and type(node.args[1]) is int else None
-        dim = axis_of_index(node.args[1], step, source.meta["val"].dim())
-        kept = axis_of_index(node.args[1], slice(step, step + 1), source.meta["val"].dim())
-        if dim is None and kept is None:
-            return None
-        return Slice(source, dim) if dim is not None else Slice(source, kept or 0, keep=True)
-    if node.target in ("select", torch.select) and len(node.args) == 3 and node.args[2] == step:
-        sequence = node.args[0]
-        assert isinstance(sequence, fx.Node)
-        return Slice(sequence, int(node.args[1]) % sequence.meta["val"].dim())  # type: ignore[arg-type]
+    """Returns the slice that a site takes, where it goes along a sequence that the loop does not make."""
+    rows = {step: node for step in range(loop.steps) if (node := loop.at(site, step)) is not None}
+    for found in picked(loop.template(site)):
+        if found.sequence in loop.when:
+            continue
+        column = {step: _same_pick(node, found) for step, node in rows.items()}
+        if None in column.values():
+            continue
+        numbers: dict[int, int] = {step: number for step, number in column.items() if number is not None}
+        first = _first(loop, numbers, found.sequence.meta["val"].shape[found.dim])
+        if first is not None:
+            return Slice(Stream(found.sequence, found.dim, *first), found.keep, found.rest)
     return None
 
 
-def unbound(source: fx.Node) -> Slice | None:
-    """Returns the sequence that ``unbind``, or ``split`` into single steps, takes apart."""
+def _first(loop: Loop, numbers: dict[int, int], length: int) -> tuple[int, bool] | None:
+    """Returns which slice the first step takes and whether the loop goes backwards; None if the slices do not move.
+
+    Args:
+        loop: The loop.
+        numbers: Number of the slice by step, as it is written.
+        length: How many slices there are.
+    """
+    if loop.steps > 1 and len(numbers) < 2:
+        return None
+    for backwards in (False, True):
+        starts = {number + step if backwards else number - step for step, number in numbers.items()}
+        if len(starts) == 1:
+            start = starts.pop()
+            first = (-1 if start < 0 else length - 1) - start if backwards else start + (length if start < 0 else 0)
+            mixed = min(numbers.values()) < 0 <= max(numbers.values())
+            return None if mixed or first < 0 or first + loop.steps > length else (first, backwards)
+    return None
+
+
+@dataclass(frozen=True)
+class Pick:
+    """One slice of a sequence.
+
+    Attributes:
+        sequence: The whole.
+        dim: The axis along which it is a slice.
+        number: Which one, as it is written.
+        keep: Whether that axis is kept with length 1.
+        rest: What is taken of the slice along its other axes; () for all of it.
+    """
+
+    sequence: fx.Node
+    dim: int
+    number: int
+    keep: bool = False
+    rest: tuple[Any, ...] = ()
+
+
+def _same_pick(node: fx.Node, wanted: Pick) -> int | None:
+    """Returns which slice a node takes, where it takes it like another one."""
+    for found in picked(node):
+        same_axis = (found.sequence, found.dim, found.keep) == (wanted.sequence, wanted.dim, wanted.keep)
+        if same_axis and _same_index(found.rest, wanted.rest):
+            return found.number
+    return None
+
+
+def _same_index(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
+    pairs = zip(one, other, strict=False)
+    return len(one) == len(other) and all(a is b or (type(a) is type(b) and a == b) for a, b in pairs)
+
+
+def picked(node: fx.Node) -> Iterator[Pick]:
+    """Yields the ways in which a node is a slice of a sequence, one for every axis along which it may be."""
+    source = node.args[0] if node.args else None
+    if not isinstance(source, fx.Node):
+        return
+    value = source.meta.get("val")
+    if node.target is operator.getitem and isinstance(value, (tuple, list)):
+        yield from _unbound(source, node.args[1])
+    elif node.target is operator.getitem and isinstance(value, torch.Tensor):
+        yield from _indexed(source, node.args[1], value.dim())
+    elif node.target in ("select", torch.select, "narrow", torch.narrow) and isinstance(value, torch.Tensor):
+        dim, number, *length = node.args[1:]
+        if type(dim) is int and type(number) is int and (not length or length == [1]):
+            yield Pick(source, dim % value.dim(), number, keep=bool(length))
+
+
+def _indexed(source: fx.Node, index: Any, dimensions: int) -> Iterator[Pick]:
+    items = index if isinstance(index, tuple) else (index,)
+    if any(isinstance(item, (bool, type(None), list, fx.Node)) for item in items):
+        return  # other axes than those of the sequence
+    spread = Ellipsis in [item for item in items if not isinstance(item, (fx.Node, slice))]
+    before = next((place for place, item in enumerate(items) if item is Ellipsis), len(items))
+    gap = dimensions - (len(items) - 1) if spread else 0
+    for place, item in enumerate(items):
+        dim = place if place < before else place + gap - 1
+        if type(item) is int:
+            number, keep = item, False
+        elif isinstance(item, slice) and _is_single(item):
+            number, keep = item.start, True
+        else:
+            continue
+        rest = (*items[:place], *((slice(None),) if keep else ()), *items[place + 1 :])
+        yield Pick(source, dim, number, keep, () if all(_takes_all(part) for part in rest) else rest)
+
+
+def _is_single(item: slice) -> bool:
+    return type(item.start) is int and type(item.stop) is int and item.stop == item.start + 1 and item.step is None
+
+
+def _takes_all(item: Any) -> bool:
+    return item is Ellipsis or (isinstance(item, slice) and item == slice(None))
+
+
+def _unbound(source: fx.Node, number: Any) -> Iterator[Pick]:
+    """Yields the slice out of ``unbind``, or ``split`` into single steps."""
     name = source.target if isinstance(source.target, str) else getattr(source.target, "__name__", "")
     whole = source.args[0] if source.args else None
-    if name not in ("unbind", "split", "chunk") or not isinstance(whole, fx.Node):
-        return None
+    if name not in ("unbind", "split", "chunk") or not isinstance(whole, fx.Node) or type(number) is not int:
+        return
     place = 1 if name == "unbind" else 2
     dim: Any = source.args[place] if len(source.args) > place else source.kwargs.get("dim", 0)
     dim = dim % whole.meta["val"].dim()
-    if name != "unbind" and len(source.meta["val"]) != whole.meta["val"].shape[dim]:
-        return None
-    return Slice(whole, dim, keep=name != "unbind")
-
-
-def axis_of_index(index: Any, step: int | slice, dimensions: int) -> int | None:
-    """Returns the axis along which an index picks the step, if it takes everything along the others."""
-    items = index if isinstance(index, tuple) else (index,)
-    axis = None
-    for position, item in enumerate(items):
-        if type(item) is type(step) and item == step and axis is None:
-            axis = position
-        elif not (item is Ellipsis or (isinstance(item, slice) and item == slice(None))):
-            return None
-    if axis is None or Ellipsis not in items[:axis]:
-        return axis
-    return dimensions - (len(items) - axis)
+    if name == "unbind" or len(source.meta["val"]) == whole.meta["val"].shape[dim]:
+        yield Pick(whole, dim, number, keep=name != "unbind")

@@ -15,6 +15,7 @@ from tracecompile.capture.copying.copies import tensor_attributes
 from tracecompile.capture.tracing.memory import Memory
 from tracecompile.capture.tracing.names import valid_name
 from tracecompile.capture.tracing.source import current_place
+from tracecompile.capture.tracing.step_numbers import StepNumber
 from tracecompile.capture.tracing.tape import Tape
 from tracecompile.capture.tracing.trace_errors import TooManySteps
 from tracecompile.capture.tracing.values import TracedFloat, TracedInt, plain, snapshot
@@ -118,6 +119,8 @@ class NodeWriter(fx.Tracer):
             return self.node_of(a)
         if isinstance(a, (TracedInt, TracedFloat)):
             return a.node
+        if isinstance(a, StepNumber):
+            return int(a)
         if isinstance(a, type) and a in DTYPES:
             return DTYPES[a]
         if isinstance(a, torch.Size):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,9 @@ from torch.utils import _pytree as pytree
 from tracecompile.capture.tracing.build import cone, is_random
 from tracecompile.capture.tracing.functionalize import canonical, is_in_place
 from tracecompile.capture.tracing.node_writer import NodeWriter
+from tracecompile.capture.tracing.source import current_place
+from tracecompile.capture.tracing.step_numbers import StepNumber, is_users
+from tracecompile.capture.tracing.tape import Condition
 from tracecompile.capture.tracing.values import TracedFloat, TracedInt, plain
 from tracecompile.errors import UnsupportedControlFlow, UnsupportedOperation, UnsupportedState
 
@@ -104,9 +108,18 @@ class OperationRecorder(NodeWriter):
             return value
         return self.number(value, self.add_node("call_function", function, operands, {}, value))
 
-    def note_comparison(self, node: fx.Node) -> None:
-        """Notes that Python compares a number."""
-        self.tape.compared.append(node)
+    def note_comparison(self, node: fx.Node, sides: tuple[Any, Any], outcome: bool) -> None:
+        """Notes that Python compares a size, or a number that was handed in."""
+        place, where = current_place(self.running[-1])
+        self.tape.conditions.append(Condition(sides, outcome, place, where, node=node))
+
+    def note_condition(self, number: StepNumber, other: Any, outcome: bool) -> None:
+        """Notes that the user's code compares a step number."""
+        if is_users(sys._getframe(2).f_code.co_filename):
+            place, where = current_place(self.running[-1])
+            # What a size is compared with moves with the length; a plain number stays.
+            kept = other if isinstance(other, (TracedInt, TracedFloat)) else plain(other)
+            self.tape.conditions.append(Condition((int(number), kept), outcome, place, where, count=number.count))
 
     def number(self, value: int | float, node: fx.Node) -> Any:
         """Ties a Python number to its node."""

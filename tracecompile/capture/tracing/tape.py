@@ -8,6 +8,29 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from tracecompile.errors import SourceLine
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A comparison of a number that the trace follows: what Python does next may depend on it.
+
+    Attributes:
+        sides: Both numbers.
+        outcome: What came out.
+        place: Where it stands, see ``source.Place``.
+        where: The user's line.
+        node: What computes the number, where it is a size or an argument; None for a step number.
+        count: How far the loop counts that the step number comes from; -1 where there is none or it is not known.
+    """
+
+    sides: tuple[Any, Any]
+    outcome: bool
+    place: Any
+    where: SourceLine | None
+    node: fx.Node | None = None
+    count: int = -1
+
 
 @dataclass
 class Tape:
@@ -25,7 +48,7 @@ class Tape:
         states: Placeholder of each attribute that was handed in as a state.
         again: The same call once more on what this one left behind, where it left anything.
         notes: Sentences for the report.
-        compared: Nodes of numbers that Python compared.
+        conditions: Comparisons of numbers, in order.
         reads_mode: Whether code that is not torch's own asked a module whether it is in training mode.
     """
 
@@ -39,14 +62,14 @@ class Tape:
     inputs: list[fx.Node | None] = field(default_factory=list)
     states: dict[str, fx.Node] = field(default_factory=dict)
     again: Tape | None = None
-    compared: list[fx.Node] = field(default_factory=list)
+    conditions: list[Condition] = field(default_factory=list)
     reads_mode: bool = False
     notes: tuple[str, ...] = ()
 
     def compared_inputs(self) -> tuple[int, ...]:
         """Returns the positions of the arguments that are numbers on which a comparison depends."""
         seen: set[fx.Node] = set()
-        waiting = list(self.compared)
+        waiting = [condition.node for condition in self.conditions if condition.node is not None]
         while waiting:
             node = waiting.pop()
             # The size of a tensor has nothing to do with a number that is handed in.

@@ -24,10 +24,11 @@ from tracecompile.capture.tracing.module_calls import CallRecorder
 from tracecompile.capture.tracing.names import valid_name
 from tracecompile.capture.tracing.source import CAPTURE, line_of_failure
 from tracecompile.capture.tracing.step_mode import in_single_steps
+from tracecompile.capture.tracing.step_numbers import loops_counted
 from tracecompile.capture.tracing.surrogates import surrogates_recorded
 from tracecompile.capture.tracing.tape import Tape
 from tracecompile.capture.tracing.trace_errors import ModelFailure, TooManySteps
-from tracecompile.capture.tracing.values import TracedFloat, TracedInt
+from tracecompile.capture.tracing.values import TracedFloat, TracedInt, plain
 from tracecompile.errors import ConversionError
 
 
@@ -97,7 +98,7 @@ class Recorder(CallRecorder):
         """Returns the node of one leaf of the user's return value, or the constant that it is."""
         if isinstance(value, torch.Tensor):
             return self.node_of(value)
-        return value.node if isinstance(value, (TracedInt, TracedFloat)) else value
+        return value.node if isinstance(value, (TracedInt, TracedFloat)) else plain(value)
 
     def drop_unread_numbers(self) -> None:
         """Erases sizes, and arithmetic on them, that only Python looked at: a comparison of shapes is no operation.
@@ -138,6 +139,7 @@ class Recorder(CallRecorder):
             with (
                 registries_redirected(self.root),
                 mode_watched(self),
+                loops_counted(self),
                 torch.enable_grad(),
                 _Mode(self),
                 surrogates_recorded(self.record_surrogate),

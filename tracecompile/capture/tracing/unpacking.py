@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import fx
 
-from tracecompile.capture.loops.loop_body import place_key, visit_counts
+from tracecompile.capture.loops.places import place_key, visit_counts
 from tracecompile.capture.tracing.tape import Tape
 
 

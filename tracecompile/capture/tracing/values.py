@@ -14,6 +14,8 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
+from tracecompile.capture.tracing.step_numbers import StepNumber
+
 
 class NumberRecorder(Protocol):
     """What a traced number needs of the trace that it belongs to."""
@@ -21,7 +23,7 @@ class NumberRecorder(Protocol):
     def record_number(self, function: Callable[..., Any], *operands: Any) -> Any:
         """Writes down arithmetic on traced numbers."""
 
-    def note_comparison(self, node: fx.Node) -> None:
+    def note_comparison(self, node: fx.Node, sides: tuple[Any, Any], outcome: bool) -> None:
         """Notes that Python compares a number, so that what follows may depend on its value."""
 
 
@@ -74,7 +76,7 @@ TracedNumber = TracedInt | TracedFloat
 
 def plain(value: Any) -> Any:
     """Returns a number without its node; anything else as it is."""
-    if isinstance(value, TracedInt):
+    if isinstance(value, (TracedInt, StepNumber)):
         return int(value)
     return float(value) if isinstance(value, TracedFloat) else value
 
@@ -88,8 +90,8 @@ def _arithmetic(name: str, reflected: bool) -> Callable[[Any, Any], Any]:
     function = getattr(operator, name)
 
     def method(self: TracedNumber, other: Any) -> Any:
-        if not isinstance(other, (int, float)) or isinstance(other, bool):
-            return NotImplemented
+        if not isinstance(other, (int, float)) or isinstance(other, (bool, StepNumber)):
+            return NotImplemented  # together with a step number it is one
         left, right = (other, self) if reflected else (self, other)
         return self.recorder.record_number(function, left, right)
 
@@ -104,15 +106,20 @@ def _comparison(name: str, base: type) -> Callable[[Any, Any], Any]:
     function = getattr(base, f"__{name}__")
 
     def method(self: TracedNumber, other: Any) -> Any:
-        self.recorder.note_comparison(self.node)
-        return function(self, other)
+        if isinstance(other, StepNumber):
+            return NotImplemented
+        outcome = function(self, other)
+        if outcome is not NotImplemented:
+            self.recorder.note_comparison(self.node, (plain(self), plain(other)), outcome)
+        return outcome
 
     return method
 
 
 def _truth(self: TracedNumber) -> bool:
-    self.recorder.note_comparison(self.node)
-    return bool(plain(self))
+    outcome = bool(plain(self))
+    self.recorder.note_comparison(self.node, (plain(self), 0), outcome)
+    return outcome
 
 
 for _class, _base in ((TracedInt, int), (TracedFloat, float)):

@@ -1,0 +1,92 @@
+"""Traces of one model on its example at lengths of one's choice."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from tracecompile.capture.copying.copies import plain_attributes, share_parameters
+from tracecompile.capture.layerwise.forwarding import forward_stacked_values
+from tracecompile.capture.loops.histories import forward_histories
+from tracecompile.capture.loops.lengths import TimeSource
+from tracecompile.capture.loops.nesting import separate_loops
+from tracecompile.capture.loops.places import visit_counts
+from tracecompile.capture.loops.resizing import resized
+from tracecompile.capture.signature import leaf_names
+from tracecompile.capture.steps.leftovers import shape_by_input
+from tracecompile.capture.tracing.tape import Tape
+from tracecompile.capture.tracing.trace_errors import ModelFailure, TooManySteps
+from tracecompile.capture.tracing.tracer import Recorder
+from tracecompile.capture.tracing.unpacking import separate_unpacked
+
+VISITS = 80
+"""How often one place may be visited in a time step, on average: a trace that goes on for longer runs along another
+axis than it was cut along."""
+
+
+class Traces:
+    """Runs copies of one model on its example, cut or repeated to any length.
+
+    Attributes:
+        model: A copy that stands where its library's own reset leaves it.
+        source: What says how many steps there are.
+        signature: Of the call.
+    """
+
+    def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], source: TimeSource) -> None:
+        self.model, self.source = model, source
+        self.args, self.kwargs = args, kwargs
+        self.names = leaf_names(model, args, kwargs)
+        self.signature = pytree.tree_structure((args, kwargs))
+        self._raw: dict[int, tuple[nn.Module, Tape] | None] = {}
+
+    def pair(self, length: int) -> tuple[Tape, Tape] | None:
+        """Returns the traces of a length and of one step more; None where there is no loop over so many steps.
+
+        The values of a loop that another takes apart again are handed on directly.
+        """
+        short, longer = self.raw(length), self.raw(length + 1)
+        if short is None or longer is None or max(visit_counts(short).values(), default=0) < length - 1:
+            return None
+        separate_unpacked(short, longer)
+        separate_unpacked(longer, short)
+        growth = growth_of((short, longer))
+        separate_loops(short, length, growth)
+        separate_loops(longer, length + 1, growth)
+        return self._forwarded(length), self._forwarded(length + 1)
+
+    def raw(self, length: int) -> Tape | None:
+        """Returns a trace as it was taken; None where the model cannot take that length."""
+        if length not in self._raw:
+            self._raw[length] = self._run(length)
+        found = self._raw[length]
+        return None if found is None else found[1]
+
+    def _run(self, length: int) -> tuple[nn.Module, Tape] | None:
+        try:
+            copy = share_parameters(self.model)
+            args, kwargs = resized(self.args, self.kwargs, self.source, length)
+            before = plain_attributes(copy)
+            tape = Recorder(copy, VISITS * length).run(args, kwargs, self.names)
+            if tape.written or plain_attributes(copy) != before:
+                second = share_parameters(copy)
+                tape.again = Recorder(second, VISITS * length).run(args, kwargs, self.names)
+            return copy, tape
+        except (ModelFailure, TooManySteps):
+            return None
+
+    def _forwarded(self, length: int) -> Tape:
+        found = self._raw.pop(length)
+        assert found is not None
+        copy, tape = found
+        if tape.again is not None:
+            forward_stacked_values(forward_histories(shape_by_input(tape.again)), copy)
+        return forward_stacked_values(forward_histories(shape_by_input(tape)), copy)
+
+
+def growth_of(tapes: tuple[Tape, Tape]) -> dict[Any, int]:
+    """Returns how many more visits of each place the second of two traces has."""
+    before, after = (visit_counts(tape) for tape in tapes)
+    return {key: count - before.get(key, 0) for key, count in after.items()}
