@@ -186,7 +186,10 @@ def returned(choose: Choices, draft: Draft, results: list[str]) -> str:
             "returned one", (results[0], f"({results[0]},)", f'{{"out": {results[0]}}}', f"[{results[0]}]"), 0.9
         )
     listed = ", ".join(results)
-    way = choose("returned", ("tuple", "list", "dict", "nested", "named", "dataclass"))
+    way = choose("returned", ("tuple", "list", "dict", "nested", "named", "dataclass", "namespace"))
+    if way == "namespace":
+        draft.use("from types import SimpleNamespace")
+        return f"SimpleNamespace({', '.join(f'{name}={result}' for name, result in zip(names, results, strict=True))})"
     if way in ("named", "dataclass"):
         fields = "\n".join(f"    {name}: object" for name in names)
         if way == "named":

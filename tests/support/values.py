@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -23,6 +24,8 @@ def leaves(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, (tuple, list)):
         for item in value:
             yield from leaves(item)
+    elif isinstance(value, SimpleNamespace):
+        yield from leaves(vars(value))
 
 
 def structure(value: Any) -> Any:
@@ -35,7 +38,7 @@ def structure(value: Any) -> Any:
         return type(value).__name__, [structure(item) for item in value]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return type(value).__name__, [structure(getattr(value, field.name)) for field in dataclasses.fields(value)]
-    return value
+    return ("SimpleNamespace", structure(vars(value))) if isinstance(value, SimpleNamespace) else value
 
 
 def equal(one: Tensor, other: Tensor) -> bool:

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import fx
 
+from tracecompile.program import example_value
+
 Derivative = fx.Node | int | float
 """A derivative: a node of the graph, or a number that holds for every neuron."""
 
@@ -56,7 +58,17 @@ def _rsub(b: Builder, node: fx.Node, left: Any, right: Any) -> Tangent:
 
 
 def _mul(b: Builder, node: fx.Node, left: Any, right: Any) -> Tangent:
-    return b.total((b.val(right), b.of(left)), (b.val(left), b.of(right)))
+    return b.total((_factor(b, node, right), b.of(left)), (_factor(b, node, left), b.of(right)))
+
+
+def _factor(b: Builder, node: fx.Node, argument: Any) -> Any:
+    """Returns the value of a factor in the precision of its product: a mask of 32 bits may scale a membrane of 64."""
+    value = b.val(argument)
+    if not isinstance(argument, fx.Node):
+        return value
+    own, product = example_value(argument), example_value(node)
+    mixed = isinstance(own, torch.Tensor) and isinstance(product, torch.Tensor) and own.dtype != product.dtype
+    return b.graph.call_method("type_as", (value, b.value[node])) if mixed else value
 
 
 def _div(b: Builder, node: fx.Node, left: Any, right: Any) -> Tangent:

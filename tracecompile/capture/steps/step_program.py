@@ -38,11 +38,11 @@ class StepBuilder(StepRuns):
             for leaf, result in zip(self.arguments.leaves, self.arguments.results, strict=True)
             if leaf in explicit
         }
-        outputs = {
-            position: node
-            for position, node in enumerate(results)
-            if isinstance(node, fx.Node) and position not in state_results
-        }
+        outputs: dict[int, fx.Node] = {}
+        for position, node in enumerate(results):
+            # What is returned twice is one output.
+            if isinstance(node, fx.Node) and position not in state_results and node not in outputs.values():
+                outputs[position] = node
         step = self.build_step(list(outputs.values()))
         prologue, notes = self.build_prologue(step, list(outputs))
         return StepProgram(
@@ -147,7 +147,7 @@ class StepBuilder(StepRuns):
         collected = {}
         for position in outputs:
             node = results[position]
-            collected[position] = cutter.placeholder(f"{node.name}_collected", value=node.meta["val"])
+            collected[node] = cutter.placeholder(f"{node.name}_collected", value=node.meta["val"])
         final = {
             state: cutter.placeholder(f"{carry_name(state)}_final", value=state.following.meta["val"])
             for state in self.states
@@ -156,12 +156,10 @@ class StepBuilder(StepRuns):
             cutter.placeholder(node.name, [node], node.meta["val"])
         leaves: list[Any] = []
         for position, value in enumerate(results):
-            if position in collected:
-                leaves.append(collected[position])
-            elif position in states:
+            if position in states:
                 leaves.append(final[states[position]])
             else:
-                leaves.append(value)
+                leaves.append(collected.get(value, value) if isinstance(value, fx.Node) else value)
         return graph_module(cutter.finish(tuple(leaves)), self.root, self.leaves, "Epilogue")
 
 

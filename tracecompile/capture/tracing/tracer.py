@@ -22,6 +22,7 @@ from tracecompile.capture.copying.registries import registries_redirected
 from tracecompile.capture.layerwise.permutations import undo_permutations
 from tracecompile.capture.tracing.module_calls import CallRecorder
 from tracecompile.capture.tracing.names import valid_name
+from tracecompile.capture.tracing.results import open_result
 from tracecompile.capture.tracing.source import CAPTURE, line_of_failure
 from tracecompile.capture.tracing.step_mode import in_single_steps
 from tracecompile.capture.tracing.step_numbers import loops_counted
@@ -62,6 +63,7 @@ class Recorder(CallRecorder):
         copied_args, copied_kwargs = pytree.tree_unflatten([value for _, value in handed], spec)
         with self.recording():
             result = run_user_code(self.root, copied_args, copied_kwargs)
+        open_result(self.root, result)
         self.tape.result = pytree.tree_map(self.result_leaf, result)
         self.read_attributes(before)
         self.drop_unread_numbers()

@@ -1,0 +1,45 @@
+"""What a user's forward may return: tensors in tuples, lists, dictionaries, named tuples and dataclasses."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from tracecompile.capture.tracing.source import source_line
+from tracecompile.errors import SourceLine, UnsupportedOperation
+
+
+def open_result(model: nn.Module, result: Any) -> None:
+    """Makes the dataclasses in a result known to torch, as containers, so that their tensors are found.
+
+    Args:
+        model: The model that returned it.
+        result: What it returned.
+
+    Raises:
+        UnsupportedOperation: There are tensors in an object that cannot be taken apart and put together again.
+    """
+    for leaf in pytree.tree_leaves(result):
+        if isinstance(leaf, (type, torch.Tensor)):
+            continue
+        if dataclasses.is_dataclass(leaf):
+            if type(leaf) not in pytree.SUPPORTED_NODES:  # there may be several of one class
+                pytree.register_dataclass(type(leaf))
+            open_result(model, leaf)
+        elif any(isinstance(held, torch.Tensor) for held in pytree.tree_leaves(getattr(leaf, "__dict__", {}))):
+            raise UnsupportedOperation(
+                f"The model returns tensors inside an object of type {type(leaf).__name__}.",
+                "Return them in a tuple, a list, a dictionary, a named tuple or a dataclass.",
+                _line_of_forward(model),
+            )
+
+
+def _line_of_forward(model: nn.Module) -> SourceLine | None:
+    """Returns the line on which the model's forward begins."""
+    code = inspect.unwrap(type(model).forward).__code__
+    return source_line(code.co_filename, code.co_firstlineno)
