@@ -78,6 +78,17 @@ class Memory:
         entry = self.entries.get(id(tensor))
         return entry is not None and (entry.written or entry.outdated or entry.stale)
 
+    def same_memory(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        """Returns a tensor with a node that is the same stretch of memory as one without."""
+        if tensor.grad_fn is not None or not self._address(tensor):
+            return None
+        for key in self.shared.get(self._address(tensor), []):
+            known = self.entries[key].tensor
+            layout = (known.shape, known.stride(), known.storage_offset(), known.dtype)
+            if layout == (tensor.shape, tensor.stride(), tensor.storage_offset(), tensor.dtype):
+                return known
+        return None
+
     def bind(self, tensor: torch.Tensor, node: fx.Node) -> None:
         """Ties a tensor to its node."""
         group = self.shared.setdefault(self._address(tensor), []) if self._address(tensor) else []

@@ -132,6 +132,12 @@ class NodeWriter(fx.Tracer):
         if self.memory.knows(tensor):
             return self.memory.node(tensor)
         name = self.parameters.get(id(tensor)) or self.attributes.get(id(tensor))
+        known = self.memory.same_memory(tensor) if name is None else None
+        if known is not None:
+            # Made where no torch function is seen, such as ``Variable(x)``: the same numbers under another name.
+            node = self.add_node("call_method", "detach", (known,), {}, tensor)
+            self.memory.bind(tensor, node)
+            return node
         if name is None or "[" in name:
             name = self.constant_target(tensor, name)
         node = self.graph.create_node("get_attr", name)

@@ -17,9 +17,10 @@ from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from tracecompile.capture.copying.copies import replace_attribute, tensor_attributes
+from tracecompile.capture.copying.copies import replace_attribute, share_parameters, tensor_attributes
 from tracecompile.capture.copying.registries import registries_redirected
 from tracecompile.capture.layerwise.permutations import undo_permutations
+from tracecompile.capture.tracing.example_sizes import free_sizes, resized_along
 from tracecompile.capture.tracing.module_calls import CallRecorder
 from tracecompile.capture.tracing.names import valid_name
 from tracecompile.capture.tracing.results import open_result
@@ -44,13 +45,36 @@ class Recorder(CallRecorder):
         states: Mapping[str, bool] | None = None,
         state_leaves: tuple[int, ...] = (),
     ) -> Tape:
-        """Runs the model and returns the tape.
+        """Runs the model and returns the tape, in which no size of the example is built in that the model would take.
 
         Args:
             names: Name of each leaf of the arguments.
             states: Attributes that become placeholders, and whether each is part of an autograd graph.
             state_leaves: Positions of the argument leaves that are states.
         """
+        before = share_parameters(self.root)
+
+        def trace_at(axis: int, size: int) -> Tape | None:
+            again = Recorder(share_parameters(before), self.visits)
+            changed = resized_along((args, kwargs), axis, size)
+            try:
+                return again.run_once(*changed, names, states, state_leaves)
+            except (ConversionError, TooManySteps):
+                return None
+
+        tape = self.run_once(args, kwargs, names, states, state_leaves)
+        free_sizes(tape, trace_at)
+        return tape
+
+    def run_once(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        names: list[str],
+        states: Mapping[str, bool] | None = None,
+        state_leaves: tuple[int, ...] = (),
+    ) -> Tape:
+        """Runs the model and returns the tape as it was taken; for the arguments see ``run``."""
         leaves, spec = pytree.tree_flatten((args, kwargs))
         handed = [
             self.placeholder(name, value, position in state_leaves)
