@@ -77,7 +77,9 @@ def acts_alone(node: fx.Node) -> bool:
 
 
 def _keeps_shape(node: fx.Node) -> bool:
-    shapes = [value.shape for value in map(example_value, node.all_input_nodes) if isinstance(value, torch.Tensor)]
+    # What a tensor is only made like, such as the input in x.to(input), has no say in its shape.
+    sources = node.all_input_nodes[:1] if node.target in ("to", "type_as") else node.all_input_nodes
+    shapes = [value.shape for value in map(example_value, sources) if isinstance(value, torch.Tensor)]
     return bool(shapes) and torch.broadcast_shapes(*shapes) == example_value(node).shape
 
 

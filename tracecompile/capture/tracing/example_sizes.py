@@ -39,7 +39,9 @@ def free_sizes(tape: Tape, trace_at: TraceAt) -> None:
         tape: The trace; sizes that its operations mention are looked into, and no others.
         trace_at: Takes the second trace.
     """
-    first = next((node for node in tape.inputs if node is not None and isinstance(node.meta["val"], torch.Tensor)), None)
+    first = next(
+        (node for node in tape.inputs if node is not None and isinstance(node.meta["val"], torch.Tensor)), None
+    )
     if first is None:
         return
     for axis, size in enumerate(first.meta["val"].shape):
@@ -75,7 +77,9 @@ def is_constant(node: fx.Node, tape: Tape) -> bool:
         return False
     if node.op == "get_attr":
         return str(node.target) in tape.constants
-    return node.op == "call_function" and name_of(node) in ("tensor", "as_tensor", "asarray") and not node.all_input_nodes
+    return (
+        node.op == "call_function" and name_of(node) in ("tensor", "as_tensor", "asarray") and not node.all_input_nodes
+    )
 
 
 def same_place(one: fx.Node, other: fx.Node) -> bool:
@@ -128,7 +132,7 @@ class Sizes:
     def __init__(self, tape: Tape, first: fx.Node, axis: int, size: int) -> None:
         self.tape, self.first, self.axis, self.size = tape, first, axis, size
         self.numbers: dict[tuple[int, int], fx.Node] = {}
-        self.repeated: dict[str, fx.Node] = {}
+        self.repeated: list[fx.Node] = []
         self.last = [node for node in tape.graph.nodes if node.op == "placeholder"][-1]
 
     def replace(self, node: fx.Node, twin: fx.Node) -> None:
@@ -183,16 +187,20 @@ class Sizes:
             self._use_instead(node, self._rows(node, row, dim, count))
 
     def _rows(self, node: fx.Node, row: torch.Tensor, dim: int, count: fx.Node) -> fx.Node:
-        """Returns the node that repeats a row; one for all places that take the same constant."""
-        key = str(node.target) if node.op == "get_attr" else f"captured_at_{node.name}"
-        if key not in self.repeated:
-            name = f"{key}_row"
-            self.tape.constants[name] = row.detach().clone()
-            source = self._add("get_attr", name, (), row)
-            times = [count if axis == dim else 1 for axis in range(row.dim())]
-            self.repeated[key] = self._add("call_method", "repeat", (source, *times), node.meta["val"])
-            self.repeated[key].meta["where"] = node.meta.get("where")
-        return self.repeated[key]
+        """Returns the node that repeats a row; one for all places, and all steps, that take the same constant."""
+        value = node.meta["val"]
+        for known in self.repeated:
+            held = known.meta["val"]
+            if (held.dtype, held.device) == (value.dtype, value.device) and torch.equal(held, value):
+                return known
+        name = f"captured_row_{len(self.tape.constants)}"
+        self.tape.constants[name] = row.detach().clone()
+        source = self._add("get_attr", name, (), row)
+        times = [count if axis == dim else 1 for axis in range(row.dim())]
+        made = self._add("call_method", "repeat", (source, *times), value)
+        made.meta["where"] = node.meta.get("where")
+        self.repeated.append(made)
+        return made
 
     def _replace_list(self, node: fx.Node, twin: fx.Node) -> None:
         """Repeats the one value of a list that is as long as there are samples."""
