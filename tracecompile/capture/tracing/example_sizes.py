@@ -170,9 +170,10 @@ class Sizes:
 
     def _add(self, op: str, target: Any, args: tuple[Any, ...], value: Any) -> fx.Node:
         with self.tape.graph.inserting_after(self.last):
-            self.last = self.tape.graph.create_node(op, target, args)
-        self.last.meta.update(val=value, where=None, place=None)
-        return self.last
+            made: fx.Node = self.tape.graph.create_node(op, target, args)
+        made.meta.update(val=value, where=None, place=None)
+        self.last = made
+        return made
 
     def _replace_constant(self, node: fx.Node, twin: fx.Node) -> None:
         """Makes a constant as many times its first row as there are samples, where all its rows are alike."""
@@ -258,4 +259,4 @@ def put(node: fx.Node, position: int, value: fx.Node) -> None:
     args, kwargs = fx.node.map_aggregate(
         (node.args, node.kwargs), lambda leaf: value if next(counter) == position else leaf
     )
-    node.args, node.kwargs = args, kwargs  # type: ignore[assignment]
+    node.args, node.kwargs = args, kwargs

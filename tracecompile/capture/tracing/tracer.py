@@ -56,9 +56,9 @@ class Recorder(CallRecorder):
 
         def trace_at(axis: int, size: int) -> Tape | None:
             again = Recorder(share_parameters(before), self.visits)
-            changed = resized_along((args, kwargs), axis, size)
+            changed_args, changed_kwargs = resized_along((args, kwargs), axis, size)
             try:
-                return again.run_once(*changed, names, states, state_leaves)
+                return again.run_once(changed_args, changed_kwargs, names, states, state_leaves)
             except (ConversionError, TooManySteps):
                 return None
 
