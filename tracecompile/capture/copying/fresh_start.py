@@ -40,8 +40,18 @@ def _empty_buffers(neuron: nn.Module) -> None:
             neuron._buffers[name] = torch.zeros(0, dtype=value.dtype, device=value.device)
 
 
+def _reset_and_empty(neuron: Any) -> None:
+    """Resets a neuron whose states then still have the last batch size, and makes them what they are in a new one."""
+    before = dict(neuron._buffers)
+    neuron.reset_mem()
+    for name in neuron._non_persistent_buffers_set:
+        value = neuron._buffers.get(name)
+        if value is not None and value is not before.get(name):
+            neuron._buffers[name] = torch.zeros(0, dtype=value.dtype, device=value.device)
+
+
 LIBRARIES = {
-    "snntorch": Library("", lambda neuron: neuron.reset_mem(), _unsaved_buffers, "snntorch.utils.reset"),
+    "snntorch": Library("", _reset_and_empty, _unsaved_buffers, "snntorch.utils.reset"),
     "spikingjelly": Library("MemoryModule", lambda neuron: neuron.reset(), lambda neuron: [*neuron._memories.values()]),
     "sinabs": Library(
         "StatefulLayer", _empty_buffers, lambda neuron: [*neuron._buffers.values()], "sinabs.reset_states"
