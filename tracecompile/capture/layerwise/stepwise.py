@@ -1,4 +1,9 @@
-"""What a computation over a whole sequence is at one time step, for operations that treat every step alike."""
+"""Moves work on whole sequences into the time step.
+
+A product over the whole sequence before the loop, between two loops or on the stacked spikes after the last one makes
+autograd keep the sequence. Computed step by step it is part of a layer like any other. Before the first loop and after
+the last the values stay those of the whole, see ``tracecompile.exact``; between two loops they are those of the steps.
+"""
 
 from __future__ import annotations
 
@@ -6,162 +11,212 @@ import operator
 from typing import Any
 
 import torch
-from torch import fx, nn
-from torch.nn import functional as F
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
-from tracecompile.capture.tracing.build import find
+from tracecompile.analysis.pointwise import acts_alone
+from tracecompile.capture.layerwise.refusals import mixes_steps, operation
+from tracecompile.capture.layerwise.whole import Whole, WholeSequences
+from tracecompile.capture.layerwise.writing import StepWriter
+from tracecompile.capture.loops.slices import Pick
+from tracecompile.capture.steps.shapes import same_shape_above
+from tracecompile.capture.tracing.build import cone, is_random
 from tracecompile.capture.tracing.tape import Tape
+from tracecompile.exact import exact_value
 
-ELEMENTWISE_MODULES = (nn.Identity, nn.ReLU, nn.Sigmoid, nn.Tanh, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Softplus)
-BATCHED_MODULES = (
-    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.MaxPool1d, nn.MaxPool2d,
-    nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.Linear, nn.Flatten, *ELEMENTWISE_MODULES,
-)  # fmt: skip
-"""What treats every sample of its first axis alike; no normalisation and no dropout, which mix samples or draw."""
-ELEMENTWISE = frozenset(
-    {torch.relu, F.relu, torch.sigmoid, F.sigmoid, torch.tanh, F.tanh, F.leaky_relu, F.gelu, F.silu}
-)
-ARITHMETIC = frozenset({operator.add, operator.sub, operator.mul, operator.truediv})
-BATCHED = frozenset(
-    {F.conv1d, F.conv2d, F.conv3d, F.avg_pool1d, F.avg_pool2d, F.max_pool1d, F.max_pool2d, F.adaptive_avg_pool2d}
-    | {torch.conv1d, torch.conv2d, torch.conv3d, torch.max_pool2d, F.linear}
-)
-RESHAPES = ("view", "reshape", "unflatten")
+FEWEST_STEPS = 3
+EXACT = ("exact value",)
+"""The place of what is written beside the user's code."""
 
 
-class Stepwise:
-    """Writes the computation of one time step of what a tape computes for all of them."""
+def work_step_by_step(tape: Tape, root: nn.Module, steps: int, axis: int | None) -> Tape:
+    """Rewrites a tape so that work on whole sequences is done at every step.
 
-    def __init__(self, tape: Tape, root: nn.Module) -> None:
-        self.tape, self.root = tape, root
-        self.learns: dict[fx.Node, bool] = {}
-        self.made: dict[tuple[fx.Node, int, int], fx.Node | None] = {}
+    Args:
+        root: The copy of the model that was traced.
+        steps: The number of time steps.
+        axis: The time axis of the arguments, where they have one.
 
-    def has_parameters(self, node: fx.Node) -> bool:
-        """Tells whether a node is computed with parameters."""
-        if node not in self.learns:
-            own = False
-            if node.op == "get_attr":
-                constant = str(node.target) in self.tape.constants
-                own = not constant and isinstance(find(self.root, str(node.target)), nn.Parameter)
-            elif node.op == "call_module" and str(node.target) not in self.tape.leaves:
-                own = any(True for _ in find(self.root, str(node.target)).parameters())
-            self.learns[node] = own or any(self.has_parameters(source) for source in node.all_input_nodes)
-        return self.learns[node]
+    Raises:
+        ConversionError: A later loop, or a parameter, reads what mixes time steps.
+    """
+    if steps >= FEWEST_STEPS:
+        _StepByStep(tape, WholeSequences(tape, root, steps, axis)).rewrite()
+    return tape
 
-    def at(self, node: fx.Node, dim: int, step: int) -> fx.Node | None:
-        """Returns a node's slice at one step of its time axis, computed from that step alone; None where it cannot be.
 
-        New nodes are written at the graph's present insertion point.
-        """
-        key = (node, dim, step)
-        if key not in self.made:
-            self.made[key] = (
-                self._stacked(node, dim, step) or self._raw(node, dim, step) or self._applied(node, dim, step)
-            )
-        return self.made[key]
+class _StepByStep:
+    def __init__(self, tape: Tape, sequences: WholeSequences) -> None:
+        self.tape, self.graph = tape, tape.graph
+        self.sequences = sequences
+        self.wholes = sequences.find()
+        self.writer = StepWriter(tape, self.wholes, sequences.prober)
+        self.changed: set[fx.Node] = set()
+        self.noted: set[fx.Node] = set()
 
-    def _stacked(self, node: fx.Node, dim: int, step: int) -> fx.Node | None:
-        items = node.args[0] if node.target is torch.stack else None
-        along = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
-        if not isinstance(items, (list, tuple)) or along != dim:
-            return None
-        item = items[step]
-        return item if isinstance(item, fx.Node) else None
-
-    def _raw(self, node: fx.Node, dim: int, step: int) -> fx.Node | None:
-        if self.has_parameters(node):
-            return None
-        return self.new(node, "call_method", "select", (node, dim, step), {}, node.meta["val"].select(dim, step))
-
-    def _applied(self, node: fx.Node, dim: int, step: int) -> fx.Node | None:
-        if dim == 0 and node.target in RESHAPES:
-            return self._unflattened(node, step)
-        if not self._keeps_time(node, dim):
-            return None
-        arguments: list[Any] = []
-        for place, argument in enumerate(node.args):
-            if not isinstance(argument, fx.Node) or not isinstance(argument.meta["val"], torch.Tensor):
-                arguments.append(argument)
-                continue
-            moves = place == 0 if node.target not in ARITHMETIC else self._moves(argument, node, dim)
-            found = self.at(argument, dim, step) if moves else argument
-            if moves is None or found is None:
-                return None
-            arguments.append(found)
-        return self.new(node, node.op, node.target, tuple(arguments), dict(node.kwargs), None)
+    def rewrite(self) -> None:
+        """Replaces what is read of whole sequences by what the steps compute."""
+        live = cone([*pytree.tree_leaves(self.tape.result), *self.tape.attributes.values()])
+        picks: dict[fx.Node, Pick] = {}
+        for node in self.graph.nodes:
+            # What the last steps take may not be read any more: the loop is the same there all the same.
+            pick = self.sequences.picked(node)
+            if pick is not None and pick.sequence in live and self._is_computed(self.wholes[pick.sequence]):
+                picks[node] = pick
+        self._refuse(picks, live)
+        ends = [node for node in self.wholes if node in live and self._is_end(node, picks)]
+        sizes = [node for node in self.graph.nodes if node in live and self._is_size(node)]
+        measured = [node.args[0] for node in sizes if isinstance(node.args[0], fx.Node)]
+        self.writer.write([*(pick.sequence for pick in picks.values()), *ends, *measured])
+        for node in sizes:
+            self._replace_size(node)
+        for node, pick in picks.items():
+            self._replace_pick(node, pick)
+        for node in ends:
+            self._replace_end(node)
+        self._compute_again()
 
     @staticmethod
-    def _moves(operand: fx.Node, total: fx.Node, dim: int) -> bool | None:
-        """Tells whether an operand has the time axis of the result; None where it broadcasts along it in some way."""
-        value, full = operand.meta["val"], total.meta["val"]
-        if value.dim() == full.dim() and value.shape[dim] == full.shape[dim]:
+    def _is_computed(whole: Whole) -> bool:
+        return whole.items is not None or whole.mixing is not None or (whole.recipe is not None and not whole.given)
+
+    def _refuse(self, picks: dict[fx.Node, Pick], live: set[fx.Node]) -> None:
+        read = {pick.sequence for node, pick in picks.items() if node in live}
+        for node, whole in self.wholes.items():
+            if whole.mixing is not None and node in live and (node in read or whole.learns):
+                raise mixes_steps(whole.mixing, self.sequences.prober.module(whole.mixing))
+
+    def _is_end(self, node: fx.Node, picks: dict[fx.Node, Pick]) -> bool:
+        """Tells whether a node is the last of what parameters make of the stacked values of a loop."""
+        whole = self.wholes[node]
+        if whole.recipe is None or not (whole.learns and whole.from_loop):
+            return False
+        returned = any(leaf is node for leaf in pytree.tree_leaves(self.tape.result))
+        return returned or any(not self._is_stepwise(user, picks) for user in node.users)
+
+    def _is_stepwise(self, user: fx.Node, picks: dict[fx.Node, Pick]) -> bool:
+        whole = self.wholes.get(user)
+        if (whole is not None and whole.recipe is not None) or user in picks:
             return True
-        return False if value.dim() < full.dim() - dim else None
+        if not isinstance(user.meta["val"], Tensor):
+            return isinstance(user.meta["val"], (int, float)) or all(
+                self._is_stepwise(one, picks) for one in user.users
+            )
+        return False
 
-    def _keeps_time(self, node: fx.Node, dim: int) -> bool:
-        if node.op == "call_module" and str(node.target) not in self.tape.leaves:
-            module = find(self.root, str(node.target))
-            last = isinstance(module, nn.Linear) and dim < node.meta["val"].dim() - 1
-            return last or isinstance(module, ELEMENTWISE_MODULES)
-        if node.target is F.linear or node.target is operator.matmul:
-            weights = node.args[1]
-            plain = isinstance(weights, fx.Node) and weights.meta["val"].dim() <= 2
-            return plain and dim < node.meta["val"].dim() - 1
-        return node.target in ELEMENTWISE or node.target in ARITHMETIC
+    def _is_size(self, node: fx.Node) -> bool:
+        """Tells whether a node is a size of what a loop computes, other than the number of steps."""
+        whole = self.wholes.get(node.args[0]) if node.target == "size" and len(node.args) == 2 else None  # type: ignore[arg-type]
+        if whole is None or not whole.from_loop or whole.mixing is not None:
+            return False
+        dim: Any = node.args[1]
+        return isinstance(dim, int) and dim % node.args[0].meta["val"].dim() != whole.layout.axis  # type: ignore[union-attr]
 
-    def _unflattened(self, node: fx.Node, step: int) -> fx.Node | None:
-        """Handles ``f(x.flatten(0, 1)).view(T, B, ...)``: f of the slice, in the shape that follows T."""
-        source = node.args[0]
-        assert isinstance(source, fx.Node)
-        whole, flat = node.meta["val"], source.meta["val"]
-        if whole.dim() < 2 or flat.shape[0] != whole.shape[0] * whole.shape[1]:
-            return None
-        found = self._of_samples(source, whole.shape[:2], step)
-        if found is None or whole.shape[2:] == flat.shape[1:] or node.target == "unflatten":
-            return found if whole.shape[2:] == flat.shape[1:] else None
-        sizes = node.args[1:] if len(node.args) > 2 else tuple(node.args[1])  # type: ignore[arg-type]
-        return self.new(node, "call_method", "reshape", (found, *sizes[1:]), {}, whole.select(0, step))
+    def _replace_size(self, node: fx.Node) -> None:
+        """Takes a size from what is there before the loop, where arithmetic alone lies between, else from a step."""
+        sequence, dim = node.args
+        assert isinstance(sequence, fx.Node)
+        assert isinstance(dim, int)
+        layout = self.wholes[sequence].layout
+        dim %= sequence.meta["val"].dim()
+        item = self.writer.parts(sequence, "item")[0]
+        above = same_shape_above(item)
+        earlier = (one for one in self.graph.nodes if one in above and one not in self.sequences.later)
+        of = next((one for one in earlier if one.op != "get_attr"), item)
+        with self.graph.inserting_before(node):
+            size = self._new(node, "call_method", "size", (of, dim - (not layout.merged and dim > layout.axis)), "size")
+        self._replace(node, size)
 
-    def _of_samples(self, node: fx.Node, sizes: torch.Size, step: int) -> fx.Node | None:
-        """Returns the rows of one step of what treats time and batch as one axis of samples."""
-        source = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
-        if source is None:
-            return None
-        if node.target in ("flatten", torch.flatten, "view", "reshape"):
-            given, flat = source.meta["val"], node.meta["val"]
-            joins = given.dim() == flat.dim() + 1 and given.shape[:2] == sizes and given.shape[2:] == flat.shape[1:]
-            if joins:
-                return self.at(source, 0, step)
-            return None
-        module = (
-            find(self.root, str(node.target))
-            if node.op == "call_module" and str(node.target) not in self.tape.leaves
-            else None
-        )
-        if not (isinstance(module, BATCHED_MODULES) or node.target in BATCHED or node.target in ELEMENTWISE):
-            return None
-        before = self._of_samples(source, sizes, step)
-        if before is None:
-            return None
-        return self.new(node, node.op, node.target, (before, *node.args[1:]), dict(node.kwargs), None)
+    def _replace_pick(self, node: fx.Node, pick: Pick) -> None:
+        """Puts what one step computes in the place of what was taken out of the whole."""
+        whole = self.wholes[pick.sequence]
+        step = pick.number % whole.layout.steps
+        if whole.from_loop or whole.alone:
+            item = self.writer.parts(pick.sequence, "kept" if pick.keep else "item")[step]
+            if whole.from_loop:
+                self._note(pick.sequence)
+        else:
+            fixed = self._detached(pick.sequence)
+            with self.graph.inserting_before(node):
+                value = self._new(node, "call_method", "select", (fixed, pick.dim, step), "value")
+                part = self.writer.parts(pick.sequence, "item")[step]
+                item = self._new(node, "call_function", exact_value, (part, value), "exact")
+                if pick.keep:
+                    item = self._new(node, "call_method", "unsqueeze", (item, pick.dim), "kept")
+        if pick.rest:
+            with self.graph.inserting_before(node):
+                item = self._new(node, "call_function", operator.getitem, (item, pick.rest), "rest")
+        if not torch.equal(item.meta["val"], node.meta["val"]):
+            self.changed.add(item)
+        self._replace(node, item)
 
-    def new(
-        self, like: fx.Node, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any
-    ) -> fx.Node:
-        """Writes one node; it stands at the place of what it is a part of."""
-        node = self.tape.graph.create_node(op, target, args, kwargs)
-        place = like.meta.get("place")
-        node.meta.update(where=like.meta.get("where"), place=("at one step", place))
-        node.meta["val"] = self.value(node) if value is None else value
+    def _replace_end(self, node: fx.Node) -> None:
+        """Lets the loop compute what is computed of all its stacked values afterwards."""
+        whole = self.wholes[node]
+        anchor = None if whole.alone else self._detached(node)
+        with self.graph.inserting_before((anchor or self.writer.last(node)).next):
+            value = self._together(node, whole)
+            if anchor is not None:
+                value = self._new(node, "call_function", exact_value, (value, anchor), None)
+        self._replace(node, value, keep=anchor)
+
+    def _together(self, node: fx.Node, whole: Whole) -> fx.Node:
+        """Puts the values of all steps together, laid out as the whole."""
+        layout = whole.layout
+        items = self.writer.parts(node, "item")
+        made = self._new(node, "call_function", torch.stack, (items, layout.stacking_axis), None)
+        if layout.merged:
+            made = self._new(node, "call_method", "flatten", (made, layout.axis, layout.axis + 1), None)
+        return made
+
+    def _detached(self, node: fx.Node) -> fx.Node:
+        """Returns the node of a sequence without its gradient, one for all steps."""
+        for user in node.users:
+            if user.target == "detach" and user.meta.get("place") == EXACT:
+                return user
+        with self.graph.inserting_before(self.writer.last(node).next):
+            return self._new(node, "call_method", "detach", (node,), None)
+
+    def _new(self, like: fx.Node, op: str, target: Any, args: tuple[Any, ...], role: str | None) -> fx.Node:
+        node = self.graph.create_node(op, target, args)
+        place = EXACT if role is None else (like.meta.get("place"), role)
+        node.meta.update(where=like.meta.get("where"), place=place)
+        values, _ = fx.map_arg((args, {}), lambda used: used.meta["val"])
+        with torch.no_grad():
+            node.meta["val"] = self.sequences.prober.run(node, values, {})
         return node
 
-    def value(self, node: fx.Node) -> Any:
-        """Computes the value of a node on the example."""
-        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda used: used.meta["val"])
-        with torch.no_grad():
-            if node.op == "call_module":
-                return find(self.root, str(node.target))(*args, **kwargs)
-            if node.op == "call_method":
-                return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-            return node.target(*args, **kwargs)  # type: ignore[operator]
+    def _replace(self, node: fx.Node, value: fx.Node, keep: fx.Node | None = None) -> None:
+        """Puts a value in the place of a node, in what the user returns too."""
+        made = cone([value]) if keep is not None else set()
+        node.replace_all_uses_with(value, delete_user_cb=lambda user: user is not keep and user not in made)
+        self.tape.result = pytree.tree_map(lambda leaf: value if leaf is node else leaf, self.tape.result)
+        self.tape.attributes = {name: value if held is node else held for name, held in self.tape.attributes.items()}
+
+    def _note(self, node: fx.Node) -> None:
+        """Says in the report what may round otherwise."""
+        waiting = [node]
+        while waiting:
+            current = waiting.pop()
+            whole = self.wholes.get(current)
+            if whole is None or whole.recipe is None or current in self.noted:
+                continue
+            self.noted.add(current)
+            waiting += current.all_input_nodes
+            if not acts_alone(current) and whole.recipe.same is None:
+                what = f"The model computes {operation(current)} for all steps at once, this network step by step"
+                self.tape.notes = tuple(dict.fromkeys([*self.tape.notes, f"{what}: equal up to rounding."]))
+
+    def _compute_again(self) -> None:
+        """Brings the values of the example in line where steps round otherwise than the whole."""
+        for node in self.graph.nodes if self.changed else ():
+            if not any(source in self.changed for source in node.all_input_nodes) or is_random(node):
+                continue
+            if not self.sequences.prober.may_run(node):
+                continue
+            args, kwargs = fx.map_arg((node.args, node.kwargs), lambda used: used.meta["val"])
+            with torch.no_grad():
+                value = self.sequences.prober.run(node, args, kwargs)
+            if not isinstance(value, Tensor) or not torch.equal(value, node.meta["val"]):
+                node.meta["val"] = value
+                self.changed.add(node)

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from tracecompile.capture.copying.copies import plain_attributes, share_parameters
 from tracecompile.capture.copying.fresh_start import start_afresh
-from tracecompile.capture.layerwise.forwarding import forward_stacked_values
-from tracecompile.capture.layerwise.sinking import sink_into_steps
+from tracecompile.capture.layerwise.stepwise import work_step_by_step
 from tracecompile.capture.loops.assemble import Assembler
 from tracecompile.capture.loops.histories import forward_histories
 from tracecompile.capture.loops.loop_body import sort_into_steps
 from tracecompile.capture.loops.nesting import separate_loops
 from tracecompile.capture.loops.own_state import noted, require_own_state, with_states_left
 from tracecompile.capture.loops.places import visit_counts
+from tracecompile.capture.loops.resizing import first_tensor
 from tracecompile.capture.signature import leaf_names
 from tracecompile.capture.steps.leftovers import shape_by_input
+from tracecompile.capture.tracing.step_mode import in_single_steps
 from tracecompile.capture.tracing.tape import Tape
 from tracecompile.capture.tracing.tracer import Recorder
 from tracecompile.capture.tracing.unpacking import separate_unpacked
-from tracecompile.errors import UnrollableLoop
+from tracecompile.errors import ConversionError, UnrollableLoop, UnsupportedOperation
 from tracecompile.program import StepProgram
 
 FEWEST_STEPS = 3
@@ -37,37 +39,44 @@ def capture_fixed_loop(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str
     before = plain_attributes(copy)
     tape = Recorder(copy).run(args, kwargs, names)
     changed = bool(tape.written) or plain_attributes(copy) != before
-    again = Recorder(second := share_parameters(copy)).run(args, kwargs, names) if changed else None
-    refusal: UnrollableLoop | None = None
-    lengths = likely_lengths(visit_counts(tape))
-    for steps in lengths[:1]:
-        _prepare(tape, copy, steps)
-        if again is not None:
-            _prepare(again, second, steps)
-            tape.again = again
-    for steps in lengths:
-        counts = visit_counts(tape)
-        per_step = {key: visits_in_a_step(count, steps) for key, count in counts.items()}
+    if changed:
+        tape.again = Recorder(share_parameters(copy)).run(args, kwargs, names)
+    refusal: ConversionError | None = None
+    for steps, axis in _guesses(tape, first_tensor(args, kwargs)):
         try:
-            loop = sort_into_steps(tape, steps, per_step)
+            trial = _prepared(tape.copy(), in_single_steps(share_parameters(model)), steps, axis)
+            counts = visit_counts(trial)
+            per_step = {key: visits_in_a_step(count, steps) for key, count in counts.items()}
+            loop = sort_into_steps(trial, steps, per_step)
             plan = Assembler(share_parameters(model), loop, pytree.tree_structure((args, kwargs)))
             program = plan.assemble(steps)
-        except UnrollableLoop as error:
+        except (UnrollableLoop, UnsupportedOperation) as error:
             refusal = refusal or error
             continue
         if program is None:
             return None
-        return noted(with_states_left(program, plan, require_own_state(tape, model)), notes)
+        return noted(with_states_left(program, plan, require_own_state(trial, model)), notes)
     if refusal is not None:
         raise refusal
     return None
 
 
-def _prepare(tape: Tape, copy: nn.Module, steps: int) -> None:
+def _guesses(tape: Tape, first: Tensor | None) -> Iterator[tuple[int, int | None]]:
+    """Yields how many steps the loop may make and along which axis of the arguments, the likeliest first."""
+    for steps in likely_lengths(visit_counts(tape)):
+        axes: list[int | None] = []
+        if first is not None:
+            axes += [axis for axis, size in enumerate(first.shape) if size == steps]
+        yield from ((steps, axis) for axis in axes or [None])
+
+
+def _prepared(tape: Tape, root: nn.Module, steps: int, axis: int | None) -> Tape:
     """Brings what is computed of whole sequences into the steps."""
     separate_unpacked(tape)
     separate_loops(tape, steps)
-    sink_into_steps(forward_stacked_values(forward_histories(shape_by_input(tape)), copy), copy)
+    if tape.again is not None:
+        _prepared(tape.again, root, steps, axis)
+    return work_step_by_step(forward_histories(shape_by_input(tape)), root, steps, axis)
 
 
 def likely_lengths(counts: dict[Any, int]) -> list[int]:

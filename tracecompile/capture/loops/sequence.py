@@ -9,7 +9,7 @@ from torch import fx, nn
 
 from tracecompile.capture.copying.copies import share_parameters
 from tracecompile.capture.copying.fresh_start import start_afresh
-from tracecompile.capture.layerwise.sinking import sink_into_steps
+from tracecompile.capture.layerwise.stepwise import work_step_by_step
 from tracecompile.capture.loops.assemble import Assembler
 from tracecompile.capture.loops.conditions import condition_on_length, needed_length
 from tracecompile.capture.loops.lengths import TimeSource, make_lengths_symbolic
@@ -103,15 +103,15 @@ def _rolled(traces: Traces, tapes: tuple[Tape, Tape], lengths: tuple[int, ...]) 
     """Rolls the traces of some lengths, which two of them tell the loop of."""
     model, source = traces.model, traces.source
     root = in_single_steps(share_parameters(model))
-    for tape in tapes:
-        sink_into_steps(tape, root)
-        if tape.again is not None:
-            sink_into_steps(tape.again, root)
+    growth = growth_of(tapes)
+    left_out = steps_left_out(tapes[0], lengths[0], growth)
+    for tape, length in zip(tapes, (lengths[0], lengths[0] + 1), strict=True):
+        for one in (tape, *([tape.again] if tape.again is not None else [])):
+            work_step_by_step(one, root, length - left_out, source.axis)
     growth = growth_of(tapes)
     left, _ = (require_own_state(tape, model) for tape in tapes)
     make_lengths_symbolic(tapes, (lengths[0], lengths[0] + 1), growth, source)
     programs = []
-    left_out = steps_left_out(tapes[0], lengths[0], growth)
     for tape, length in zip(tapes, lengths, strict=False):
         loop = sort_into_steps(tape, length - left_out, growth)
         plan = Assembler(share_parameters(model), loop, traces.signature, source.clock(tape), source.axis or 0)

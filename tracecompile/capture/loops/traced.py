@@ -8,7 +8,6 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from tracecompile.capture.copying.copies import plain_attributes, share_parameters
-from tracecompile.capture.layerwise.forwarding import forward_stacked_values
 from tracecompile.capture.loops.histories import forward_histories
 from tracecompile.capture.loops.lengths import TimeSource
 from tracecompile.capture.loops.nesting import separate_loops
@@ -80,10 +79,10 @@ class Traces:
     def _forwarded(self, length: int) -> Tape:
         found = self._raw.pop(length)
         assert found is not None
-        copy, tape = found
+        _, tape = found
         if tape.again is not None:
-            forward_stacked_values(forward_histories(shape_by_input(tape.again)), copy)
-        return forward_stacked_values(forward_histories(shape_by_input(tape)), copy)
+            forward_histories(shape_by_input(tape.again))
+        return forward_histories(shape_by_input(tape))
 
 
 def growth_of(tapes: tuple[Tape, Tape]) -> dict[Any, int]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.utils import _pytree as pytree
 
 from tracecompile.errors import SourceLine
 
@@ -65,6 +66,25 @@ class Tape:
     conditions: list[Condition] = field(default_factory=list)
     reads_mode: bool = False
     notes: tuple[str, ...] = ()
+
+    def copy(self) -> Tape:
+        """Returns a tape with nodes of its own, to be rewritten."""
+        graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+        graph.graph_copy(self.graph, copies)
+
+        def mapped(value: Any) -> Any:
+            return pytree.tree_map(lambda leaf: copies[leaf] if isinstance(leaf, fx.Node) else leaf, value)
+
+        return replace(
+            self,
+            graph=graph,
+            result=mapped(self.result),
+            attributes=mapped(self.attributes),
+            inputs=mapped(self.inputs),
+            states=mapped(self.states),
+            conditions=[replace(one, node=mapped(one.node)) for one in self.conditions],
+            again=None if self.again is None else self.again.copy(),
+        )
 
     def compared_inputs(self) -> tuple[int, ...]:
         """Returns the positions of the arguments that are numbers on which a comparison depends."""

@@ -1,0 +1,142 @@
+"""Which nodes of a tape are whole sequences, and what is computed of them step by step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, fx, nn
+
+from tracecompile.analysis.pointwise import acts_alone
+from tracecompile.capture.layerwise.layout import Form, Layout, layout_of_axis
+from tracecompile.capture.layerwise.numbers import Numbers
+from tracecompile.capture.layerwise.probing import Prober
+from tracecompile.capture.layerwise.recipe import Recipe, RecipeFinder
+from tracecompile.capture.layerwise.stacks import stacked
+from tracecompile.capture.loops.places import place_key, visit_counts
+from tracecompile.capture.loops.slices import Pick, picked
+from tracecompile.capture.tracing.build import find
+from tracecompile.capture.tracing.tape import Tape
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A node that is a whole sequence.
+
+    Attributes:
+        layout: Where its time steps are.
+        items: The value of each step, where it was put together from those.
+        form: Whether those have the time axis.
+        recipe: How it is computed at one step; None where its steps can only be taken out of it.
+        learns: Whether parameters have a part in what is done with the input, or with the values of a loop.
+        from_loop: Whether a loop over time computes what it is made of.
+        mixing: The operation that makes something of several steps together that parameters or a loop have a part in.
+        alone: Whether every element of it, and of what it is computed from, is computed by itself.
+    """
+
+    layout: Layout
+    items: tuple[fx.Node, ...] | None = None
+    form: Form = "item"
+    recipe: Recipe | None = None
+    learns: bool = False
+    from_loop: bool = False
+    mixing: fx.Node | None = None
+    alone: bool = True
+
+    @property
+    def given(self) -> bool:
+        """Whether it is known before the loop, and no parameter has a part in it."""
+        return not self.learns and not self.from_loop
+
+
+class WholeSequences:
+    """Finds the whole sequences of a tape.
+
+    Args:
+        root: The copy of the model that was traced.
+        steps: The number of time steps.
+        axis: The time axis of the arguments, where they have one.
+    """
+
+    def __init__(self, tape: Tape, root: nn.Module, steps: int, axis: int | None) -> None:
+        self.tape = tape
+        self.root = root
+        self.steps = steps
+        self.axis = axis
+        self.prober = Prober(tape, root)
+        self.found: dict[fx.Node, Whole] = {}
+        self.learning: set[fx.Node] = set()
+        self.later: set[fx.Node] = set()
+        self.finder = RecipeFinder(self.prober, Numbers(self.found))
+
+    def find(self) -> dict[fx.Node, Whole]:
+        """Returns every whole sequence, in the order of the tape."""
+        counts = visit_counts(self.tape)
+        for node in self.tape.graph.nodes:
+            if self._learns_itself(node) or any(source in self.learning for source in node.all_input_nodes):
+                self.learning.add(node)
+            key = place_key(node)
+            inside = key is not None and counts[key] >= self.steps - 1
+            whole = self._whole(node) if not inside and isinstance(node.meta["val"], Tensor) else None
+            if whole is not None:
+                self.found[node] = whole
+            elif inside or any(self._is_later(source) for source in node.all_input_nodes):
+                self.later.add(node)
+        return self.found
+
+    def picked(self, node: fx.Node) -> Pick | None:
+        """Returns which time step of which whole sequence a node is."""
+        for pick in picked(node):
+            whole = self.found.get(pick.sequence)
+            if whole is not None and not whole.layout.merged and whole.layout.axis == pick.dim:
+                return pick if -whole.layout.steps <= pick.number < whole.layout.steps else None
+        return None
+
+    def _is_later(self, node: fx.Node) -> bool:
+        whole = self.found.get(node)
+        return node in self.later or (whole is not None and whole.from_loop)
+
+    def _whole(self, node: fx.Node) -> Whole | None:
+        if node.op == "placeholder":
+            if self.axis is None or node not in self.tape.inputs or node.meta["val"].dim() <= self.axis:
+                return None
+            return Whole(Layout(self.axis, node.meta["val"].shape[self.axis]))
+        put_together = stacked(node, self.steps)
+        if put_together is not None:
+            layout, items, form = put_together
+            return Whole(layout, items, form, from_loop=True)
+        return None if self.picked(node) is not None else self._computed(node)
+
+    def _computed(self, node: fx.Node) -> Whole | None:
+        """Returns an operation on whole sequences as one."""
+        operands = self.finder.call(node).all_input_nodes
+        sources = {source: self.found[source] for source in operands if source in self.found}
+        others = [source for source in operands if source not in sources]
+        if not sources:
+            return None
+        own = self._learns_itself(self.finder.call(node)) or any(source in self.learning for source in others)
+        learns = own or any(source.learns for source in sources.values())
+        from_loop = any(source.from_loop for source in sources.values())
+        mixing = next((source.mixing for source in sources.values() if source.mixing is not None), None)
+        late = any(source in self.later and isinstance(source.meta["val"], Tensor) for source in others)
+        layouts = {source: whole.layout for source, whole in sources.items()}
+        recipe = None if late else self.finder.find(node, layouts)
+        if recipe is not None:
+            alone = all(source.alone for source in sources.values()) and (recipe.same is not None or acts_alone(node))
+            layout = recipe.layout
+            return Whole(layout, None, "item", recipe, learns, from_loop, mixing, alone)
+        shape = tuple(node.meta["val"].shape)
+        guesses = [layout_of_axis(shape, each.axis, each.steps) for each in layouts.values()]
+        layout_guess = next((guess for guess in guesses if guess is not None), None)
+        if layout_guess is None:
+            return None
+        if mixing is None and (from_loop or any(source.learns for source in sources.values())):
+            mixing = node
+        return Whole(layout_guess, None, "item", None, learns, from_loop, mixing, alone=False)
+
+    def _learns_itself(self, node: fx.Node) -> bool:
+        if node.op == "get_attr":
+            constant = str(node.target) in self.tape.constants
+            return not constant and isinstance(find(self.root, str(node.target)), nn.Parameter)
+        if node.op == "call_module" and str(node.target) not in self.tape.leaves:
+            return any(True for _ in find(self.root, str(node.target)).parameters())
+        return False
