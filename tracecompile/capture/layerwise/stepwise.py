@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from tracecompile.analysis.pointwise import acts_alone
 from tracecompile.capture.layerwise.refusals import mixes_steps, operation
+from tracecompile.capture.layerwise.stacks import spell_as_stacks
 from tracecompile.capture.layerwise.whole import Whole, WholeSequences
 from tracecompile.capture.layerwise.writing import StepWriter
 from tracecompile.capture.loops.slices import Pick
@@ -40,6 +41,7 @@ def work_step_by_step(tape: Tape, root: nn.Module, steps: int, axis: int | None)
     Raises:
         ConversionError: A later loop, or a parameter, reads what mixes time steps.
     """
+    spell_as_stacks(tape, steps)
     if steps >= FEWEST_STEPS:
         _StepByStep(tape, WholeSequences(tape, root, steps, axis)).rewrite()
     return tape

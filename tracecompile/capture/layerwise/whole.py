@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor, fx, nn
 
 from tracecompile.analysis.pointwise import acts_alone
-from tracecompile.capture.layerwise.layout import Form, Layout, layout_of_axis
+from tracecompile.capture.layerwise.layout import Layout, layout_of_axis
 from tracecompile.capture.layerwise.numbers import Numbers
 from tracecompile.capture.layerwise.probing import Prober
 from tracecompile.capture.layerwise.recipe import Recipe, RecipeFinder
@@ -25,7 +25,6 @@ class Whole:
     Attributes:
         layout: Where its time steps are.
         items: The value of each step, where it was put together from those.
-        form: Whether those have the time axis.
         recipe: How it is computed at one step; None where its steps can only be taken out of it.
         learns: Whether parameters have a part in what is done with the input, or with the values of a loop.
         from_loop: Whether a loop over time computes what it is made of.
@@ -35,7 +34,6 @@ class Whole:
 
     layout: Layout
     items: tuple[fx.Node, ...] | None = None
-    form: Form = "item"
     recipe: Recipe | None = None
     learns: bool = False
     from_loop: bool = False
@@ -102,8 +100,8 @@ class WholeSequences:
             return Whole(Layout(self.axis, node.meta["val"].shape[self.axis]))
         put_together = stacked(node, self.steps)
         if put_together is not None:
-            layout, items, form = put_together
-            return Whole(layout, items, form, from_loop=True)
+            layout, items = put_together
+            return Whole(layout, items, from_loop=True)
         return None if self.picked(node) is not None else self._computed(node)
 
     def _computed(self, node: fx.Node) -> Whole | None:
@@ -123,7 +121,7 @@ class WholeSequences:
         if recipe is not None:
             alone = all(source.alone for source in sources.values()) and (recipe.same is not None or acts_alone(node))
             layout = recipe.layout
-            return Whole(layout, None, "item", recipe, learns, from_loop, mixing, alone)
+            return Whole(layout, None, recipe, learns, from_loop, mixing, alone)
         shape = tuple(node.meta["val"].shape)
         guesses = [layout_of_axis(shape, each.axis, each.steps) for each in layouts.values()]
         layout_guess = next((guess for guess in guesses if guess is not None), None)
@@ -131,7 +129,7 @@ class WholeSequences:
             return None
         if mixing is None and (from_loop or any(source.learns for source in sources.values())):
             mixing = node
-        return Whole(layout_guess, None, "item", None, learns, from_loop, mixing, alone=False)
+        return Whole(layout_guess, None, None, learns, from_loop, mixing, alone=False)
 
     def _learns_itself(self, node: fx.Node) -> bool:
         if node.op == "get_attr":

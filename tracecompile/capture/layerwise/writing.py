@@ -89,13 +89,12 @@ class StepWriter:
 
     def _found(self, node: fx.Node, whole: Whole, form: Form) -> list[fx.Node]:
         """Returns parts that are there, or taken out of the whole, with or without the time axis."""
-        if whole.items is not None and (whole.form == form or whole.layout.merged):
+        if whole.items is not None and form == "item":
             return list(whole.items)
         other: Form = "kept" if form == "item" else "item"
         axis = whole.layout.axis
-        if (node, other) in self.made or whole.items is not None or form == "kept":
-            method = "squeeze" if form == "item" else "unsqueeze"
-            given = list(whole.items) if whole.items is not None else self.parts(node, other)
+        if (node, other) in self.made or form == "kept":
+            method, given = "squeeze" if form == "item" else "unsqueeze", self.parts(node, other)
             return self._each(node, form, lambda step: ("call_method", method, (given[step], axis), {}))
         layout = whole.layout
         if not layout.merged:
