@@ -45,6 +45,12 @@ class ConversionError(RuntimeError):
         self.library = where if self.where is not where else None
         super().__init__(str(self))
 
+    def at(self, where: SourceLine | None) -> ConversionError:
+        """Returns the same error, which names a line if it names none yet."""
+        if where is None or self.where is not None:
+            return self
+        return type(self)(self.explanation, self.advice, where)
+
     def __str__(self) -> str:
         parts = [self.explanation]
         if self.advice:

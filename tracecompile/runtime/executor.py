@@ -182,8 +182,9 @@ class Executor:
         found = []
         for anchor, output in zip(anchors, self.program.outputs, strict=True):
             if anchor is not None and output.chosen is not None:
-                bounds = output.chosen.bounds
-                anchor = anchor[list(output.chosen.numbers) if bounds is None else slice(*bounds)].sum(0)
+                chosen = list(output.chosen.of(anchor.shape[0]))
+                # A sum of no step is the zero that it starts from.
+                anchor = anchor[chosen].sum(0) if chosen else None
             found.append(anchor)
         return found
 

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from tracecompile.capture.copying.copies import copy_as_they_are, detach_leftovers
 from tracecompile.capture.loops.lengths import TimeSource
+from tracecompile.capture.tracing.source import line_of_forward
 from tracecompile.compile import Compiled, compile_model
 from tracecompile.diagnostics.report import ConversionReport
 from tracecompile.errors import ConversionError, InvalidInput
@@ -64,7 +66,7 @@ class TracedModule(nn.Module):
         model = self._copy[0]
         model.training = self.training
         # Whatever the mode of the caller: the rules differentiate the step.
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), naming_a_line(model):
             args, kwargs = pytree.tree_map(_ordinary, (args, kwargs))
             compiled = compile_model(model, args, kwargs, self._settings)
             program = compiled.program
@@ -295,6 +297,17 @@ def _as_sequences(executor: Executor, given: tuple[Any, ...]) -> tuple[Any, ...]
 def _ordinary(leaf: Any) -> Any:
     """Returns a leaf that autograd may save: a tensor made in inference mode is none."""
     return leaf.clone() if isinstance(leaf, Tensor) and leaf.is_inference() else leaf
+
+
+@contextmanager
+def naming_a_line(model: nn.Module) -> Iterator[None]:
+    """Lets a refusal that has no line name that of the model's forward."""
+    try:
+        yield
+    except InvalidInput:
+        raise
+    except ConversionError as error:
+        raise error.at(line_of_forward(model)) from error.__cause__
 
 
 def _explained(fault: Exception, call: Call) -> InvalidInput:

@@ -189,7 +189,7 @@ class Assembler(LoopPlan):
         if stream.backwards:
             value = value.flip(stream.dim)
             node = cutter.add("call_method", "flip", (node, stream.dim), {}, value, where)
-        if count is not None:
+        if count is not None and stream.stride == 1:
             value = value.narrow(stream.dim, stream.first, self.loop.steps)
             return cutter.add("call_method", "narrow", (node, stream.dim, stream.first, count), {}, value, where)
         index = stream.index(self.loop.steps, fixed)

@@ -31,7 +31,7 @@ FEWEST_STEPS = 3
 
 
 def capture_fixed_loop(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepProgram | None:
-    """Captures a loop of as many steps as it makes in this call; None where there is none."""
+    """Captures a loop of as many steps as it makes in this call, whatever says so; None where there is none."""
     model = share_parameters(model)
     notes = start_afresh(model)
     names = leaf_names(model, args, kwargs)

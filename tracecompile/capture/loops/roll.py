@@ -28,8 +28,8 @@ class Roller:
         self.following: dict[Past, Past | None] = {}
         self.operands: dict[tuple[Site, int], Past] = {}
         self.slices: dict[Site, Slice] = {}
-        self.held: dict[Site, Any] = {}
-        """Sites of some steps only that go on from their own last visit, and what stands there at the first one."""
+        self.held: set[Site] = set()
+        """Sites of some steps only that go on from their own last visit, however many steps ago that was."""
 
     def roll(self, wanted: Iterable[Site]) -> None:
         """Classifies every operand of the wanted sites and of what they need, in any step."""
@@ -94,7 +94,7 @@ class Roller:
         for before, step in pairwise(visited):
             if column[step] is not self.loop.at(site, before):
                 raise body_changes(template, "runs in some time steps only")
-        self.held[site] = column[visited[0]]
+        self.held.add(site)
 
     def _check_constant(self, site: Site, template: fx.Node, slot: Any, column: list[Any], rows: list[Any]) -> None:
         for step in range(self.loop.steps):

@@ -51,7 +51,7 @@ def _sum_of(loop: Loop, roller: Roller, frontier: list[fx.Node], site: Site) -> 
     made_now = [arg for arg in node.args if isinstance(arg, fx.Node) and loop.when.get(arg, (-1, site))[0] == last]
     others = [arg for arg in made_now if loop.when[arg][1] != site]
     if site in roller.held:
-        initial = roller.held[site]
+        initial = _start(loop, site, others)
     else:
         pasts = [roller.past(site, position) for position, _ in enumerate(leaves_of((node.args, node.kwargs)))]
         own = [past for past in pasts if past is not None]
@@ -69,6 +69,14 @@ def _sum_of(loop: Loop, roller: Roller, frontier: list[fx.Node], site: Site) -> 
         return None
     chosen = chosen_steps(loop.chosen(site), loop.steps) if site in loop.sometimes else None
     return RunningSum(loop.when[others[0]][1], chosen)
+
+
+def _start(loop: Loop, site: Site, others: list[fx.Node]) -> Any:
+    """Returns what a sum goes on from at its first visit, on whichever side of the plus it stands there."""
+    added = {loop.when[other][1] for other in others}
+    first = loop.at(site, loop.chosen(site)[0])
+    assert first is not None
+    return next((arg for arg in first.args if loop.when.get(arg, (0, None))[1] not in added), None)  # type: ignore[arg-type]
 
 
 def starts_at_zero(initial: Any, total: fx.Node, added: fx.Node) -> bool:

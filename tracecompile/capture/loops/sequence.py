@@ -12,6 +12,7 @@ from tracecompile.capture.copying.fresh_start import start_afresh
 from tracecompile.capture.layerwise.stepwise import work_step_by_step
 from tracecompile.capture.loops.assemble import Assembler
 from tracecompile.capture.loops.conditions import condition_on_length, needed_length
+from tracecompile.capture.loops.fixed import capture_fixed_loop
 from tracecompile.capture.loops.lengths import TimeSource, make_lengths_symbolic
 from tracecompile.capture.loops.loop_body import sort_into_steps
 from tracecompile.capture.loops.own_state import noted, require_own_state, with_states_left
@@ -64,6 +65,9 @@ def _of_source(traces: Traces) -> StepProgram | None:
         if pair is None:
             continue
         if not any(growth_of(pair).values()):
+            if refusal is not None:
+                break
+            traces.require_no_slower_growth(length)
             return None
         try:
             return roll_both(traces, pair, length)
@@ -90,9 +94,10 @@ def capture_at_length(
     notes = start_afresh(model)
     traces, length = Traces(model, args, kwargs, source), length_of(args, kwargs, source)
     pair = traces.pair(length)
-    if pair is None:
-        return None
-    (program,) = _rolled(traces, pair, (length,))
+    if pair is not None and steps_left_out(pair[0], length, growth_of(pair)) is not None:
+        (program,) = _rolled(traces, pair, (length,))
+    else:
+        program = capture_fixed_loop(model, args, kwargs)
     if program is None:
         return None
     program = program.evolve(time=(source.axis, source.number), length_bound=True, notes=(*program.notes, AT_LENGTH))
@@ -104,7 +109,7 @@ def _rolled(traces: Traces, tapes: tuple[Tape, Tape], lengths: tuple[int, ...]) 
     model, source = traces.model, traces.source
     root = in_single_steps(share_parameters(model))
     growth = growth_of(tapes)
-    left_out = steps_left_out(tapes[0], lengths[0], growth)
+    left_out = steps_left_out(tapes[0], lengths[0], growth) or 0
     for tape, length in zip(tapes, (lengths[0], lengths[0] + 1), strict=True):
         for one in (tape, *([tape.again] if tape.again is not None else [])):
             work_step_by_step(one, root, length - left_out, source.axis)
@@ -140,15 +145,15 @@ def roll_both(traces: Traces, tapes: tuple[Tape, Tape], length: int) -> StepProg
     return short
 
 
-def steps_left_out(tape: Tape, length: int, growth: dict[Any, int]) -> int:
-    """Returns how many steps fewer than the sequence has the loop makes: one in ``range(1, T)``."""
+def steps_left_out(tape: Tape, length: int, growth: dict[Any, int]) -> int | None:
+    """Returns how many steps fewer than the sequence has the loop makes: one in ``range(1, T)``; None if many."""
     missing: dict[int, int] = {}
     for key, count in visit_counts(tape).items():
         if growth.get(key, 0) > 0 and count % growth[key] == 0:
             steps = length - count // growth[key]
             missing[steps] = missing.get(steps, 0) + 1
     found = max(missing, key=lambda steps: (missing[steps], -abs(steps)), default=0)
-    return found if 0 <= found <= MOST_LEFT_OUT else 0
+    return found if missing and 0 <= found <= MOST_LEFT_OUT else None
 
 
 def length_matters(one: fx.Graph, other: fx.Graph) -> LengthMatters:

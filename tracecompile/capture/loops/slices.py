@@ -22,12 +22,14 @@ class Stream:
         dim: Its time axis.
         first: The slice that the first step takes, counted from the end where the loop goes backwards.
         backwards: Whether the loop goes from the end to the beginning.
+        stride: How far each step goes on.
     """
 
     sequence: fx.Node
     dim: int
     first: int = 0
     backwards: bool = False
+    stride: int = 1
 
     def index(self, steps: int, fixed: bool) -> tuple[slice, ...] | None:
         """Returns what cuts the sequence (turned round where the loop goes backwards) to the steps of the loop.
@@ -39,14 +41,12 @@ class Stream:
         Returns:
             The index; None where the loop takes all of it.
         """
-        left = self.sequence.meta["val"].shape[self.dim] - self.first - steps
-        if fixed and (self.first or left):
-            stop: int | None = self.first + steps
-        elif self.first or left:
-            stop = -left or None
-        else:
+        end = self.first + self.stride * (steps - 1) + 1
+        left = self.sequence.meta["val"].shape[self.dim] - end
+        if not self.first and not left and self.stride == 1:
             return None
-        return (*(slice(None),) * self.dim, slice(self.first, stop))
+        stop = end if fixed else -left or None
+        return (*(slice(None),) * self.dim, slice(self.first, stop, None if self.stride == 1 else self.stride))
 
 
 @dataclass(frozen=True)
@@ -74,30 +74,36 @@ def slice_at_every_step(loop: Loop, site: Site) -> Slice | None:
         if None in column.values():
             continue
         numbers: dict[int, int] = {step: number for step, number in column.items() if number is not None}
-        first = _first(loop, numbers, found.sequence.meta["val"].shape[found.dim])
-        if first is not None:
-            return Slice(Stream(found.sequence, found.dim, *first), found.keep, found.rest)
+        course = _course(loop, numbers, found.sequence.meta["val"].shape[found.dim])
+        if course is not None:
+            return Slice(Stream(found.sequence, found.dim, *course), found.keep, found.rest)
     return None
 
 
-def _first(loop: Loop, numbers: dict[int, int], length: int) -> tuple[int, bool] | None:
-    """Returns which slice the first step takes and whether the loop goes backwards; None if the slices do not move.
+def _course(loop: Loop, numbers: dict[int, int], length: int) -> tuple[int, bool, int] | None:
+    """Returns which slice the first step takes, whether the loop goes backwards, and how far each step goes on.
 
     Args:
         loop: The loop.
         numbers: Number of the slice by step, as it is written.
         length: How many slices there are.
+
+    Returns:
+        None if the slices do not move evenly.
     """
-    if loop.steps > 1 and len(numbers) < 2:
+    if len(numbers) < 2:
+        return (next(iter(numbers.values())), False, 1) if loop.steps == 1 else None
+    (step, number), (later, other) = list(numbers.items())[:2]
+    stride, rest = divmod(other - number, later - step)
+    start = number - stride * step
+    if rest or not stride or any(found != start + stride * step for step, found in numbers.items()):
         return None
-    for backwards in (False, True):
-        starts = {number + step if backwards else number - step for step, number in numbers.items()}
-        if len(starts) == 1:
-            start = starts.pop()
-            first = (-1 if start < 0 else length - 1) - start if backwards else start + (length if start < 0 else 0)
-            mixed = min(numbers.values()) < 0 <= max(numbers.values())
-            return None if mixed or first < 0 or first + loop.steps > length else (first, backwards)
-    return None
+    if min(numbers.values()) < 0 <= max(numbers.values()):
+        return None
+    backwards = stride < 0
+    first = (-1 if start < 0 else length - 1) - start if backwards else start + (length if start < 0 else 0)
+    end = first + abs(stride) * (loop.steps - 1)
+    return (first, backwards, abs(stride)) if first >= 0 and end < length else None
 
 
 @dataclass(frozen=True)

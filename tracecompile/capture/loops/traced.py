@@ -11,7 +11,7 @@ from tracecompile.capture.copying.copies import plain_attributes, share_paramete
 from tracecompile.capture.loops.histories import forward_histories
 from tracecompile.capture.loops.lengths import TimeSource
 from tracecompile.capture.loops.nesting import separate_loops
-from tracecompile.capture.loops.places import visit_counts
+from tracecompile.capture.loops.places import place_key, visit_counts
 from tracecompile.capture.loops.resizing import resized
 from tracecompile.capture.signature import leaf_names
 from tracecompile.capture.steps.leftovers import shape_by_input
@@ -19,7 +19,10 @@ from tracecompile.capture.tracing.tape import Tape
 from tracecompile.capture.tracing.trace_errors import ModelFailure, TooManySteps
 from tracecompile.capture.tracing.tracer import Recorder
 from tracecompile.capture.tracing.unpacking import separate_unpacked
+from tracecompile.errors import LengthMatters
 
+SLOWEST = 4
+"""Steps of a sequence that are one more step of any loop that goes along it."""
 VISITS = 80
 """How often one place may be visited in a time step, on average: a trace that goes on for longer runs along another
 axis than it was cut along."""
@@ -47,7 +50,7 @@ class Traces:
         The values of a loop that another takes apart again are handed on directly.
         """
         short, longer = self.raw(length), self.raw(length + 1)
-        if short is None or longer is None or max(visit_counts(short).values(), default=0) < length - 1:
+        if short is None or longer is None or max(visit_counts(short).values(), default=0) < 2:
             return None
         separate_unpacked(short, longer)
         separate_unpacked(longer, short)
@@ -55,6 +58,25 @@ class Traces:
         separate_loops(short, length, growth)
         separate_loops(longer, length + 1, growth)
         return self._forwarded(length), self._forwarded(length + 1)
+
+    def require_no_slower_growth(self, length: int) -> None:
+        """Refuses a loop that makes a step for several of the sequence, such as ``range(0, T, 2)``.
+
+        Raises:
+            LengthMatters: So many more steps of the sequence are one more of the loop.
+        """
+        counts = {}
+        for more in (0, SLOWEST):
+            tape = self.raw(length + more)
+            if tape is None:
+                return
+            counts[more] = visit_counts(tape)
+        grown = next((key for key, count in counts[SLOWEST].items() if count > counts[0].get(key, count) > 1), None)
+        if grown is not None:
+            tape = self._raw[length][1]  # type: ignore[index]
+            where = next(node.meta.get("where") for node in tape.graph.nodes if place_key(node) == grown)
+            explanation = "The loop makes one step for several of the sequence."
+            raise LengthMatters(explanation, "Loop over every step of a shorter input.", where)
 
     def raw(self, length: int) -> Tape | None:
         """Returns a trace as it was taken; None where the model cannot take that length."""

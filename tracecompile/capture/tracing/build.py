@@ -69,8 +69,10 @@ class GraphCutter:
         return argument
 
     def _copy(self, node: fx.Node) -> fx.Node:
-        args, kwargs = self.take(node.args), self.take(node.kwargs)
-        copied = self.graph.create_node(node.op, node.target, tuple(args), dict(kwargs), name=node.name)
+        # One by one: the arguments of an operation are no list of the user's.
+        args = tuple(self.take(argument) for argument in node.args)
+        kwargs = {key: self.take(argument) for key, argument in node.kwargs.items()}
+        copied = self.graph.create_node(node.op, node.target, args, kwargs, name=node.name)
         copied.meta.update(val=node.meta.get("val"), where=node.meta.get("where"))
         return copied
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import linecache
 import re
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 from types import CodeType
 
 import torch
+from torch import nn
 
 from tracecompile.errors import SourceLine
 
@@ -79,6 +81,17 @@ def current_place(module_path: str) -> tuple[Place, SourceLine | None]:
 def source_line(file: str, line: int, module_path: str = "") -> SourceLine:
     """Reads one line of the user's source."""
     return SourceLine(file, line, linecache.getline(file, line).strip(), module_path)
+
+
+def line_of_forward(model: nn.Module) -> SourceLine | None:
+    """Returns the line that defines a model's forward, for what no single line in it is to blame for."""
+    try:
+        function = inspect.unwrap(type(model).forward)
+        file = inspect.getsourcefile(function)
+        line = inspect.getsourcelines(function)[1]
+    except (OSError, TypeError):
+        return None
+    return None if file is None or file.startswith(TORCH) else source_line(file, line)
 
 
 def line_of_failure(error: BaseException) -> SourceLine | None:

@@ -1,0 +1,270 @@
+"""The step number and the number of steps as values: which steps are recorded, and what is done with the record."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from support.oracle import HIDDEN, INPUTS, OUTPUTS, Program, require_refused, require_right, spike
+from torch import Tensor, nn
+
+import tracecompile
+
+
+class Net(nn.Module):
+    """Leaky neurons and a leaky readout; what is recorded of the readout is up to the subclasses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inp, self.out = nn.Linear(INPUTS, HIDDEN), nn.Linear(HIDDEN, OUTPUTS)
+
+    def start(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x.new_zeros(x.shape[1], HIDDEN), x.new_zeros(x.shape[1], OUTPUTS)
+
+    def step(self, x_t: Tensor, v: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        v = 0.9 * v + self.inp(x_t)
+        z = spike(v - 0.8)
+        return v - 0.8 * z, 0.8 * y + self.out(z)
+
+    def membranes(self, x: Tensor) -> Tensor:
+        (v, y), record = self.start(x), []
+        for x_t in x:
+            v, y = self.step(x_t, v, y)
+            record.append(y)
+        return torch.stack(record)
+
+
+# Which steps are recorded.
+
+
+class AfterBurnIn(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        (v, y), outs = self.start(x), []
+        for t in range(x.shape[0]):
+            v, y = self.step(x[t], v, y)
+            if t >= 4:
+                outs.append(y)
+        return torch.stack(outs)
+
+
+class SumAfterBurnIn(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        (v, y), total = self.start(x), x.new_zeros(x.shape[1], OUTPUTS)
+        for t, x_t in enumerate(x):
+            v, y = self.step(x_t, v, y)
+            if not t < 2:
+                total += y
+        return total / x.shape[0]
+
+
+class EveryThird(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        (v, y), outs = self.start(x), []
+        for t in range(x.shape[0]):
+            v, y = self.step(x[t], v, y)
+            if t % 3 == 1:
+                outs.append(y)
+        return torch.stack(outs, 1)
+
+
+class SumOfEverySecond(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        (v, y), total = self.start(x), 0
+        for t, x_t in enumerate(x):
+            v, y = self.step(x_t, v, y)
+            if t % 2:
+                continue
+            total = total + y
+        return total
+
+
+class TheLastFew(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        steps = len(x)
+        (v, y), outs = self.start(x), []
+        for t in range(steps):
+            v, y = self.step(x[t], v, y)
+            if steps - t <= 3:
+                outs.append(self.out.weight.sum() * y)
+        return torch.stack(outs).mean(0)
+
+
+class NamedSteps(Net):
+    def forward(self, x: Tensor) -> list[Tensor]:
+        (v, y), outs = self.start(x), []
+        for t in range(x.shape[0]):
+            v, y = self.step(x[t], v, y)
+            if t in (0, 2):
+                outs.append(y)
+        return [*outs, y]
+
+
+# Loops over other ranges.
+
+
+class FromTheThird(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        (v, y), outs = self.start(x), []
+        for t in range(2, x.shape[0]):
+            v, y = self.step(x[t] - 0.5 * x[t - 1] + 0.2 * x[t - 2], v, y)
+            outs.append(y)
+        return torch.stack(outs)
+
+
+class FromTheEnd(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        v, y = self.start(x)
+        for t in range(x.shape[0] - 1, -1, -1):
+            v, y = self.step(x[t], v, y)
+        return y
+
+
+class BackwardsIntoPlace(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        v, y = self.start(x)
+        outs = x.new_zeros(x.shape[0], x.shape[1], OUTPUTS)
+        for t in reversed(range(x.shape[0])):
+            v, y = self.step(x[t], v, y)
+            outs[t] = y
+        return outs
+
+
+class EverySecondFrame(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        (v, y), outs = self.start(x), []
+        for t in range(0, x.shape[0], 2):
+            v, y = self.step(x[t], v, y)
+            outs.append(y)
+        return torch.stack(outs)
+
+
+class StopsInTime(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        v, y = self.start(x)
+        for t in range(min(x.shape[0], 7)):
+            v, y = self.step(x[t], v, y)
+        return y
+
+
+# What is done with the record.
+
+
+class Halves(Net):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        m = self.membranes(x)
+        return m[: x.shape[0] // 2].mean(0), m[x.shape[0] // 2 :].mean(0)
+
+
+class InWindows(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        m = self.membranes(x)
+        return torch.stack([part.mean(0) for part in m.chunk(3)])
+
+
+class TheMiddle(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        (v, y), outs = self.start(x), []
+        for x_t in x:
+            v, y = self.step(x_t, v, y)
+            outs.append(y)
+        return outs[len(outs) // 2] + outs[-1]
+
+
+class WarmUpOfLongOnes(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        m = self.membranes(x)
+        return m[8:].mean(0) if x.shape[0] >= 16 else m.mean(0)
+
+
+class AtMostTen(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        m = self.membranes(x)
+        return m[-min(10, x.shape[0]) :].sum(0) / math.sqrt(x.shape[0])
+
+
+class ByPosition(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        m = self.membranes(x)
+        return m[[0, 1, x.shape[0] - 1]]
+
+
+LONG = ((7, 1), (11, 5), (23, 2))
+RIGHT = {
+    kind.__name__: Program(kind)
+    for kind in (
+        *(SumAfterBurnIn, EveryThird, SumOfEverySecond, TheLastFew, NamedSteps),
+        *(FromTheThird, FromTheEnd, BackwardsIntoPlace),
+        *(Halves, InWindows, TheMiddle, WarmUpOfLongOnes, AtMostTen, ByPosition),
+    )
+} | {
+    "AfterBurnIn": Program(AfterBurnIn, runs=LONG),
+    "EverySecondFrame": Program(EverySecondFrame, runs=LONG),
+    "StopsInTime": Program(StopsInTime, flat=False),
+}
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_right_at_every_length(name: str) -> None:
+    require_right(RIGHT[name])
+
+
+def test_what_depends_on_the_length_is_captured_anew_and_kept() -> None:
+    net = tracecompile.convert(WarmUpOfLongOnes(), torch.randn(6, 2, INPUTS))
+    assert any("captured anew" in note for note in net.report.notes)
+    programs = len(net._programs)
+    for steps in (20, 6, 20):
+        net(torch.randn(steps, 3, INPUTS))
+    assert len(net._programs) == programs + 1
+
+
+def test_a_choice_of_steps_is_the_same_program_at_every_length() -> None:
+    net = tracecompile.convert(SumOfEverySecond(), torch.randn(6, 2, INPUTS))
+    for steps in (9, 20):
+        net(torch.randn(steps, 3, INPUTS))
+    assert len(net._programs) == 1
+
+
+# A body that is another one at some steps.
+
+
+class Body(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        v, y = self.start(x)
+        for t in range(x.shape[0]):
+            v, y = self.changed(t, *self.step(x[t], v, y))
+        return y
+
+    def changed(self, t: int, v: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        raise AssertionError("overridden")
+
+
+class KickedOnce(Body):
+    def changed(self, t: int, v: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return (v + 1.0 if t == 17 else v), y  # to blame
+
+
+class ForgetsEverySixth(Body):
+    def changed(self, t: int, v: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        if t % 6 == 5:
+            v = torch.zeros_like(v)  # to blame
+        return v, y
+
+
+class AnnealedByTime(Body):
+    def changed(self, t: int, v: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return v * math.exp(-t / 20), y  # to blame
+
+
+@pytest.mark.parametrize("kind", [KickedOnce, ForgetsEverySixth, AnnealedByTime])
+def test_a_body_that_changes_with_time_is_refused_at_its_line(kind: type[nn.Module]) -> None:
+    require_refused(replace(Program(kind), fires=False), line="to blame")
+
+
+def test_the_builtins_are_as_before() -> None:
+    before: tuple[Any, ...] = (range, enumerate)
+    tracecompile.convert(AfterBurnIn(), torch.randn(6, 2, INPUTS))
+    assert before == (range, enumerate)
+    assert isinstance(range(3), range)
