@@ -9,11 +9,12 @@ from torch import fx
 from tracecompile.analysis.graph_view import StepView
 from tracecompile.analysis.linearity import refuse_random
 from tracecompile.analysis.pointwise import is_pointwise
+from tracecompile.analysis.sides import with_both_sides
 from tracecompile.analysis.spikes import spike_nodes
 from tracecompile.errors import NoSpikingLayer
 from tracecompile.layers import Core
 from tracecompile.passes.base import Pass
-from tracecompile.program import StepProgram, static_nodes
+from tracecompile.program import StepProgram, is_tensor, static_nodes
 
 
 class FindSpikingLayers(Pass):
@@ -36,6 +37,8 @@ class FindSpikingLayers(Pass):
         if program.settings.rule != "bptt":
             refuse_random(program)
         finder = _CoreFinder(program)
+        program = with_both_sides(program, finder.may_join, finder.spikes)
+        finder = _CoreFinder(program)
         for nodes, cyclic in finder.view.components(finder.may_join):
             finder.place(nodes, cyclic)
         cores = finder.cores()
@@ -48,11 +51,11 @@ class FindSpikingLayers(Pass):
 
     def ensures(self, before: StepProgram, after: StepProgram) -> str | None:
         """See the class."""
-        names = [name for core in after.cores for name in core.nodes]
-        if len(names) != len(set(names)):
-            return "a node is in two cores"
         view = StepView(after)
         by_name = {node.name: node for node in view.nodes}
+        names = [name for core in after.cores for name in core.nodes if is_tensor(by_name[name])]
+        if len(names) != len(set(names)):
+            return "a node is in two cores"
         for core in after.cores:
             if not view.is_convex([by_name[name] for name in core.nodes]):
                 return f"the core of {core.nodes[-1]} is not convex"
@@ -67,6 +70,8 @@ class _CoreFinder:
         self.spikes = spike_nodes(program)
         self.static = static_nodes(program)
         self.pointwise = {node for node in self.view.nodes if is_pointwise(program, node)}
+        self.shaping = {node for node in self.view.nodes if node not in self.static and _looks_at_shapes(node)}
+        """Sizes, and tensors that are made from sizes alone."""
         self.core_of: dict[fx.Node, int] = {}
         self.members: dict[int, list[fx.Node]] = {}
         self.cut = set(self.spikes)
@@ -74,11 +79,11 @@ class _CoreFinder:
 
     def may_join(self, node: fx.Node) -> bool:
         """Tells whether a node can be part of a core at all."""
-        return node in self.view.delayed or (node in self.pointwise and node not in self.static)
+        return node in self.view.delayed or (node in self.pointwise - self.static) or node in self.shaping
 
     def place(self, nodes: list[fx.Node], cyclic: bool) -> None:
         """Puts a component into a core of its own, into the one that feeds it, or into none."""
-        if not cyclic and nodes[0].op == "placeholder":
+        if not cyclic and (nodes[0].op == "placeholder" or nodes[0] in self.shaping):
             return
         sources = {source for node in nodes for source in node.all_input_nodes} - set(nodes) - self.static
         owners = {self.core_of.get(source) for source in sources}
@@ -110,9 +115,26 @@ class _CoreFinder:
         """Returns the cores found, in the order of the step."""
         return tuple(
             Core(
-                nodes=tuple(node.name for node in nodes if node.op != "placeholder"),
+                nodes=tuple(node.name for node in self._with_numbers(nodes) if node.op != "placeholder"),
                 states=tuple(node.name for node in nodes if node.op == "placeholder"),
                 spikes=tuple(node.name for node in nodes if node in self.spikes),
             )
             for _, nodes in sorted(self.members.items())
         )
+
+    def _with_numbers(self, nodes: list[fx.Node]) -> list[fx.Node]:
+        """Adds the sizes that a core computes with: a number is no current. Several cores may read one."""
+        found, waiting = set(nodes), list(nodes)
+        while waiting:
+            for source in waiting.pop().all_input_nodes:
+                if source not in found and source not in self.static and not is_tensor(source):
+                    found.add(source)
+                    waiting.append(source)
+        return sorted(found, key=self.view.position.__getitem__)
+
+
+def _looks_at_shapes(node: fx.Node) -> bool:
+    """Tells whether a node is a size, or made from sizes alone: the values of tensors have no part in it."""
+    if node.op not in ("call_function", "call_method") or not node.all_input_nodes:
+        return False
+    return not is_tensor(node) or not any(is_tensor(source) for source in node.all_input_nodes)

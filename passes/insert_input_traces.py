@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
+import torch
 from torch import fx
 
 from tracecompile.errors import InvalidInput, UnsupportedOperation
@@ -52,9 +53,9 @@ class InsertInputTraces(Pass):
 
 
 def _refuse_integers(source: fx.Node) -> None:
-    """Refuses a source that has no mean: indices of an embedding, say."""
+    """Refuses a source that has no mean: indices of an embedding, say. Of a truth it is the share of the steps."""
     value = example_value(source)
-    if not value.is_floating_point():
+    if not value.is_floating_point() and value.dtype != torch.bool:
         reader = next(iter(source.users), source)
         raise UnsupportedOperation(
             f"The time step reads {source.name} as {value.dtype}, and whole numbers have no mean over time.",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import replace
 from typing import ClassVar
 
-from torch import nn
+import torch
+from torch import fx, nn
 
 from tracecompile.layers import Layer
 from tracecompile.passes.base import Pass
@@ -52,7 +54,7 @@ def _reads(program: StepProgram) -> bool:
 
 
 def _with_response(program: StepProgram, layer: Layer, trainable: frozenset[str]) -> Layer:
-    local, norms = with_recorded_norms(program, layer.synapse)
+    local, norms = with_recorded_norms(program, with_truths_of_means(program, layer.synapse))
     layer = replace(layer, local=local, norms=norms)
     if layer.core is None:
         return layer
@@ -61,6 +63,25 @@ def _with_response(program: StepProgram, layer: Layer, trainable: frozenset[str]
     parameters = trainable & frozenset(layer.core_statics)
     variables = frozenset([*layer.currents, *layer.states]) | parameters
     return replace(layer, response=differentiate(program, layer.core, variables))
+
+
+def with_truths_of_means(program: StepProgram, synapse: fx.GraphModule) -> fx.GraphModule:
+    """Rewrites a synapse for the local graph, which is given the share of the steps at which something was true."""
+    truths = [node for node in synapse.graph.nodes if node.op == "placeholder" and _is_truth(node)]
+    if not truths:
+        return synapse
+    graph, values = fx.Graph(), dict[fx.Node, fx.Node]()
+    for node in synapse.graph.nodes:
+        values[node] = graph.node_copy(node, values.__getitem__)
+        values[node].meta = dict(node.meta)
+        if node in truths:
+            values[node] = graph.call_function(operator.gt, (values[node], 0.5))
+            values[node].meta = dict(node.meta)
+    return program.graph_module(graph, "Local")
+
+
+def _is_truth(node: fx.Node) -> bool:
+    return getattr(example_value(node), "dtype", None) == torch.bool
 
 
 def trainable_statics(program: StepProgram) -> frozenset[str]:

@@ -33,7 +33,9 @@ class Cuts:
         self.node = {node.name: node for node in self.view.nodes}
         self.static = static_nodes(program)
         self._inputs = {self.node[x.name] for x in program.inputs}
-        self._core_of = {self.node[name]: core for core in program.cores for name in core.nodes}
+        self._core_of = {
+            self.node[name]: core for core in program.cores for name in core.nodes if is_tensor(self.node[name])
+        }
         self._state_of = {self.node[name]: core for core in program.cores for name in core.states}
         self._junctions = self._required_junctions()
         self._split_shared_cones()

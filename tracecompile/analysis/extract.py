@@ -72,7 +72,7 @@ def _layer(cuts: Cuts, root: Root, name: str, spikes: set[fx.Node]) -> Layer:
         state_kinds=tuple(state_kind(cuts, root, state) for state in states),
         outputs=outputs,
         spikes=() if isinstance(root, fx.Node) else root.spikes,
-        nodes=tuple(node.name for node in cone if is_tensor(node)) + core_nodes,
+        nodes=tuple(node.name for node in (*cone, *map(cuts.node.__getitem__, core_nodes)) if is_tensor(node)),
         reset="none"
         if isinstance(root, fx.Node)
         else reset_style(cuts.program, [cuts.node[n] for n in core_nodes], spikes),

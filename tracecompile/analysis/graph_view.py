@@ -39,19 +39,72 @@ class StepView:
         self._now.add_edges_from((source, node) for node in self.nodes for source in node.all_input_nodes)
 
     def components(self, keep: Callable[[fx.Node], bool]) -> list[tuple[list[fx.Node], bool]]:
-        """Strongly connected components, delays included, of the nodes that ``keep`` accepts.
+        """Strongly connected components, delays included, of the nodes that ``keep`` accepts, each of them convex.
+
+        A cycle that something else crosses within the step (a current from its own spikes, a mean over its neurons) is
+        taken apart: whoever reads a state on another side of the crossing than where it is made reads a delayed value.
 
         Returns:
             (nodes in the order of the step, whether the component is a cycle), in topological order of the step.
         """
         import networkx as nx
 
-        kept = [node for node in self.nodes if keep(node)]
-        graph: nx.DiGraph[fx.Node] = self._now.subgraph(kept).copy()
-        graph.add_edges_from((made, read) for read, made in self.delayed.items() if made in graph and read in graph)
+        graph = self._with_delays(keep)
+        while across := [edge for group in nx.strongly_connected_components(graph) for edge in self._across(group)]:
+            graph.remove_edges_from(across)
         groups = [sorted(group, key=self.position.__getitem__) for group in nx.strongly_connected_components(graph)]
         groups = self._in_topological_order(groups)
         return [(group, len(group) > 1 or graph.has_edge(group[0], group[0])) for group in groups]
+
+    def cycles(self, keep: Callable[[fx.Node], bool]) -> list[set[fx.Node]]:
+        """Returns the strongly connected components of more than one of the nodes that ``keep`` accepts."""
+        import networkx as nx
+
+        return [group for group in nx.strongly_connected_components(self._with_delays(keep)) if len(group) > 1]
+
+    def _with_delays(self, keep: Callable[[fx.Node], bool]) -> nx.DiGraph[fx.Node]:
+        kept = [node for node in self.nodes if keep(node)]
+        graph: nx.DiGraph[fx.Node] = self._now.subgraph(kept).copy()
+        graph.add_edges_from((made, read) for read, made in self.delayed.items() if made in graph and read in graph)
+        return graph
+
+    def sides(self, group: set[fx.Node]) -> dict[fx.Node, int]:
+        """Returns for the nodes of a cycle how often a path within the step has left it and come back before.
+
+        A node stands as late as its readers allow, so that what only states decide is where these are made. States are
+        there when the step begins and have no side.
+        """
+        earliest: dict[fx.Node, int] = {}
+        for node in self.nodes:
+            if node.op != "placeholder":
+                inside = node in group
+                before = [earliest[s] + (inside and s not in group) for s in node.all_input_nodes if s in earliest]
+                if before or inside:
+                    earliest[node] = max(before, default=0)
+        latest: dict[fx.Node, int] = {}
+        for node in reversed(self.nodes):
+            if node in earliest:
+                after = [latest[u] - (u in group and node not in group) for u in node.users if u in latest]
+                if after or node in group:
+                    latest[node] = min(after, default=earliest[node])
+        return {node: side for node, side in latest.items() if node in group}
+
+    def _across(self, group: set[fx.Node]) -> list[tuple[fx.Node, fx.Node]]:
+        """Returns the edges from the states of a cycle to who reads them on another side than where they are made."""
+        side = self.sides(group)
+        if not any(side.values()):
+            return []
+        states = [state for state in group if state in self.delayed]
+        made = {state: side.get(self._made(state)) for state in states}
+        return [(s, reader) for s in states for reader in s.users if reader in group and side.get(reader) != made[s]]
+
+    def _made(self, state: fx.Node) -> fx.Node:
+        """Returns the node that makes a state, past states that only hand it on."""
+        made, seen = self.delayed[state], {state}
+        while made in self.delayed and made not in seen:
+            seen.add(made)
+            made = self.delayed[made]
+        return made
 
     def _in_topological_order(self, groups: list[list[fx.Node]]) -> list[list[fx.Node]]:
         """Orders groups of nodes by what they read within one step, by their last nodes where that leaves a choice.
@@ -76,8 +129,8 @@ class StepView:
         return sorted(groups, key=lambda group: (rank[group[0]], last[group[0]]))
 
     def is_convex(self, nodes: Iterable[fx.Node]) -> bool:
-        """Tells whether no path within one step leaves the nodes and comes back."""
-        inside = set(nodes)
+        """Tells whether no path within one step leaves the nodes and comes back; states are there when it begins."""
+        inside = {node for node in nodes if node.op != "placeholder"}
         after: set[fx.Node] = set()
         for node in self.nodes:
             if node in inside:

@@ -10,8 +10,9 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from tracecompile.analysis.core_operators import acts_on_elements
 from tracecompile.neuron_step import NeuronStep
-from tracecompile.program import StepProgram, example_value
+from tracecompile.program import StepProgram, example_value, is_tensor
 
 _NAMES = """
     add sub mul div true_divide neg rsub pow square sqrt rsqrt reciprocal exp expm1 log log1p sigmoid tanh relu clamp
@@ -38,6 +39,7 @@ _MODULES: tuple[type[nn.Module], ...] = (
     nn.Identity, nn.ReLU, nn.Sigmoid, nn.Tanh, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Softplus, nn.Hardtanh,
     nn.ReLU6,
 )  # fmt: skip
+_DRAWING = (nn.modules.dropout._DropoutNd, nn.RReLU)
 _COMPARISONS: frozenset[Any] = frozenset(
     getattr(place, name) for place in (torch, operator) for name in _COMPARING if hasattr(place, name)
 )
@@ -59,28 +61,34 @@ def is_pointwise(program: StepProgram, node: fx.Node) -> bool:
     """Tells whether every element of a node's value depends on the same element of its inputs alone."""
     if not isinstance(example_value(node), torch.Tensor):
         return False
-    if node.op == "call_module":
-        module = program.resolve(str(node.target))
-        known = (is_surrogate(program, node) and acts_elementwise(module, node)) or isinstance(module, _MODULES)
-    elif node.op == "call_method":
-        known = node.target in _METHODS
-    else:
-        known = node.op == "call_function" and node.target in _FUNCTIONS
-    return known and _keeps_shape(node)
+    if node.op != "call_module":
+        return acts_alone(node) and _keeps_shape(node)
+    module = program.resolve(str(node.target))
+    if is_surrogate(program, node):
+        # Looked into, it would lose its own backward.
+        return acts_elementwise(module, node) and _keeps_shape(node)
+    if not _keeps_shape(node) or any(True for _ in module.parameters()) or any(True for _ in module.buffers()):
+        return False
+    return isinstance(module, _MODULES) or (not isinstance(module, _DRAWING) and acts_on_elements(node, module))
 
 
 def acts_alone(node: fx.Node) -> bool:
     """Tells whether a function or method acts on every element of its operands by itself, whatever the program."""
-    if node.op == "call_method":
-        return node.target in _METHODS
-    return node.op == "call_function" and node.target in _FUNCTIONS
+    if node.op == "call_method" and node.target in _METHODS:
+        return True
+    if node.op == "call_function" and node.target in _FUNCTIONS:
+        return True
+    return node.op in ("call_function", "call_method") and is_tensor(node) and acts_on_elements(node)
 
 
 def _keeps_shape(node: fx.Node) -> bool:
     # What a tensor is only made like, such as the input in x.to(input), has no say in its shape.
     sources = node.all_input_nodes[:1] if node.target in ("to", "type_as") else node.all_input_nodes
     shapes = [value.shape for value in map(example_value, sources) if isinstance(value, torch.Tensor)]
-    return bool(shapes) and torch.broadcast_shapes(*shapes) == example_value(node).shape
+    try:
+        return bool(shapes) and torch.broadcast_shapes(*shapes) == example_value(node).shape
+    except RuntimeError:
+        return False
 
 
 def acts_elementwise(function: Callable[..., Any], node: fx.Node) -> bool:

@@ -72,7 +72,7 @@ def _factor(b: Builder, node: fx.Node, argument: Any) -> Any:
 
 
 def _div(b: Builder, node: fx.Node, left: Any, right: Any) -> Tangent:
-    one_over = b.call(operator.truediv, 1, b.val(right)) if isinstance(right, fx.Node) else 1 / right
+    one_over = b.call(operator.truediv, 1, _factor(b, node, right)) if isinstance(right, fx.Node) else 1 / right
     terms = [(one_over, b.of(left))]
     if b.of(right):
         terms.append((b.times(-1, b.times(one_over, b.value[node])), b.of(right)))

@@ -15,9 +15,10 @@ import torch
 from torch import fx, nn
 
 from tracecompile.analysis.pointwise import is_comparison
+from tracecompile.errors import UnsupportedOperation
 from tracecompile.layers import Jacobian
 from tracecompile.neuron_step import NeuronStep
-from tracecompile.program import StepProgram
+from tracecompile.program import StepProgram, example_value
 from tracecompile.rules.elementary import RULES, Derivative, Tangent, same
 from tracecompile.rules.opaque import StepWithSlopes
 from tracecompile.rules.slopes import WithSlopes
@@ -61,7 +62,8 @@ class _Builder:
         for node in self.core.graph.nodes:
             if node.op == "placeholder":
                 self.value[node] = self.graph.placeholder(node.name)
-                self.tangent[node] = {node.name: 1} if node.name in self.variables else {}
+                varies = node.name in self.variables and is_differentiable(node)
+                self.tangent[node] = {node.name: 1} if varies else {}
             elif node.op == "output":
                 return self._finish(node)
             else:
@@ -98,7 +100,7 @@ class _Builder:
         flows = [s for s in node.all_input_nodes if self.tangent[s]]
         method = node.target if node.op == "call_method" else None
         flat = is_comparison(node) or node.target in _FLAT or method in _FLAT_METHODS
-        if not flows or flat:
+        if not flows or flat or not is_differentiable(node):
             self._copy(node)
             return {}
         if node.op == "call_module" and isinstance(leaf := self.program.resolve(str(node.target)), NeuronStep):
@@ -136,7 +138,15 @@ class _Builder:
         return self.total(*((slope, self.tangent[arguments[i]]) for slope, i in zip(slopes, wanted, strict=True)))
 
     def _by_product_of_ones(self, node: fx.Node) -> Tangent:
-        wanted = tuple(i for i, a in enumerate(node.args) if isinstance(a, fx.Node) and self.tangent[a])
+        given: dict[int | str, Any] = dict(enumerate(node.args))
+        given.update(node.kwargs)
+        wanted = tuple(key for key, a in given.items() if isinstance(a, fx.Node) and self.tangent[a])
+        if {source for source in node.all_input_nodes if self.tangent[source]} - {given[key] for key in wanted}:
+            raise UnsupportedOperation(
+                "An operation on the state of a neuron takes several values in a list.",
+                "Compute with each of them by itself.",
+                node.meta.get("where"),
+            )
         operation = self.program.resolve(str(node.target)) if node.op == "call_module" else node.target
         target = f"slopes_{node.name}"
         self.owned[target] = WithSlopes(operation, node.op, wanted)  # type: ignore[arg-type]
@@ -145,7 +155,7 @@ class _Builder:
         call = self.graph.call_module(target, args, kwargs)
         self.value[node] = self.graph.call_function(operator.getitem, (call, 0))
         slopes = [self.graph.call_function(operator.getitem, (call, i + 1)) for i in range(len(wanted))]
-        return self.total(*((slope, self.tangent[node.args[i]]) for slope, i in zip(slopes, wanted, strict=True)))  # type: ignore[index]
+        return self.total(*((slope, self.tangent[given[key]]) for slope, key in zip(slopes, wanted, strict=True)))
 
     # Arithmetic on derivatives, with the zeros and ones left out.
 
@@ -189,3 +199,9 @@ class _Builder:
     def call(self, function: Callable[..., Any], *args: Any) -> fx.Node:
         """Adds a call."""
         return self.graph.call_function(function, args)
+
+
+def is_differentiable(node: fx.Node) -> bool:
+    """Tells whether a derivative can pass through a node: sizes, truths and whole numbers have none."""
+    value = example_value(node)
+    return value is None or (isinstance(value, torch.Tensor) and value.is_floating_point())

@@ -18,13 +18,13 @@ class WithSlopes(Slopes):
     element of the value has a derivative of its own.
     """
 
-    def __init__(self, operation: Callable[..., Any], kind: str, wanted: tuple[int, ...]) -> None:
+    def __init__(self, operation: Callable[..., Any], kind: str, wanted: tuple[int | str, ...]) -> None:
         """Keeps the operation.
 
         Args:
             operation: A module, a function, or for ``kind`` "call_method" the method's name.
             kind: The fx opcode.
-            wanted: Positions of the arguments to differentiate by.
+            wanted: Positions, or keywords, of the arguments to differentiate by.
         """
         super().__init__()
         self.operation = operation
@@ -33,11 +33,13 @@ class WithSlopes(Slopes):
 
     def by_autograd(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, ...]:
         """Returns (value, derivative by the first wanted argument, ...), each of the value's shape, without a graph."""
-        shape = _common_shape([a.shape for a in args if isinstance(a, torch.Tensor)])
+        every: dict[int | str, Any] = dict(enumerate(args))
+        every.update(kwargs)
+        shape = _common_shape([a.shape for a in every.values() if isinstance(a, torch.Tensor)])
         with torch.enable_grad():
-            leaves = {position: args[position].detach().expand(shape).requires_grad_() for position in self.wanted}
+            leaves = {key: every[key].detach().expand(shape).requires_grad_() for key in self.wanted}
             given = [leaves.get(position, argument) for position, argument in enumerate(args)]
-            value = self._call(*given, **kwargs)
+            value = self._call(*given, **{key: leaves.get(key, argument) for key, argument in kwargs.items()})
             if not value.requires_grad:
                 slopes = tuple(torch.zeros_like(leaf) for leaf in leaves.values())
             else:

@@ -7,6 +7,7 @@ tensor afterwards reads that value.
 from __future__ import annotations
 
 import operator
+import pkgutil
 from collections.abc import Callable
 from typing import Any
 
@@ -74,9 +75,6 @@ OPERATORS: dict[str, tuple[Callable[..., Any], bool]] = {
 ``a.add(b)``, ``a + b`` and ``torch.add(a, b)``: two idioms of one network give one graph."""
 
 UNARY = frozenset({"neg", "__neg__", "__invert__", "abs"})
-TWINLESS = frozenset(
-    {"normal_", "uniform_", "bernoulli_", "random_", "exponential_", "cauchy_", "log_normal_", "geometric_"}
-)
 
 
 def set_item(tensor: torch.Tensor, index: Any, value: Any) -> torch.Tensor:
@@ -92,9 +90,14 @@ def overwrite(tensor: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
 
 
 def in_place_on_copy(tensor: torch.Tensor, method: str, *args: Any, **kwargs: Any) -> torch.Tensor:
-    """Returns a copy of a tensor with an in-place method applied: for methods that have no out-of-place twin."""
+    """Returns a copy of a tensor with an in-place method applied: for what has no out-of-place twin.
+
+    Args:
+        method: Name of a method, or "module:name" of a function that writes its first argument.
+    """
     written = tensor.clone()
-    getattr(written, method)(*args, **kwargs)
+    function = pkgutil.resolve_name(method) if ":" in method else getattr(torch.Tensor, method)
+    function(written, *args, **kwargs)
     return written
 
 
@@ -113,7 +116,7 @@ def is_in_place(name: str) -> bool:
 Call = tuple[str, Any, tuple[Any, ...], dict[str, Any]]
 
 
-def out_of_place(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+def out_of_place(function: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
     """Returns (op, target, args, kwargs) of the node that stands for an in-place call."""
     if name == "__setitem__":
         return "call_function", set_item, args, kwargs
@@ -125,14 +128,20 @@ def out_of_place(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ca
         return "call_function", torch.full_like, args, kwargs
     if name in IN_PLACE_OPERATORS:
         return "call_function", IN_PLACE_OPERATORS[name], args, kwargs
-    if name in TWINLESS:
-        return on_copy(name, args, kwargs)
+    if not has_twin(name):
+        return on_copy(function, name, args, kwargs)
     return canonical("call_method", name[:-1], args, kwargs)
 
 
-def on_copy(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-    """Returns the node that applies an in-place method to a copy."""
-    return "call_function", in_place_on_copy, (args[0], name, *args[1:]), kwargs
+def has_twin(name: str) -> bool:
+    """Tells whether an in-place method has an out-of-place twin; ``bernoulli`` takes its tensor for probabilities."""
+    return hasattr(torch.Tensor, name[:-1]) and name != "bernoulli_"
+
+
+def on_copy(function: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    """Returns the node that applies an in-place method, or a function such as those of ``nn.init``, to a copy."""
+    method = name if hasattr(torch.Tensor, name) else f"{function.__module__ or 'torch'}:{name}"
+    return "call_function", in_place_on_copy, (args[0], method, *args[1:]), kwargs
 
 
 def canonical(op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:

@@ -4,38 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import fx
 
 from tracecompile.capture.tracing.functionalize import on_copy, out_of_place, write_through
-from tracecompile.errors import ConversionError, UnsupportedState
-
-
-class Writer(Protocol):
-    """What the memory needs of the trace: to look nodes up, to add some, and to refuse."""
-
-    graph: fx.Graph
-    root: nn.Module
-
-    def refusal(self, kind: type[ConversionError], explanation: str, advice: str) -> ConversionError:
-        """Makes an error that names the user's line."""
-
-    def node_of(self, tensor: torch.Tensor) -> fx.Node:
-        """Returns the node of a tensor."""
-
-    def create_arg(self, a: Any) -> Any:
-        """Lowers a value to what a node may hold."""
-
-    def may_require_grad(self, tensor: torch.Tensor, wanted: bool) -> bool:
-        """Tells whether a tensor's requires_grad may be switched."""
-
-    def really(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Runs a function without recording it."""
-
-    def add_node(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any) -> fx.Node:
-        """Appends one node."""
+from tracecompile.capture.tracing.masked import masked_write
+from tracecompile.capture.tracing.writer import Writer
+from tracecompile.errors import UnsupportedState
 
 
 @dataclass
@@ -144,18 +121,27 @@ class Memory:
             entry = self.entries[key]
             entry.node.meta["val"] = _cloned(entry.node.meta["val"])
             entry.made.meta["val"] = _cloned(entry.made.meta["val"])
-        op, target, arguments, keywords = out_of_place(name, args, kwargs)
+        node = self._value_left(function, name, args, kwargs)
+        self._written(id(tensor), node, group)
+        return None if name == "__setitem__" else tensor
+
+    def _value_left(self, function: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: Any) -> fx.Node:
+        """Runs an in-place call and returns the node of what the tensor holds then."""
+        recorder, tensor = self.recorder, args[0]
+        if name == "__setitem__" or (name == "index_put_" and len(args) == 3 and not kwargs):
+            chosen = masked_write(recorder, *args)
+            if chosen is not None:
+                recorder.really(function, args, kwargs)
+                return chosen
+        op, target, arguments, keywords = out_of_place(function, name, args, kwargs)
         if name not in ("__setitem__", "copy_", "zero_", "fill_") and promotes(args, tensor.dtype):
-            op, target, arguments, keywords = on_copy(name, args, kwargs)
-        lowered = recorder.create_arg(arguments)
+            op, target, arguments, keywords = on_copy(function, name, args, kwargs)
+        lowered = recorder.lowered(arguments)
         source = lowered[1] if name == "copy_" else None
         recorder.really(function, args, kwargs)
         if source is not None and same_kind(source.meta["val"], tensor):
-            node = source
-        else:
-            node = recorder.add_node(op, target, lowered, recorder.create_arg(keywords), tensor.detach().clone())
-        self._written(id(tensor), node, group)
-        return None if name == "__setitem__" else tensor
+            return source  # type: ignore[no-any-return]
+        return recorder.add_node(op, target, lowered, recorder.lowered(keywords), tensor.detach().clone())
 
     def _written(self, key: int, node: fx.Node, group: list[int]) -> None:
         """Gives a written tensor its new node and carries the write to its base and its views."""

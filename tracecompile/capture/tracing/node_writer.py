@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy
 import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
@@ -89,15 +90,7 @@ class NodeWriter(fx.Tracer):
     def add_node(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any) -> fx.Node:
         """Appends one node with its value, its place and the user's line."""
         place, where = current_place(self.running[-1])
-        try:
-            arguments, keywords = self.create_arg(args), self.create_arg(kwargs)
-        except NotImplementedError as error:
-            raise self.refusal(
-                UnsupportedOperation,
-                f"An operation takes a value that no graph can hold: {error}.",
-                "Pass tensors and Python numbers to torch functions.",
-            ) from error
-        node = self.graph.create_node(op, target, arguments, keywords)
+        node = self.graph.create_node(op, target, self.lowered(args), self.lowered(kwargs))
         node.meta.update(val=snapshot(value), where=where, place=place)
         self.count_visit(node)
         return node
@@ -125,7 +118,23 @@ class NodeWriter(fx.Tracer):
             return DTYPES[a]
         if isinstance(a, torch.Size):
             return tuple(self.create_arg(length) for length in a)
+        if isinstance(a, numpy.generic):
+            # To torch a number of numpy's is a number, whatever its precision; generated code knows no numpy.
+            return super().create_arg(a.item())
+        if isinstance(a, numpy.ndarray):
+            return self.node_of(torch.from_numpy(a.copy()))
         return super().create_arg(a)
+
+    def lowered(self, arguments: Any) -> Any:
+        """Lowers arguments to what a node may hold, and refuses what none may."""
+        try:
+            return self.create_arg(arguments)
+        except NotImplementedError as error:
+            raise self.refusal(
+                UnsupportedOperation,
+                f"An operation takes a value that no graph can hold: {error}.",
+                "Pass tensors and Python numbers to torch functions.",
+            ) from error
 
     def node_of(self, tensor: torch.Tensor) -> fx.Node:
         """Returns the node of a tensor; parameters and the model's constants get theirs at first use."""
@@ -153,9 +162,13 @@ class NodeWriter(fx.Tracer):
                 "A tensor was computed where the conversion cannot follow: in compiled code, or outside the model.",
                 "Compute it with torch functions inside the model's forward.",
             )
-        target = f"captured_{valid_name(name)}" if name else f"captured_{len(self.tape.constants)}"
-        self.tape.constants[target] = tensor.detach().clone()
-        return target
+        if name is None:
+            known = (key for key, value in self.tape.constants.items() if same_constant(value, tensor))
+            name = next(known, f"captured_{len(self.tape.constants)}")
+        else:
+            name = f"captured_{valid_name(name)}"
+        self.tape.constants.setdefault(name, tensor.detach().clone())
+        return name
 
     def may_require_grad(self, tensor: torch.Tensor, wanted: bool) -> bool:
         """Tells whether switching requires_grad changes no gradient that anybody can see.
@@ -171,3 +184,9 @@ class NodeWriter(fx.Tracer):
     def refusal(self, kind: type[ConversionError], explanation: str, advice: str) -> ConversionError:
         """Makes an error that names the user's line."""
         return kind(explanation, advice, current_place(self.running[-1])[1])
+
+
+def same_constant(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Tells whether two tensors hold the same: a constant that every step makes anew is one constant."""
+    alike = (one.shape, one.dtype, one.device) == (other.shape, other.dtype, other.device)
+    return alike and torch.equal(one, other.detach())

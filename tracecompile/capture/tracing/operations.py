@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import numpy
 import torch
 from torch import fx
 from torch.utils import _pytree as pytree
@@ -55,6 +56,9 @@ class OperationRecorder(NodeWriter):
             return self.memory.mutate(torch.Tensor.copy_, "copy_", (args[0], result), {})
         value = self.really(function, args, kwargs)
         if not any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(value)):
+            return value
+        if isinstance(value, torch.Tensor) and only_of_numpy((args, kwargs)):
+            self.node_of(value)
             return value
         spelling = ("call_method", name) if method else ("call_function", function)
         op, target, args, kwargs = canonical(spelling[0], spelling[1], args, kwargs)
@@ -148,3 +152,13 @@ class OperationRecorder(NodeWriter):
             node.op == "placeholder" or node.target in names or is_random(node)
             for node in cone([self.memory.node(tensor)])
         )
+
+
+def only_of_numpy(arguments: Any) -> bool:
+    """Tells whether nothing but numbers and arrays, some of numpy's among them, makes a tensor: a constant.
+
+    Its dtype is that of the array, which a list of Python's numbers would not give it.
+    """
+    leaves = pytree.tree_leaves(arguments)
+    moving = any(isinstance(leaf, (torch.Tensor, TracedInt, TracedFloat)) for leaf in leaves)
+    return not moving and any(isinstance(leaf, (numpy.ndarray, numpy.generic)) for leaf in leaves)

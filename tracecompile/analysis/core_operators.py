@@ -1,0 +1,127 @@
+"""What an operation consists of: the core operators of torch that it runs, and torch's own word on what they do.
+
+There are some two thousand operations and more spellings of them; the tables of this compiler know the usual ones. Any
+other is run once on the values that it had while the model was captured, and what reaches torch's dispatcher answers
+for it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tracecompile.program import example_value
+
+_aten = torch.ops.aten
+_SHAPE_OF_ALL = frozenset(
+    {
+        _aten.clone, _aten.alias, _aten.detach, _aten.expand, _aten._to_copy, _aten.full, _aten.full_like,
+        _aten.scalar_tensor, _aten.zeros, _aten.zeros_like, _aten.ones, _aten.ones_like, _aten.lift_fresh,
+        _aten.lift_fresh_copy, _aten.new_zeros, _aten.new_ones, _aten.new_full, _aten.fill, _aten.empty_like,
+        _aten.copy_, _aten.fill_, _aten.zero_, _aten._local_scalar_dense,
+    }
+)  # fmt: skip
+"""Treat all elements alike, although torch does not call them elementwise."""
+
+
+def called(node: fx.Node, module: Callable[..., Any] | None = None) -> Any:
+    """Runs a node's operation on its example values, without a graph and without moving a random generator."""
+    args, kwargs = fx.map_arg((node.args, node.kwargs), example_value)
+    with unheard():
+        if module is not None:
+            return module(*args, **kwargs)
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+@contextmanager
+def unheard() -> Iterator[None]:
+    """Keeps to itself what an operation does besides its value: what it warns of has been said when the model ran."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def acts_on_elements(node: fx.Node, module: Callable[..., Any] | None = None) -> bool:
+    """Tells whether an operation that no table knows computes every element of its value from the same elements alone.
+
+    Args:
+        node: The call.
+        module: What a ``call_module`` node calls.
+    """
+    if "acts_on_elements" not in node.meta:
+        node.meta["acts_on_elements"] = _found_out(node, module)
+    return bool(node.meta["acts_on_elements"])
+
+
+def _found_out(node: fx.Node, module: Callable[..., Any] | None) -> bool:
+    operators: list[Any] = []
+    try:
+        with _Listening(operators):
+            called(node, module)
+    except Exception:  # whatever an operation has against being run by itself, it is not known then
+        return False
+    if all(map(_elementwise, operators)):
+        return bool(operators)
+    table = _decompositions()
+    if any(not _elementwise(operator) and operator not in table for operator in operators):
+        return False
+    return _decomposes_elementwise(node, module)
+
+
+def _decomposes_elementwise(node: fx.Node, module: Callable[..., Any] | None) -> bool:
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    leaves, spec = pytree.tree_flatten(fx.map_arg((node.args, node.kwargs), example_value))
+    places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+
+    def run(*tensors: Tensor) -> Any:
+        given = list(leaves)
+        for place, tensor in zip(places, tensors, strict=True):
+            given[place] = tensor
+        args, kwargs = pytree.tree_unflatten(given, spec)
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        return (module or node.target)(*args, **kwargs)  # type: ignore[operator]
+
+    try:
+        with unheard():
+            graph = make_fx(run, decomposition_table=_decompositions())(*[leaves[place] for place in places]).graph
+    except Exception:  # as above
+        return False
+    return all(_elementwise(each.target) for each in graph.nodes if each.op == "call_function")
+
+
+def _elementwise(operator: Any) -> bool:
+    if torch.Tag.nondeterministic_seeded in operator.tags:
+        return False
+    return torch.Tag.pointwise in operator.tags or operator.overloadpacket in _SHAPE_OF_ALL
+
+
+@lru_cache(maxsize=1)
+def _decompositions() -> dict[Any, Callable[..., Any]]:
+    # Imported where it is needed: it takes a while, and few models need it.
+    from torch._decomp import core_aten_decompositions
+
+    return dict(core_aten_decompositions().items())
+
+
+class _Listening(TorchDispatchMode):
+    """Notes the operators that reach the dispatcher."""
+
+    def __init__(self, heard: list[Any]) -> None:
+        super().__init__()
+        self.heard = heard
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        self.heard.append(func)
+        return func(*args, **(kwargs or {}))
