@@ -235,6 +235,8 @@ def static_nodes(program: StepProgram) -> set[fx.Node]:
 
 
 def _changes_when_run(program: StepProgram, node: fx.Node) -> bool:
+    if node.meta.get("draws"):
+        return True
     if node.op == "call_function":
         return getattr(node.target, "__name__", "") in ("batch_norm", "instance_norm")
     module = program.resolve(str(node.target)) if node.op == "call_module" else None

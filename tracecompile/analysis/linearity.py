@@ -24,13 +24,6 @@ _LINEAR_NAMES = frozenset(
     concat concatenate zeros_like repeat unflatten index_select exact_value""".split()
 )
 _PRODUCTS = frozenset("mul truediv div matmul mm bmm einsum multiply divide addmm baddbmm".split())
-_RANDOM = frozenset(
-    """rand randn randint rand_like randn_like randint_like bernoulli bernoulli_ normal normal_ poisson multinomial
-    randperm""".split()
-)
-_DROPOUTS = frozenset(
-    "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout feature_dropout".split()
-)
 
 
 def operation_name(program: StepProgram, node: fx.Node) -> str:
@@ -80,7 +73,7 @@ def refuse_random(program: StepProgram) -> None:
         UnsupportedOperation: With the user's line.
     """
     for node in program.step.graph.nodes:
-        if draws_random(program, node) and node.op != "call_module":
+        if node.meta.get("draws") and node.op != "call_module":
             raise UnsupportedOperation(
                 f"The step draws random numbers ({operation_name(program, node)}) at every time step.",
                 "Draw them once per sequence, before the loop, and use the same in every step.",
@@ -89,15 +82,20 @@ def refuse_random(program: StepProgram) -> None:
 
 
 def draws_random(program: StepProgram, node: fx.Node) -> bool:
-    """Tells whether a node draws random numbers; a dropout module may, since its mode may change."""
+    """Tells whether a node draws random numbers; a module with a dropout may, since its mode may change."""
     if node.op == "call_module":
-        return isinstance(program.resolve(str(node.target)), nn.modules.dropout._DropoutNd)
-    name = operation_name(program, node) if node.op in ("call_function", "call_method") else ""
-    return name in _RANDOM or (name in _DROPOUTS and _drops(node))
+        return any(map(_may_drop, program.resolve(str(node.target)).modules()))
+    return bool(node.meta.get("draws"))
+
+
+def _may_drop(module: nn.Module) -> bool:
+    """Tells whether a module draws random numbers when it is trained."""
+    share = module.p if isinstance(module, nn.modules.dropout._DropoutNd) else getattr(module, "dropout", 0.0)
+    return isinstance(module, nn.RReLU) or (isinstance(share, (int, float)) and share > 0)
 
 
 def refuse_active_dropout(program: StepProgram) -> None:
-    """Refuses, in training mode, a dropout module that draws a new mask in every step.
+    """Refuses, in training mode, a module that draws new random numbers, such as a dropout's mask, in every step.
 
     Raises:
         UnsupportedOperation: With the user's line.
@@ -105,14 +103,9 @@ def refuse_active_dropout(program: StepProgram) -> None:
     for node in program.step.graph.nodes:
         if node.op == "call_module":
             module: Any = program.resolve(str(node.target))
-            if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0:
+            if any(part.training and _may_drop(part) for part in module.modules()):
                 raise UnsupportedOperation(
-                    f"The dropout {node.target} draws a new mask in every step, which no mean over time reproduces.",
+                    f"The layer {node.target} draws a new mask in every step, which no mean over time reproduces.",
                     "Draw one mask per sequence before the loop (F.dropout of ones) and multiply by it, or set p to 0.",
                     node.meta.get("where"),
                 )
-
-
-def _drops(node: fx.Node) -> bool:
-    training = node.kwargs.get("training", node.args[2] if len(node.args) > 2 else True)
-    return bool(training)

@@ -20,6 +20,7 @@ from tracecompile.capture.loops.places import visit_counts
 from tracecompile.capture.loops.resizing import first_tensor
 from tracecompile.capture.signature import leaf_names
 from tracecompile.capture.steps.leftovers import shape_by_input
+from tracecompile.capture.tracing.draws import with_all_draws
 from tracecompile.capture.tracing.step_mode import in_single_steps
 from tracecompile.capture.tracing.tape import Tape
 from tracecompile.capture.tracing.tracer import Recorder
@@ -55,7 +56,8 @@ def capture_fixed_loop(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str
             continue
         if program is None:
             return None
-        return noted(with_states_left(program, plan, require_own_state(trial, model)), notes)
+        program = with_states_left(with_all_draws(program, model, trial), plan, require_own_state(trial, model))
+        return noted(program, notes)
     if refusal is not None:
         raise refusal
     return None

@@ -20,6 +20,7 @@ from tracecompile.capture.loops.places import visit_counts
 from tracecompile.capture.loops.resizing import length_of, time_sources
 from tracecompile.capture.loops.traced import Traces, growth_of
 from tracecompile.capture.tracing.build import same_graph
+from tracecompile.capture.tracing.draws import with_all_draws
 from tracecompile.capture.tracing.step_mode import in_single_steps
 from tracecompile.capture.tracing.tape import Tape
 from tracecompile.errors import LengthMatters, UnrollableLoop
@@ -120,7 +121,8 @@ def _rolled(traces: Traces, tapes: tuple[Tape, Tape], lengths: tuple[int, ...]) 
     for tape, length in zip(tapes, lengths, strict=False):
         loop = sort_into_steps(tape, length - left_out, growth)
         plan = Assembler(share_parameters(model), loop, traces.signature, source.clock(tape), source.axis or 0)
-        programs.append(with_states_left(plan.assemble(None), plan, left))
+        program = with_states_left(plan.assemble(None), plan, left)
+        programs.append(program and with_all_draws(program, model, tape))
     return programs
 
 

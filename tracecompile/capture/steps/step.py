@@ -18,6 +18,7 @@ from tracecompile.capture.steps.explicit import StateArguments, find_state_argum
 from tracecompile.capture.steps.step_program import StepBuilder
 from tracecompile.capture.steps.step_states import State, live_states
 from tracecompile.capture.tracing.build import GraphCutter, same_graph
+from tracecompile.capture.tracing.draws import with_all_draws
 from tracecompile.capture.tracing.tape import Tape
 from tracecompile.capture.tracing.tracer import Recorder
 from tracecompile.errors import UnrollableLoop
@@ -39,7 +40,7 @@ def capture_step(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
         return None
     again = share_parameters(warm)
     require_steady(steady, states, run_steady(again, arguments, steady), arguments)
-    program = StepBuilder(model, arguments, first, steady, states).build()
+    program = with_all_draws(StepBuilder(model, arguments, first, steady, states).build(), model, first, steady)
     explicit = all(carry.explicit for carry in program.carries)
     return program if explicit else program.evolve(notes=(*program.notes, *notes))
 

@@ -9,10 +9,6 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-RANDOM = frozenset(
-    {"rand", "randn", "rand_like", "randn_like", "randint", "randperm", "bernoulli", "normal", "poisson", "dropout"}
-)
-
 
 class GraphCutter:
     """Copies what some results need out of a tape, up to given boundaries.
@@ -73,7 +69,7 @@ class GraphCutter:
         args = tuple(self.take(argument) for argument in node.args)
         kwargs = {key: self.take(argument) for key, argument in node.kwargs.items()}
         copied = self.graph.create_node(node.op, node.target, args, kwargs, name=node.name)
-        copied.meta.update(val=node.meta.get("val"), where=node.meta.get("where"))
+        copied.meta.update(val=node.meta.get("val"), where=node.meta.get("where"), draws=is_random(node))
         return copied
 
     def finish(self, results: Any) -> fx.Graph:
@@ -141,9 +137,8 @@ def take_in_order(cutter: GraphCutter, graph: fx.Graph, wanted: list[fx.Node]) -
 
 
 def is_random(node: fx.Node) -> bool:
-    """Tells whether a node draws random numbers."""
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return name in RANDOM or (name == "in_place_on_copy" and isinstance(node.args[1], str))
+    """Tells whether a node drew random numbers when the model ran: torch's generators had moved."""
+    return bool(node.meta.get("draws"))
 
 
 def same_graph(first: fx.Graph, second: fx.Graph) -> bool:

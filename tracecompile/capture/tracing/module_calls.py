@@ -25,6 +25,12 @@ class CallRecorder(OperationRecorder):
     def record_module(self, module: nn.Module, original: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
         """Runs a module: torch's own are one node, the user's are traced through."""
         path = self.paths.get(module)
+        if isinstance(module, torch.jit.ScriptModule) and not self.paused:
+            raise self.refusal(
+                UnsupportedOperation,
+                "A module compiled by torch.jit cannot be looked into.",
+                "Use the module that it was made from.",
+            )
         if self.paused or path is None:
             return original(module, *args, **kwargs)
         self.running.append(path)
@@ -32,7 +38,7 @@ class CallRecorder(OperationRecorder):
             if keeps_memories(module):
                 with steps_recorded(self, module, path):
                     return original(module, *args, **kwargs)
-            if vars(module)["training"] != self.modes[path]:
+            if vars(module).get("training", self.modes[path]) != self.modes[path]:
                 # Forward has switched it: what it computes in this mode is written down, not that it is called.
                 return original(module, *args, **kwargs)
             if is_wrapper(module):

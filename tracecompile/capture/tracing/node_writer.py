@@ -13,6 +13,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from tracecompile.capture.copying.copies import tensor_attributes
+from tracecompile.capture.tracing.draws import TorchDraws
 from tracecompile.capture.tracing.memory import Memory
 from tracecompile.capture.tracing.names import valid_name
 from tracecompile.capture.tracing.source import current_place
@@ -44,6 +45,7 @@ class NodeWriter(fx.Tracer):
         self.paused = 0
         self.visits = visits
         self.seen: dict[Any, int] = {}
+        self.draws = TorchDraws()
 
     def really(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs a function without recording it."""
@@ -91,7 +93,7 @@ class NodeWriter(fx.Tracer):
         """Appends one node with its value, its place and the user's line."""
         place, where = current_place(self.running[-1])
         node = self.graph.create_node(op, target, self.lowered(args), self.lowered(kwargs))
-        node.meta.update(val=snapshot(value), where=where, place=place)
+        node.meta.update(val=snapshot(value), where=where, place=place, draws=self.draws.moved())
         self.count_visit(node)
         return node
 

@@ -20,10 +20,12 @@ from torch.utils import _pytree as pytree
 from tracecompile.capture.copying.copies import replace_attribute, share_parameters, tensor_attributes
 from tracecompile.capture.copying.registries import registries_redirected
 from tracecompile.capture.layerwise.permutations import undo_permutations
+from tracecompile.capture.tracing.draws import OtherDraws
 from tracecompile.capture.tracing.example_sizes import free_sizes, resized_along
 from tracecompile.capture.tracing.module_calls import CallRecorder
 from tracecompile.capture.tracing.names import valid_name
 from tracecompile.capture.tracing.results import open_result
+from tracecompile.capture.tracing.scripted import compiled_code_recorded
 from tracecompile.capture.tracing.source import CAPTURE, line_of_failure
 from tracecompile.capture.tracing.step_mode import in_single_steps
 from tracecompile.capture.tracing.step_numbers import loops_counted
@@ -85,8 +87,12 @@ class Recorder(CallRecorder):
             self.hand_in_attribute(name, learning)
         before = {name: id(value) for name, value in tensor_attributes(self.root)}
         copied_args, copied_kwargs = pytree.tree_unflatten([value for _, value in handed], spec)
+        others = OtherDraws()
         with self.recording():
             result = run_user_code(self.root, copied_args, copied_kwargs)
+        if others.moved():
+            with registries_redirected(self.root), torch.no_grad():
+                raise others.refusal(lambda: run_user_code(self.root, copied_args, copied_kwargs))
         open_result(self.root, result)
         self.tape.result = pytree.tree_map(self.result_leaf, result)
         self.read_attributes(before)
@@ -168,6 +174,7 @@ class Recorder(CallRecorder):
                 loops_counted(self),
                 torch.enable_grad(),
                 _Mode(self),
+                compiled_code_recorded(self),
                 surrogates_recorded(self.record_surrogate),
             ):
                 yield
@@ -186,7 +193,9 @@ def mode_watched(recorder: Recorder) -> Iterator[None]:
     def read(module: nn.Module) -> bool:
         if not recorder.paused and not sys._getframe(1).f_code.co_filename.startswith(CAPTURE):
             recorder.tape.reads_mode = True
-        return bool(module.__dict__["training"])
+        held = vars(module)
+        # Compiled modules keep theirs in the code that they wrap.
+        return bool(held["training"] if "training" in held else module.__getattr__("training"))
 
     def write(module: nn.Module, value: bool) -> None:
         if not recorder.paused:

@@ -1,0 +1,137 @@
+"""Random numbers that the user's code draws: who draws them, and those that the program could not draw again."""
+
+from __future__ import annotations
+
+import random
+import sys
+import sysconfig
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import numpy
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+from tracecompile.capture.tracing.build import cone, find, is_random
+from tracecompile.capture.tracing.source import INSTALLED, PACKAGE, TORCH, source_line
+from tracecompile.capture.tracing.tape import Tape
+from tracecompile.errors import SourceLine, UnsupportedOperation
+from tracecompile.program import StepProgram
+
+LIBRARY = sysconfig.get_path("stdlib") + "/"
+
+
+class TorchDraws:
+    """Notices when torch's own generators have moved."""
+
+    def __init__(self) -> None:
+        self.states = self._now()
+
+    def moved(self) -> bool:
+        """Tells whether random numbers were drawn since the last question."""
+        before, self.states = self.states, self._now()
+        return not all(torch.equal(one, other) for one, other in zip(before, self.states, strict=False))
+
+    @staticmethod
+    def _now() -> list[torch.Tensor]:
+        devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+        return [torch.get_rng_state(), *devices]
+
+
+class OtherDraws:
+    """Python's and numpy's generators, whose numbers are constants to the trace."""
+
+    def __init__(self) -> None:
+        self.before = self._now()
+
+    def moved(self) -> bool:
+        """Tells whether they are elsewhere than at the beginning."""
+        return self._now() != self.before
+
+    def restore(self) -> None:
+        """Puts them back."""
+        random.setstate(self.before[0])
+        numpy.random.set_state(self.before[1])
+
+    @staticmethod
+    def _now() -> tuple[Any, ...]:
+        name, key, *rest = numpy.random.get_state()
+        return random.getstate(), (name, tuple(key), *rest)
+
+    def refusal(self, run: Callable[[], Any]) -> UnsupportedOperation:
+        """Makes the error for a model that has moved them.
+
+        Args:
+            run: Runs the model once more.
+        """
+        self.restore()
+        where = self._line(run)
+        self.restore()
+        return UnsupportedOperation(
+            "The model draws a random number with Python's or numpy's generator, which becomes a constant.",
+            "Draw it with torch, before the loop over time, or hand it in as an argument.",
+            where,
+        )
+
+    def _line(self, run: Callable[[], Any]) -> SourceLine | None:
+        """Runs the model line by line, until a generator moves."""
+        last: list[tuple[str, int]] = []
+        found: list[tuple[str, int]] = []
+
+        def look(frame: FrameType, event: str, argument: Any) -> Any:
+            file = frame.f_code.co_filename
+            if found or file.startswith((TORCH, PACKAGE, LIBRARY)) or INSTALLED.search(file):
+                return None
+            if last and self.moved():
+                found.extend(last)
+                return None
+            last[:] = [(file, frame.f_lineno)]
+            return look
+
+        outer = sys.gettrace()
+        sys.settrace(look)
+        try:
+            run()
+        except Exception:  # it has run before: whatever fails now, the search has failed
+            return None
+        finally:
+            sys.settrace(outer)
+        line = (found or last)[0] if found or last else None
+        return source_line(*line) if line else None
+
+
+def with_all_draws(program: StepProgram, root: nn.Module, *tapes: Tape) -> StepProgram:
+    """Refuses a model that draws random numbers which the program does not: the generator would be elsewhere.
+
+    A dropout whose result nobody uses draws in training alone, so that its program is one for its mode.
+
+    Args:
+        program: Captured from the tapes.
+        root: The model that they were recorded from.
+        tapes: What was recorded.
+    """
+    graphs = (program.prologue.graph, program.step.graph, program.epilogue.graph)
+    kept = {_spelt(node) for graph in graphs for node in graph.nodes}
+    for tape in tapes:
+        live = cone([*pytree.tree_leaves(tape.result), *tape.attributes.values()])
+        for node in tape.graph.nodes:
+            if node in live and _spelt(node) in kept:
+                continue
+            if is_random(node):
+                raise UnsupportedOperation(
+                    f"Random numbers are drawn here ({_spelt(node)[0]}) whose values are not used.",
+                    "Leave the call out, or use what it returns: it moves the generator for all later draws.",
+                    node.meta.get("where"),
+                )
+            if node.op == "call_module" and node.target not in tape.leaves:
+                drops = isinstance(find(root, str(node.target)), nn.modules.dropout._DropoutNd)
+                program = program.evolve(reads_mode=program.reads_mode or drops)
+    return program
+
+
+def _spelt(node: fx.Node) -> tuple[Any, ...]:
+    where = node.meta.get("where")
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return name, *((where.file, where.line) if where is not None else ())
