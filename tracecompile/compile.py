@@ -15,6 +15,7 @@ from tracecompile.capture.copying.owned import resolved_in
 from tracecompile.capture.copying.registries import registries_redirected
 from tracecompile.capture.loops.lengths import TimeSource
 from tracecompile.capture.loops.resizing import first_tensor
+from tracecompile.capture.tracing.source import line_of_failure
 from tracecompile.diagnostics.describe import describe
 from tracecompile.diagnostics.report import ConversionReport
 from tracecompile.errors import ConversionError, InvalidInput
@@ -123,6 +124,7 @@ def _does_not_run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     except (RuntimeError, TypeError, IndexError, ValueError) as own:
         return InvalidInput(
             f"The model itself cannot run on the example: {str(own).splitlines()[0]}.",
-            "Pass an input that it can run on.",
+            "Pass an input that it can run on; clear states that it has kept from other inputs.",
+            line_of_failure(own),
         )
     return fault

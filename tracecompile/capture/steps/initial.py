@@ -10,11 +10,13 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from tracecompile.capture.copying.copies import tensor_attributes
+from tracecompile.capture.copying.fresh_start import has_samples
 from tracecompile.capture.steps.shapes import same_shape_above
 from tracecompile.capture.steps.step_states import State, StepRuns
 from tracecompile.capture.tracing.build import GraphCutter, take_in_order
 from tracecompile.capture.tracing.names import valid_name
 from tracecompile.capture.tracing.tape import Tape
+from tracecompile.errors import SourceLine, UnsupportedState
 
 
 def initial_in_prologue(cutter: GraphCutter, runs: StepRuns) -> tuple[tuple[Any, ...], list[State]]:
@@ -61,8 +63,19 @@ def value_at_conversion(cutter: GraphCutter, runs: StepRuns, state: State, value
     if value.shape == shape and uniform:
         node = cutter.add("call_function", operator.getitem, (node, slice(0, 1)), {}, value.detach()[:1])
     elif value.shape == shape:
+        if has_samples(value) and state.name not in dict(runs.model.named_buffers()):
+            raise UnsupportedState(
+                f"The state {state.name} is left over from an earlier call, with a row for each sample of that call.",
+                "Clear it before the model is converted, or give the model a method reset() that does.",
+                reading_line(state),
+            )
         return node
     return as_shaped(cutter, runs, state, node)
+
+
+def reading_line(state: State) -> SourceLine | None:
+    """Returns the user's line that reads a state first."""
+    return next((where for user in state.placeholder.users if (where := user.meta.get("where")) is not None), None)
 
 
 def filled(cutter: GraphCutter, runs: StepRuns, state: State, number: float) -> fx.Node:
