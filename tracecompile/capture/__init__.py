@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from tracecompile.capture.loops.fixed import capture_fixed_loop
+from tracecompile.capture.loops.fixed import capture_fixed_loop, capture_kept_loop
 from tracecompile.capture.loops.lengths import TimeSource
 from tracecompile.capture.loops.sequence import capture_at_length, capture_sequence
 from tracecompile.capture.numbers import pinned_numbers
-from tracecompile.capture.steps.step import capture_step
+from tracecompile.capture.steps.step import capture_call, capture_step
 from tracecompile.errors import NoSpikingLayer
 from tracecompile.program import StepProgram
 
@@ -48,6 +48,8 @@ def capture_program(
 def _captured(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepProgram | None:
     return (
         capture_sequence(model, args, kwargs)
+        or capture_kept_loop(model, args, kwargs)
         or capture_step(model, args, kwargs)
         or capture_fixed_loop(model, args, kwargs)
+        or capture_call(model, args, kwargs)
     )

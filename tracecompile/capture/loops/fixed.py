@@ -23,16 +23,35 @@ from tracecompile.capture.steps.leftovers import shape_by_input
 from tracecompile.capture.tracing.draws import with_all_draws
 from tracecompile.capture.tracing.step_mode import in_single_steps
 from tracecompile.capture.tracing.tape import Tape
+from tracecompile.capture.tracing.trace_errors import TooManySteps
 from tracecompile.capture.tracing.tracer import Recorder
 from tracecompile.capture.tracing.unpacking import separate_unpacked
 from tracecompile.errors import ConversionError, UnrollableLoop, UnsupportedOperation
 from tracecompile.program import StepProgram
 
 FEWEST_STEPS = 3
+MANY_STEPS = 8
+"""A call of a model that keeps its own states is one step of a longer sequence, though it may loop within; a call that
+loops as often as this is a sequence itself, and its states go on from one to the next."""
 
 
-def capture_fixed_loop(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepProgram | None:
-    """Captures a loop of as many steps as it makes in this call, whatever says so; None where there is none."""
+def capture_kept_loop(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepProgram | None:
+    """Captures a loop within one call whose states outlive the call: one image shown to neurons reset from outside."""
+    try:
+        program = capture_fixed_loop(model, args, kwargs, kept=True)
+    except (ConversionError, TooManySteps):
+        return None
+    return program if program is not None and any(carry.kept for carry in program.carries) else None
+
+
+def capture_fixed_loop(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], kept: bool = False
+) -> StepProgram | None:
+    """Captures a loop of as many steps as it makes in this call, whatever says so; None where there is none.
+
+    Args:
+        kept: Look no further where no state outlives the call, and let those of any module.
+    """
     model = share_parameters(model)
     notes = start_afresh(model)
     names = leaf_names(model, args, kwargs)
@@ -40,6 +59,8 @@ def capture_fixed_loop(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str
     before = plain_attributes(copy)
     tape = Recorder(copy).run(args, kwargs, names)
     changed = bool(tape.written) or plain_attributes(copy) != before
+    if kept and not tape.written:
+        return None
     if changed:
         tape.again = Recorder(share_parameters(copy)).run(args, kwargs, names)
     refusal: ConversionError | None = None
@@ -56,8 +77,8 @@ def capture_fixed_loop(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str
             continue
         if program is None:
             return None
-        program = with_states_left(with_all_draws(program, model, trial), plan, require_own_state(trial, model))
-        return noted(program, notes)
+        left = require_own_state(trial, model, own=kept and steps >= MANY_STEPS)
+        return noted(with_states_left(with_all_draws(program, model, trial), plan, left), notes)
     if refusal is not None:
         raise refusal
     return None

@@ -27,13 +27,17 @@ NOTE = (
 )
 
 
-def left_for_the_next(tape: Tape, model: nn.Module) -> tuple[str, ...]:
-    """Returns the states of library neurons that a second call reads and the first one left; none if others are."""
+def left_for_the_next(tape: Tape, model: nn.Module, own: bool = False) -> tuple[str, ...]:
+    """Returns the states that a second call reads and the first one left; none if others than libraries' are.
+
+    Args:
+        own: Take the states of any other module as well.
+    """
     if tape.again is None or attributes_read(tape) & set(tape.written):
         return ()
     names = tuple(sorted(attributes_read(tape.again) & set(tape.written)))
     owners = [model.get_submodule(name.partition("[")[0].rpartition(".")[0]) for name in names]
-    return names if all(library_of(owner) is not None for owner in owners) else ()
+    return names if own or all(library_of(owner) is not None for owner in owners) else ()
 
 
 def going_on(program: StepProgram, plan: LoopPlan, names: Sequence[str]) -> StepProgram | None:

@@ -22,9 +22,13 @@ def with_states_left(program: StepProgram | None, plan: Assembler, left: tuple[s
     return found
 
 
-def require_own_state(tape: Tape, model: nn.Module) -> tuple[str, ...]:
-    """Refuses a loop whose states outlive the sequence; returns those of library neurons, kept until reset."""
-    kept = left_for_the_next(tape, model)
+def require_own_state(tape: Tape, model: nn.Module, own: bool = False) -> tuple[str, ...]:
+    """Refuses a loop whose states outlive the sequence; returns those of library neurons, kept until reset.
+
+    Args:
+        own: Keep those of any other module as well.
+    """
+    kept = left_for_the_next(tape, model, own)
     if kept:
         return kept
     read = attributes_read(tape)
