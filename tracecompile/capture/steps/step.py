@@ -6,6 +6,7 @@ it does not have yet; the second, with every state handed in, *is* the step.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import fx, nn
@@ -15,7 +16,7 @@ from tracecompile.capture.copying.copies import share_parameters, tensor_attribu
 from tracecompile.capture.copying.fresh_start import start_afresh
 from tracecompile.capture.signature import leaf_names
 from tracecompile.capture.steps.explicit import StateArguments, find_state_arguments
-from tracecompile.capture.steps.single import as_sequence_of_one
+from tracecompile.capture.steps.single import as_sequence_of_one, starts_a_state
 from tracecompile.capture.steps.step_program import StepBuilder
 from tracecompile.capture.steps.step_states import State, live_states
 from tracecompile.capture.tracing.build import GraphCutter, same_graph
@@ -28,22 +29,24 @@ from tracecompile.program import StepProgram
 
 def capture_step(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepProgram | None:
     """Captures one call as the step; None where no state outlives the call."""
-    program = _captured(model, args, kwargs)
-    return program if program is None or program.carries else None
+    return _captured(model, args, kwargs, lambda first, states: bool(states))
 
 
 def capture_call(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepProgram | None:
-    """Captures a call that loops over no time and leaves no state: one image shown once or twice, say.
+    """Captures a call whose time is over after a step or two: one image shown once, say. It is a sequence of one step.
 
-    It is a sequence of a single step. None where nothing in it may spike.
+    None where the call starts no state, or loops: then it is no matter of time.
     """
-    program = _captured(model, args, kwargs)
-    if program is None or program.carries or not program.inputs or not program.leaves:
-        return None
-    return as_sequence_of_one(program)
+    program = _captured(model, args, kwargs, lambda first, states: not states and starts_a_state(first))
+    return as_sequence_of_one(program) if program is not None and program.inputs and program.leaves else None
 
 
-def _captured(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepProgram | None:
+def _captured(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    wanted: Callable[[Tape, list[State]], bool],
+) -> StepProgram | None:
     model = share_parameters(model)
     notes = start_afresh(model)
     first_copy = share_parameters(model)
@@ -53,6 +56,8 @@ def _captured(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     warm = share_parameters(first_copy)
     steady = run_steady(warm, arguments, first)
     states = live_states(steady, arguments)
+    if not wanted(first, states):
+        return None
     again = share_parameters(warm)
     require_steady(steady, states, run_steady(again, arguments, steady), arguments)
     program = with_all_draws(StepBuilder(model, arguments, first, steady, states).build(), model, first, steady)
