@@ -18,7 +18,7 @@ from tracecompile.capture.loops.resizing import first_tensor
 from tracecompile.capture.tracing.source import line_of_failure
 from tracecompile.diagnostics.describe import describe
 from tracecompile.diagnostics.report import ConversionReport
-from tracecompile.errors import ConversionError, InvalidInput
+from tracecompile.errors import ConversionError, InvalidInput, UnsupportedState
 from tracecompile.passes.pipeline import Stages, run_pipeline
 from tracecompile.program import Settings, StepProgram
 from tracecompile.runtime.arguments import Arguments, check_tensor
@@ -102,6 +102,12 @@ def compile_model(
         raise
     except (RuntimeError, TypeError, IndexError, ValueError) as fault:
         raise _does_not_run(model, args, kwargs, fault) from fault
+    for name, where in captured.left_over:
+        raise UnsupportedState(
+            f"The state {name} is left over from an earlier call, with a row for each sample of that call.",
+            "Clear it before the model is converted, or give the model a method reset() that does.",
+            where,
+        )
     program, stages = run_pipeline(resolved_in(model, captured).evolve(settings=settings))
     arguments = Arguments(model, program, args, kwargs)
     return Compiled(

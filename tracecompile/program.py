@@ -23,6 +23,7 @@ from torch import fx, nn
 if TYPE_CHECKING:
     from torch.utils._pytree import TreeSpec
 
+    from tracecompile.errors import SourceLine
     from tracecompile.layers import Block, Core, Emitted, Layer, Statics, Trace, Unit
 
 Collect = Literal["stack", "last", "sum", "step"]
@@ -130,6 +131,8 @@ class StepProgram:
             arguments, in the order of the explicit carries. Empty otherwise.
         explicit_results: Positions of their successors among the leaves of the result, in the same order.
         notes: Sentences for the report.
+        left_over: States that start from what an earlier call has left, a row for each of its samples; with the user's
+            line that reads each.
         time: Axis of the first tensor argument, and position of a number among the leaves of the arguments, that say
             how many steps there are (None where they do not).
         reads_mode: Whether the user's code branches on ``training``, so that the other mode is another program.
@@ -158,6 +161,7 @@ class StepProgram:
     explicit_results: tuple[int, ...] = ()
     settings: Settings = field(default_factory=Settings)
     notes: tuple[str, ...] = ()
+    left_over: tuple[tuple[str, SourceLine | None], ...] = ()
     time: tuple[int | None, int | None] = (None, None)
     reads_mode: bool = False
     pinned: tuple[int, ...] = ()

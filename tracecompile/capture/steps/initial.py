@@ -16,7 +16,7 @@ from tracecompile.capture.steps.step_states import State, StepRuns
 from tracecompile.capture.tracing.build import GraphCutter, take_in_order
 from tracecompile.capture.tracing.names import valid_name
 from tracecompile.capture.tracing.tape import Tape
-from tracecompile.errors import SourceLine, UnsupportedState
+from tracecompile.errors import SourceLine
 
 
 def initial_in_prologue(cutter: GraphCutter, runs: StepRuns) -> tuple[tuple[Any, ...], list[State]]:
@@ -64,11 +64,7 @@ def value_at_conversion(cutter: GraphCutter, runs: StepRuns, state: State, value
         node = cutter.add("call_function", operator.getitem, (node, slice(0, 1)), {}, value.detach()[:1])
     elif value.shape == shape:
         if has_samples(value) and state.name not in dict(runs.model.named_buffers()):
-            raise UnsupportedState(
-                f"The state {state.name} is left over from an earlier call, with a row for each sample of that call.",
-                "Clear it before the model is converted, or give the model a method reset() that does.",
-                reading_line(state),
-            )
+            runs.left_over.append((state.name, reading_line(state)))
         return node
     return as_shaped(cutter, runs, state, node)
 

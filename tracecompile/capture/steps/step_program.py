@@ -66,6 +66,7 @@ class StepBuilder(StepRuns):
                 if leaf in explicit
             ),
             notes=notes,
+            left_over=tuple(self.left_over),
             pinned=self.steady.compared_inputs(),
             written=tuple(dict.fromkeys((*self.first.written, *self.steady.written, *self.steady.states))),
             reads_mode=self.first.reads_mode or self.steady.reads_mode,

@@ -12,7 +12,7 @@ from tracecompile.capture.steps.explicit import StateArguments
 from tracecompile.capture.tracing.build import cone, read_by_value
 from tracecompile.capture.tracing.step_mode import in_single_steps
 from tracecompile.capture.tracing.tape import Tape
-from tracecompile.errors import UnsupportedState
+from tracecompile.errors import SourceLine, UnsupportedState
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,8 @@ class StepRuns:
         self.steady = steady
         self.states = states
         self.leaves: dict[str, nn.Module] = {**first.leaves, **steady.leaves}
+        self.left_over: list[tuple[str, SourceLine | None]] = []
+        """States that start from the rows of an earlier batch, with the line that reads each."""
         for tape in (first, steady):
             for name, value in tape.constants.items():
                 self.root.register_buffer(name, value, persistent=False)
