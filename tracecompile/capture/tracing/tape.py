@@ -73,7 +73,8 @@ class Tape:
         graph.graph_copy(self.graph, copies)
 
         def mapped(value: Any) -> Any:
-            return pytree.tree_map(lambda leaf: copies[leaf] if isinstance(leaf, fx.Node) else leaf, value)
+            # A number that only Python looked at has a node no longer.
+            return pytree.tree_map(lambda leaf: copies.get(leaf, leaf) if isinstance(leaf, fx.Node) else leaf, value)
 
         return replace(
             self,
