@@ -10,6 +10,7 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from tracecompile.capture.layerwise.layout import Layout
+from tracecompile.capture.loops.histories import ROWS
 from tracecompile.capture.loops.places import place_key, visit_counts
 from tracecompile.capture.tracing.tape import Tape
 
@@ -23,6 +24,9 @@ def stacked(node: fx.Node, steps: int) -> tuple[Layout, tuple[fx.Node, ...]] | N
         node: Any node.
         steps: How many values there have to be.
     """
+    if ROWS in node.meta:
+        rows, axis = node.meta[ROWS]
+        return (Layout(axis, steps), rows) if len(rows) == steps else None
     items = _items(node) if node.target is torch.stack else []
     axis = _axis(node) if len(items) == steps else None
     return None if axis is None else (Layout(axis, steps), tuple(items))
