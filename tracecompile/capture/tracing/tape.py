@@ -83,7 +83,10 @@ class Tape:
             attributes=mapped(self.attributes),
             inputs=mapped(self.inputs),
             states=mapped(self.states),
-            conditions=[replace(one, node=mapped(one.node)) for one in self.conditions],
+            # What only Python looked at is no longer in the graph.
+            conditions=[
+                replace(one, node=copies.get(one.node, one.node) if one.node else None) for one in self.conditions
+            ],
             again=None if self.again is None else self.again.copy(),
         )
 
