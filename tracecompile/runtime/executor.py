@@ -166,6 +166,7 @@ class Executor:
             else:
                 states = self._chunked(prepared, window, collector, choice)
             collected = collector.results()
+            window.record.let_go()
         if self.rule == "measured":
             window.rerun = rerun
         axes = {x.name: (value, x.dim) for x, value in zip(self.program.inputs, prepared.inputs, strict=True)}

@@ -18,7 +18,7 @@ from tracecompile.capture.loops.lengths import TimeSource
 from tracecompile.capture.tracing.source import line_of_forward
 from tracecompile.compile import Compiled, compile_model
 from tracecompile.diagnostics.report import ConversionReport
-from tracecompile.errors import ConversionError, InvalidInput
+from tracecompile.errors import ConversionError, InvalidInput, UnsupportedOperation
 from tracecompile.program import Settings
 from tracecompile.runtime.arguments import Call
 from tracecompile.runtime.bins import StreamClock
@@ -72,6 +72,8 @@ class TracedModule(nn.Module):
             program = compiled.program
             try:
                 self._install(compiled, args, kwargs)
+            except UnsupportedOperation:
+                raise
             except ConversionError as refusal:
                 if program.length_bound or program.time == (None, None):
                     raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -127,6 +127,12 @@ class Record:
         by_name = {name: value for (name, _), value in values.items()}
         self.moment = Moment(self.clock.steps - 1, index, by_name, changes, first, derivatives)
 
+    def let_go(self) -> None:
+        """Copies what the last step read out of the sequences that it is a slice of, so that those are not kept."""
+        if self.moment is not None:
+            values = {name: _own(value) for name, value in self.moment.values.items()}
+            self.moment = replace(self.moment, values=values)
+
     def _merge(self) -> None:
         self.clock.merge()
         for trace in self.traces.values():
@@ -148,6 +154,10 @@ class Record:
     def bins(self) -> Bins:
         """The bins of the steps so far."""
         return self.clock.bins
+
+
+def _own(value: Tensor) -> Tensor:
+    return value if value.untyped_storage().nbytes() == value.nbytes else value.clone()
 
 
 def rows_of(response: Jacobian, entries: Sequence[Tensor]) -> Derivatives:

@@ -152,7 +152,9 @@ class Window:
         learned = [state for state in self.initial if state.requires_grad]
         wanted = {name: given for name, given in inputs.items() if given[0].requires_grad}
         self._refuse_unreachable_initial()
-        run = functools.partial(self._backward, ports, list(shapes), parameters, wanted)
+        # Backward asks for their shape only: what the prologue has computed is not kept.
+        shaped = {name: (value.new_empty(()).expand(value.shape), dim) for name, (value, dim) in wanted.items()}
+        run = functools.partial(self._backward, ports, list(shapes), parameters, shaped)
         made = AnchorFunction.apply(
             run, list(shapes.values()), *parameters, *learned, *(value for value, _ in wanted.values())
         )

@@ -83,24 +83,28 @@ def on_the_example(net: TracedModule, pair: Pair, example: Arguments) -> None:
     """Compares values and gradients on the first steps of the example, and values over more of it."""
     program, settings = pair.program, net._settings
     measured = settings.rule == "measured" and settings.decay is None
-    if program.kind == "sequence" and program.length is None and example_steps(program, *example) > STEPS:
+    if (
+        program.kind == "sequence"
+        and program.length is None
+        and example_steps(TimeSource(*program.time), *example) > STEPS
+    ):
         calls = [shortened(program, *example, MOST_STEPS)]
-        require_same(pair, pair.run(calls, learning=False), "On the example", calls, example)
+        require_same(pair, pair.run(calls, learning=False))
     calls = [shortened(program, *example, STEPS)] if program.kind == "sequence" else [example] * CALLS
     try:
         pair.run(calls, learning=False)
     except ModelRefuses:
         calls = [example]  # too few steps for the model itself
-    steps = program.length or example_steps(program, *calls[0]) or STEPS
+    steps = program.length or example_steps(TimeSource(*program.time), *calls[0]) or STEPS
     exact = measured and steps <= MOST_BINS
     run = pair.run(calls, settings=replace(settings, bins=steps) if exact else None)
-    require_same(pair, run, "On the example", calls)
+    require_same(pair, run)
     bins = settings.bins if measured else 0
     require_same_gradients(net, run, exact or bins >= steps or settings.rule == "bptt")
 
 
 def shortened(program: StepProgram, args: tuple[Any, ...], kwargs: dict[str, Any], most: int) -> Arguments:
     """Cuts the example of a sequence model to a few steps."""
-    if program.length_bound or example_steps(program, args, kwargs) <= most:
+    if program.length_bound or example_steps(TimeSource(*program.time), args, kwargs) <= most:
         return args, kwargs
     return resized(args, kwargs, TimeSource(*program.time), most)

@@ -41,14 +41,14 @@ class Size:
         return " and ".join(parts) or "the example's sizes"
 
 
-def batch_axes(program: StepProgram, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int]:
+def batch_axes(program: StepProgram, source: TimeSource, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int]:
     """Returns the axes of the first tensor argument that may be that of the samples, the likeliest first."""
-    first, time = first_tensor(args, kwargs), program.time[0]
+    first, time = first_tensor(args, kwargs), source.axis
     if first is None:
         return []
     likely = [1] if time == 0 else [0]
-    if program.kind == "sequence" and time is None and program.time[1] is None:
-        likely = [0, 1]  # the model fixes its number of steps, and only it knows where they are
+    if program.length is not None:
+        likely += [1 - likely[0]]  # only the model knows where its own number of steps is
     return [axis for axis in likely if axis < first.dim()]
 
 

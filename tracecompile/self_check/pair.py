@@ -39,6 +39,7 @@ class Run:
         expected, found: The leaves of what they returned.
         fault: What the converted module raised where the model ran.
         drawn_alike: Whether both left torch's generators in the same state.
+        learning: Whether it was recorded for training.
     """
 
     reference: nn.Module
@@ -47,6 +48,7 @@ class Run:
     found: list[Any]
     fault: Exception | None = None
     drawn_alike: bool = True
+    learning: bool = True
 
 
 class Pair:
@@ -54,10 +56,10 @@ class Pair:
 
     def __init__(self, net: TracedModule, model: nn.Module) -> None:
         self.program: StepProgram = net._ready.program
-        self._net = net
-        self._model = independent_copy(model)
-        self._model.training = net.training
-        start_afresh(self._model)
+        self.settings: Settings = net._settings
+        self.model = independent_copy(model)
+        self.model.training = net.training
+        start_afresh(self.model)
         self.converted = copy.deepcopy(net)
         self._buffers = {name: value.clone() for name, value in self.converted.named_buffers()}
 
@@ -65,7 +67,7 @@ class Pair:
         self,
         calls: Sequence[Arguments],
         learning: bool = True,
-        stepped: bool = True,
+        chunk: int | None = None,
         settings: Settings | None = None,
     ) -> Run:
         """Runs fresh copies of both on the same calls, from the same random numbers.
@@ -73,26 +75,26 @@ class Pair:
         Args:
             calls: The arguments of every call, in order; a step model is handed its own states from the second on.
             learning: Whether the run is recorded for training.
-            stepped: Whether the converted module takes one step after the other, whatever its settings say.
+            chunk: How many steps the converted module takes together; None to take one after the other.
             settings: Instead of the module's own.
 
         Raises:
             ModelRefuses: The model does not run on them.
         """
-        reference, converted = share_parameters(self._model), self._rewound(stepped, settings)
+        reference, converted = share_parameters(self.model), self.rewound(chunk, settings)
         with generators_kept() as states, undisturbed(learning):
             with registries_redirected(reference):
-                expected = self._called(reference, calls, of_model=True)
+                expected = self.call(reference, calls, of_model=True)
             after = Generators.now()
             states.restore()
             fault, found = None, []
             try:
-                found = self._called(converted, calls)
+                found = self.call(converted, calls)
             except Exception as error:
                 fault = error
-            return Run(reference, converted, expected, found, fault, after.drawn_alike(Generators.now()))
+            return Run(reference, converted, expected, found, fault, after.drawn_alike(Generators.now()), learning)
 
-    def _rewound(self, stepped: bool, settings: Settings | None) -> TracedModule:
+    def rewound(self, chunk: int | None = None, settings: Settings | None = None) -> TracedModule:
         """Returns the copy as it was before any run: running statistics, states, and what runs it."""
         converted = self.converted
         converted.reset()
@@ -100,12 +102,19 @@ class Pair:
             for name, value in converted.named_buffers():
                 if name in self._buffers:
                     value.copy_(self._buffers[name])
-        converted._settings = settings or self._net._settings
-        assert converted._executor is not None
-        converted._executor.stepped = stepped
+        converted._settings = settings or self.settings
+        executor = converted._executor
+        assert executor is not None
+        together = replace(self.program.settings, backend="eager", chunk=chunk)
+        executor.stepped, executor.program = chunk is None, converted._ready.program.evolve(settings=together)
         return converted
 
-    def _called(self, module: nn.Module, calls: Sequence[Arguments], of_model: bool = False) -> list[Any]:
+    def call(self, module: nn.Module, calls: Sequence[Arguments], of_model: bool = False) -> list[Any]:
+        """Calls a copy; returns the leaves of all results.
+
+        Raises:
+            ModelRefuses: It is the model's, and does not run.
+        """
         results: list[Any] = []
         result: Any = None
         for number, (args, kwargs) in enumerate(calls):

@@ -11,15 +11,11 @@ from tracecompile.errors import SourceLine
 from tracecompile.program import StepProgram
 
 
-def same_results(expected: Sequence[Any], found: Sequence[Any]) -> bool:
-    """Compares the leaves of two results bit for bit."""
-    return len(expected) == len(found) and all(same(one, other) for one, other in zip(expected, found, strict=True))
-
-
-def first_difference(expected: Sequence[Any], found: Sequence[Any]) -> int:
-    """Returns the position of the first leaf that differs; 0 where only their number does."""
+def first_difference(expected: Sequence[Any], found: Sequence[Any]) -> int | None:
+    """Returns the position of the first leaf that differs bit for bit; None where none does."""
     pairs = enumerate(zip(expected, found, strict=False))
-    return next((position for position, pair in pairs if not same(*pair)), 0)
+    others = 0 if len(expected) != len(found) else None
+    return next((position for position, pair in pairs if not same(*pair)), others)
 
 
 def same(one: Any, other: Any) -> bool:
@@ -38,7 +34,7 @@ def relative_error(expected: Sequence[Any], found: Sequence[Any]) -> float:
     worst = 0.0
     for one, other in zip(expected, found, strict=True):
         if not isinstance(one, Tensor) or not isinstance(other, Tensor) or not one.is_floating_point():
-            worst = worst if same(one, other) or isinstance(one, Tensor) else float("inf")
+            worst = worst if same(one, other) else float("inf")
             continue
         if one.shape != other.shape or one.dtype != other.dtype:
             return float("inf")

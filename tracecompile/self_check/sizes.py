@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -13,11 +14,19 @@ from tracecompile.capture.loops.lengths import TimeSource
 from tracecompile.capture.loops.resizing import first_tensor
 from tracecompile.program import StepProgram
 from tracecompile.self_check.inputs import Arguments, Size, Varied, batch_axes
-from tracecompile.self_check.pair import ModelRefuses, Pair, Run
-from tracecompile.self_check.verdict import require_same
+from tracecompile.self_check.memory import held_by_line, require_flat
+from tracecompile.self_check.pair import ModelRefuses, Pair, Run, undisturbed
+from tracecompile.self_check.results import first_difference, relative_error
+from tracecompile.self_check.verdict import require_near, require_same_at
 
+CHUNK, CHUNKED = 4, 11
+"""Steps that are taken together, and how many there are of them: some are left over."""
+ATTEMPTS, ROUNDING = 3, 1e-3
+LAST_PLACES = 64
 LONGER = (23, 11)
 """Numbers of steps that are tried until the model takes one: more than any short trace has."""
+FEW_BINS = 2
+"""Bins in which the memory of two lengths is compared."""
 SHORTER = (3, 2, 1)
 BATCHES = (3, 5)
 STEP_CALLS, CALLS = 3, 23
@@ -30,13 +39,17 @@ class Sizes:
     def __init__(self, pair: Pair, example: Arguments) -> None:
         program = pair.program
         self.pair, self.program, self.example = pair, program, example
-        self.varied = Varied(TimeSource(*program.time), program.explicit_states)
-        self.steps = example_steps(program, *example)
-        self.axes = batch_axes(program, *example)
+        source = time_source(program, *example)
+        self.varied = Varied(source, program.explicit_states)
+        self.steps = example_steps(source, *example)
+        self.free = self.steps > 0 and program.length is None and not program.length_bound
+        self.axes = batch_axes(program, source, *example)
         first = first_tensor(*example)
         self.samples = first.shape[self.axes[0]] if first is not None and self.axes else 0
         self.refused: dict[str, str] = {}
         self.accepted: set[str] = set()
+        self.rounded: list[str] = []
+        self.lengths = {self.steps}
 
     def compare(self) -> None:
         """Compares all sizes.
@@ -46,10 +59,12 @@ class Sizes:
         """
         self.compare_lengths()
         self.compare_batches()
+        self.compare_chunks()
+        self.compare_memory()
 
     def compare_lengths(self) -> None:
         """Compares a longer and a shorter sequence, where the model lets an input say how long it is."""
-        if not self.steps or self.program.length is not None or self.program.length_bound:
+        if not self.steps or self.program.length_bound:
             return
         longer = (*(steps for steps in LONGER if steps != self.steps), self.steps + 1)
         shorter = (*(steps for steps in SHORTER if steps < self.steps), self.steps - 1)
@@ -65,10 +80,45 @@ class Sizes:
             if batch != self.samples:
                 self.first_that_runs(Size(self.few_steps(), batch, axis) for axis in self.axes)
 
+    def compare_chunks(self) -> None:
+        """Compares steps that are taken together, where the backend will do so, up to rounding.
+
+        A spike whose membrane is within rounding of its threshold may differ, and all that follows from it: in a run
+        of all, but not in every one of three.
+        """
+        settings = self.program.settings
+        together = settings.backend != "eager" or (settings.chunk or 1) > 1
+        if not (together and self.program.units and self.program.kind == "sequence" and settings.rule != "bptt"):
+            return
+        errors = []
+        for seed in range(ATTEMPTS):
+            try:
+                run = self.pair.run(self.calls(Size(steps=CHUNKED if self.free else None), 1, seed), chunk=CHUNK)
+            except ModelRefuses:
+                return
+            errors.append(relative_error(run.expected, run.found) if run.fault is None else float("inf"))
+            if errors[-1] <= ROUNDING:
+                return
+        require_near(self.pair, run, CHUNK)
+
+    def compare_memory(self) -> None:
+        """Compares what is held for backward after a short sequence and a longer one that the model takes."""
+        if not self.free or self.lengths == {self.steps} or self.program.settings.rule == "bptt":
+            return
+        # Very short sequences do not fill what is kept of a bin.
+        spans = sorted({steps for steps in self.lengths if steps >= 2 * FEW_BINS} | {LONGER[-1]})
+        if len(spans) < 2:
+            return
+        bins = FEW_BINS if self.pair.settings.rule == "measured" and self.pair.settings.decay is None else 1
+        with undisturbed(learning=True):
+            short, longer = (
+                held_by_line(self.pair, self.calls(Size(steps=steps), 1), bins) for steps in (spans[0], spans[-1])
+            )
+        require_flat(short, longer, spans[-1] - spans[0])
+
     def few_steps(self) -> int | None:
         """Returns the number of steps to cut a long example to."""
-        fixed = self.program.length is not None or self.program.length_bound
-        return LONGER[0] if not fixed and self.steps > LONGER[0] else None
+        return LONGER[0] if self.free and self.steps > LONGER[0] else None
 
     def first_that_runs(self, sizes: Iterable[Size], learning: bool = True) -> None:
         """Compares both at the first of some sizes that the model takes."""
@@ -87,8 +137,13 @@ class Sizes:
         if self.widened(size, run):
             self.refused.setdefault(size.words(), "it answers as many as in the example")
             return False
-        require_same(self.pair, run, f"With {size.words()}", calls, self.example)
+        if only_rounded(run):
+            self.rounded.append(size.words())
+        else:
+            require_same_at(self.pair, run, size, self.steps, calls, self.example)
         self.accepted.add(size.words())
+        if size.steps is not None and size.batch is None:
+            self.lengths.add(size.steps)
         return True
 
     def widened(self, size: Size, run: Run) -> bool:
@@ -103,12 +158,28 @@ class Sizes:
         return [self.varied.make(*self.example, size, seed + number) for number in range(count)]
 
     def notes(self) -> tuple[str, ...]:
-        """Says which sizes the model itself does not run with."""
-        return tuple(
+        """Says which sizes the model itself does not run with, and where values are its own up to rounding."""
+        refused = [
             f"The model itself does not run with {words} ({why}), so its converted form was not compared there."
             for words, why in self.refused.items()
             if words not in self.accepted
-        )
+        ]
+        rounded = [
+            f"With {words} values are the model's up to rounding: it multiplies whole sequences at once, which torch "
+            "rounds otherwise than single steps."
+            for words in self.rounded
+        ]
+        return (*refused, *rounded)
+
+
+def only_rounded(run: Run) -> bool:
+    """Tells whether results differ, but by no more than the order of additions in a product makes."""
+    if run.fault is not None or first_difference(run.expected, run.found) is None:
+        return False
+    dtypes = [leaf.dtype for leaf in run.expected if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    return bool(dtypes) and relative_error(run.expected, run.found) <= LAST_PLACES * max(
+        torch.finfo(dtype).eps for dtype in dtypes
+    )
 
 
 def shapes(leaves: Sequence[Any]) -> list[Any]:
@@ -116,9 +187,19 @@ def shapes(leaves: Sequence[Any]) -> list[Any]:
     return [leaf.shape for leaf in leaves if isinstance(leaf, Tensor)]
 
 
-def example_steps(program: StepProgram, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    """Returns the number of time steps of a sequence model's example; 0 where it does not say."""
-    source, first = TimeSource(*program.time), first_tensor(args, kwargs)
+def time_source(program: StepProgram, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TimeSource:
+    """Returns what may say how many steps there are, for a program of a fixed number of steps as well."""
+    if program.length is None:
+        return TimeSource(*program.time)
+    first = first_tensor(args, kwargs)
+    return TimeSource(
+        next((k for k, n in enumerate(first.shape) if n == program.length), None) if first is not None else None
+    )
+
+
+def example_steps(source: TimeSource, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """Returns the number of time steps of an example; 0 where nothing in it says so."""
+    first = first_tensor(args, kwargs)
     if source.number is not None:
         return int(pytree.tree_leaves((args, kwargs))[source.number])
     return int(first.shape[source.axis]) if first is not None and source.axis is not None else 0

@@ -69,7 +69,7 @@ class GraphCutter:
         args = tuple(self.take(argument) for argument in node.args)
         kwargs = {key: self.take(argument) for key, argument in node.kwargs.items()}
         copied = self.graph.create_node(node.op, node.target, args, kwargs, name=node.name)
-        copied.meta.update(val=node.meta.get("val"), where=node.meta.get("where"), draws=is_random(node))
+        copied.meta.update({key: node.meta.get(key) for key in ("val", "where", "place")}, draws=is_random(node))
         return copied
 
     def finish(self, results: Any) -> fx.Graph:

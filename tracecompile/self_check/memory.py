@@ -1,0 +1,145 @@
+"""Whether what a forward pass leaves behind for backward grows with the number of time steps, and at which line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tracecompile.errors import SourceLine, UnsupportedOperation
+from tracecompile.runtime.executor import Executor
+from tracecompile.self_check.inputs import Arguments
+from tracecompile.self_check.pair import Pair
+
+PER_STEP = 8
+"""Bytes that may be held for every step: one number."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of memory that came into being during a run.
+
+    Attributes:
+        storage: Weak, so that it shows whether somebody still holds it.
+        size: In bytes.
+        node: What was running: a node of the prologue or epilogue, None in the steps.
+    """
+
+    storage: StorageWeakRef
+    size: int
+    node: fx.Node | None
+
+
+class Watch(TorchDispatchMode):
+    """Notes every piece of memory that an operation makes, and what was running when autograd saved it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pieces: list[Piece] = []
+        self.saved_by: dict[int, fx.Node] = {}
+        self.node: fx.Node | None = None
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        given = {_address(leaf) for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        for leaf in pytree.tree_leaves(result):
+            if isinstance(leaf, Tensor) and leaf.layout == torch.strided and _address(leaf) not in given:
+                storage = leaf.untyped_storage()
+                self.pieces.append(Piece(StorageWeakRef(storage), storage.nbytes(), self.node))
+        return result
+
+    def save(self, tensor: Tensor) -> Tensor:
+        """Notes who saves a tensor for backward."""
+        if self.node is not None and tensor.layout == torch.strided:
+            self.saved_by.setdefault(_address(tensor), self.node)
+        return tensor
+
+    def held(self, aside: Sequence[Any]) -> dict[fx.Node | None, int]:
+        """Returns the bytes that are still held, what was returned aside, by the node that saved or made them."""
+        known = {_address(leaf) for leaf in aside if isinstance(leaf, Tensor) and leaf.layout == torch.strided}
+        found: dict[fx.Node | None, int] = {}
+        for piece in {piece.storage.cdata: piece for piece in self.pieces if not piece.storage.expired()}.values():
+            if piece.storage.cdata not in known:
+                node = self.saved_by.get(piece.storage.cdata, piece.node)
+                found[node] = found.get(node, 0) + piece.size
+        return found
+
+
+class Labelled:
+    """Runs a prologue or an epilogue node by node, and tells the watch which."""
+
+    def __init__(self, module: fx.GraphModule, watch: Watch) -> None:
+        self.module, self.watch = module, watch
+
+    def __call__(self, *args: Any) -> Any:
+        """Runs it."""
+        watch = self.watch
+
+        class Told(fx.Interpreter):
+            def run_node(self, n: fx.Node) -> Any:
+                watch.node = n
+                try:
+                    return super().run_node(n)
+                finally:
+                    watch.node = None
+
+        return Told(self.module).run(*args)
+
+
+@contextmanager
+def labelled(executor: Executor, watch: Watch) -> Iterator[None]:
+    """Lets the watch know what runs before and after the steps."""
+    emitted = executor.emitted
+    parts = {name: Labelled(getattr(emitted, name), watch) for name in ("prologue", "arguments", "epilogue")}
+    executor.emitted = replace(emitted, **cast(Any, parts))
+    try:
+        yield
+    finally:
+        executor.emitted = emitted
+
+
+def held_by_line(pair: Pair, calls: Sequence[Arguments], bins: int) -> dict[fx.Node | None, int]:
+    """Runs the converted module and returns the bytes that it holds for backward, by what made or saved them."""
+    watch = Watch()
+    converted = pair.rewound(settings=replace(pair.settings, bins=bins))
+    assert converted._executor is not None
+    with (
+        labelled(converted._executor, watch),
+        torch.autograd.graph.saved_tensors_hooks(watch.save, lambda tensor: tensor),
+        watch,
+    ):
+        found = pair.call(converted, calls)
+    return watch.held([*found, *pytree.tree_leaves(list(calls))])
+
+
+def require_flat(short: dict[fx.Node | None, int], longer: dict[fx.Node | None, int], more_steps: int) -> None:
+    """Refuses a module that holds more for more steps.
+
+    Args:
+        short, longer: Bytes held, by what made or saved them, at two numbers of steps.
+        more_steps: How many more the second is.
+
+    Raises:
+        UnsupportedOperation: With the line whose values are held.
+    """
+    growth = {node: size - short.get(node, 0) for node, size in longer.items()}
+    if sum(growth.values()) <= PER_STEP * more_steps:
+        return
+    node = max(growth, key=lambda each: (each is not None and growth[each] > 0, growth[each]))
+    where: SourceLine | None = None if node is None else node.meta.get("where")
+    raise UnsupportedOperation(
+        "What is computed at this line is kept for every time step, so that memory grows with the sequence.",
+        "Compute it within the loop, step by step, and add up or collect what comes of it.",
+        where,
+    )
+
+
+def _address(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
