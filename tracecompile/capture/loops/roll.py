@@ -83,6 +83,8 @@ class Roller:
                 self._check_constant(site, template, slot, column, rows)
             elif source[1] == site and site in self.loop.sometimes:
                 self._hold(site, template, column)
+            elif source[1] in self.loop.sometimes and source[0] != last:
+                raise body_changes(template, "runs in some time steps only")
             elif source[0] > last or source[0] < 0:
                 raise body_changes(template, "reads the future")
             else:

@@ -68,6 +68,8 @@ def _of_source(traces: Traces) -> StepProgram | None:
         if not any(growth_of(pair).values()):
             if refusal is not None:
                 break
+            if length > SHORT:
+                traces.require_no_earlier_end(SHORT)
             traces.require_no_slower_growth(length)
             return None
         try:

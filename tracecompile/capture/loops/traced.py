@@ -59,24 +59,32 @@ class Traces:
         separate_loops(longer, length + 1, growth)
         return self._forwarded(length), self._forwarded(length + 1)
 
+    def require_no_earlier_end(self, length: int) -> None:
+        """Refuses a loop that goes along a short sequence and ends before a longer one does, such as by ``break``.
+
+        Raises:
+            LengthMatters: It goes along a sequence of this length.
+        """
+        self._require_no_growth(length, 1, "The loop ends before a long sequence does.")
+
     def require_no_slower_growth(self, length: int) -> None:
         """Refuses a loop that makes a step for several of the sequence, such as ``range(0, T, 2)``.
 
         Raises:
             LengthMatters: So many more steps of the sequence are one more of the loop.
         """
-        counts = {}
-        for more in (0, SLOWEST):
-            tape = self.raw(length + more)
-            if tape is None:
-                return
-            counts[more] = visit_counts(tape)
-        grown = next((key for key, count in counts[SLOWEST].items() if count > counts[0].get(key, count) > 1), None)
-        if grown is not None:
-            tape = self._raw[length][1]  # type: ignore[index]
-            where = next(node.meta.get("where") for node in tape.graph.nodes if place_key(node) == grown)
-            explanation = "The loop makes one step for several of the sequence."
-            raise LengthMatters(explanation, "Loop over every step of a shorter input.", where)
+        self._require_no_growth(length, SLOWEST, "The loop makes one step for several of the sequence.")
+
+    def _require_no_growth(self, length: int, more: int, explanation: str) -> None:
+        short, longer = self.raw(length), self.raw(length + more)
+        if short is None or longer is None:
+            return
+        counts = visit_counts(short)
+        grown = (key for key, count in visit_counts(longer).items() if count > counts.get(key, count) > 1)
+        key = next(grown, None)
+        if key is not None:
+            where = next(node.meta.get("where") for node in short.graph.nodes if place_key(node) == key)
+            raise LengthMatters(explanation, "Loop over every step of a sequence as long as that.", where)
 
     def raw(self, length: int) -> Tape | None:
         """Returns a trace as it was taken; None where the model cannot take that length."""
