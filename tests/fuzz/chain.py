@@ -101,7 +101,7 @@ def _layer_loop(choose: Choices, draft: Draft, n: str, source: str, axis: str, r
     """Returns the loop of one layer, from its currents to its spikes."""
     states, step = States("locals", draft, draft.net), Step()
     name = choose(f"chain record {n}", ("stack", "preallocated", "list of None", "cat"), 0.6)
-    turns = loop(choose, draft, n, source, axis, name in ("preallocated", "list of None"), name == "list of None")
+    turns = loop(choose, draft, n, source, axis, name in ("preallocated", "list of None"), whole=True)
     lines = [f"cur{n} = x_t", *neuron(choose, draft, draft.net, states, Neuron(n, HIDDEN), False)]
     dim = 0 if axis == "first" else 1
     rec = f"{result}_list"

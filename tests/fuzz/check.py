@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from tracecompile.errors import ConversionError
 
 SECONDS = 10
 """Processor time that a program may take to be converted and compared."""
+MISSING = "a library is not installed"
 QUICK, FULL = (require_at_once,), PARTS
 RUNS = ((3, 3), (11, 5), (23, 2))
 ONE_SAMPLE = ((3, 1), (11, 5), (23, 2))
@@ -45,7 +47,7 @@ class Verdict:
     rendered: Rendered = field(repr=False)
 
 
-class TooSlow(Exception):
+class TooSlow(BaseException):
     """A program took longer than it may."""
 
 
@@ -60,8 +62,12 @@ def check(rendered: Rendered, full: bool = False, folder: Path | None = None) ->
     with tempfile.TemporaryDirectory() as temporary:
         file = (folder or Path(temporary)) / f"program_{abs(hash(rendered.source)):x}.py"
         try:
-            with limited(SECONDS), module_from(rendered.source, file) as module:
-                _check(rendered, module, file, full)
+            with warnings.catch_warnings(), limited(SECONDS):
+                warnings.simplefilter("ignore")  # libraries warn when they are imported
+                with module_from(rendered.source, file) as module:
+                    _check(rendered, module, file, full)
+        except ModuleNotFoundError as missing:
+            return Verdict("unsound", MISSING, str(missing), rendered)
         except Unsound as fault:
             return Verdict("unsound", template(str(fault)), str(fault), rendered)
         except Wrong as fault:

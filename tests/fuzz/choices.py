@@ -17,16 +17,19 @@ class Choices:
 
     Attributes:
         taken: Name -> number of the option, of the choices in which the first option was not taken.
+        offered: Name -> number of options, of all choices that were made.
     """
 
     def __init__(self, draw: Callable[[int, float], int] | None = None, taken: dict[str, int] | None = None) -> None:
         self.taken = dict(taken or {})
         self._draw = draw
         self._made: dict[str, int] = {}
+        self.offered: dict[str, int] = {}
 
     def __call__(self, name: str, options: Sequence[T], usual: float = USUAL) -> T:
         """Returns one of the options; the first is the simplest, and is taken at least as often as ``usual`` says."""
         if name not in self._made:
+            self.offered[name] = len(options)
             number = self._draw(len(options), usual) if self._draw is not None else self.taken.get(name, 0)
             self._made[name] = number if number < len(options) else 0
             self.taken.pop(name, None)

@@ -63,7 +63,8 @@ def layer(
     lines = synapse(choose, draft, net, n, below[0], (below[1], HIDDEN))
     lines += odd(choose, draft, net, f"current {n}", f"cur{n}", HIDDEN)
     kind, lateral = recurrent(choose, draft, net, n, HIDDEN)
-    style = choose(f"style {n}", ("written", "module", *STYLES), 0.75)
+    styles = [each for each in STYLES if states.kind not in ("history", "buffer") or not each.startswith("norse")]
+    style = choose(f"style {n}", ("written", "module", *styles), 0.8)
     returns = feedback and n == "2"
     if kind == "delayed" and not loose:
         kind, lateral = "none", []

@@ -150,7 +150,7 @@ def _reduced(name: str, value: str, kind: str, size: int) -> Record:
         "sum from 0": (f"{name} = 0", f"{name} += {value}", name),
         "in place": (zeros, f"{name} += {value}", name),
         "mean": (zeros, f"{name} = {name} + {value} / T", name),
-        "last": (f"{name} = None", f"{name} = {value}", name),
+        "last": (zeros, f"{name} = {value}", name),
         "max": (f"{name} = torch.full((B, {size}), -10.0)", f"{name} = torch.maximum({name}, {value})", name),
         "filter": (zeros, f"{name} = 0.9 * {name} + {value}", name),
         "running mean": (zeros, f"{name} = {name} + ({value} - {name}) / (t + 1)", name),

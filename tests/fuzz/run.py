@@ -7,7 +7,7 @@ import time
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -90,14 +90,15 @@ def run(count: int, first_seed: int, jobs: int, folder: Path, seconds: float | N
         if (folder / f"batch_{seed}.jsonl").exists():
             found += list(_read(folder / f"batch_{seed}.jsonl"))
             waiting.remove(seed)
-    context = get_context("spawn")
-    while waiting and time.monotonic() < until:
-        with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=8) as pool:
-            started = [pool.submit(batch, seed, folder) for seed in waiting[: 4 * jobs]]
-            for done in as_completed(started):
-                found += done.result()
-                print(f"{len(found)} programs, {_shares(found)}", flush=True)
-        waiting = waiting[4 * jobs :]
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), max_tasks_per_child=8) as pool:
+        running: set[Future[list[dict[str, Any]]]] = set()
+        while running or (waiting and time.monotonic() < until):
+            while waiting and len(running) < jobs and time.monotonic() < until:
+                running.add(pool.submit(batch, waiting.pop(0), folder))
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for each in done:
+                found += each.result()
+                print(f"{len(found)} programs: {_shares(found)}", flush=True)
     return found
 
 
