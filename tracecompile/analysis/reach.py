@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from tracecompile.errors import UnsupportedOperation
 from tracecompile.program import StepProgram, final_states_read
 
 
@@ -32,13 +34,31 @@ def reached_parameters(program: StepProgram) -> set[nn.Parameter]:
     live = {index for index, read in enumerate(final_states_read(program)) if read}
     while True:
         roots = [*outputs, *(following[index] for index in sorted(live))]
-        found = _dependencies(roots, [*copies, *given])
+        try:
+            found = _dependencies(roots, [*copies, *given])
+        except RuntimeError as fault:
+            raise _without_derivative(program, fault) from fault
         taken = found[len(parameters) :]
         grown = live | {index for index, reached in enumerate(taken[first:]) if reached}
         if grown == live:
             reached = {parameter for parameter, is_reached in zip(parameters, found, strict=False) if is_reached}
             return reached | _before(program, parameters, taken) | _after(program)
         live = grown
+
+
+def _without_derivative(program: StepProgram, fault: RuntimeError) -> Exception:
+    """Makes the refusal of an operation through which torch itself cannot learn; any other fault stays what it is."""
+    match = re.search(r"derivative for aten::(\w+)", str(fault))
+    if match is None:
+        return fault
+    named = [
+        node for node in program.step.graph.nodes if match[1] in (node.target, getattr(node.target, "__name__", ""))
+    ]
+    return UnsupportedOperation(
+        f"torch has no derivative of {match[1]}, so that the model itself cannot be trained.",
+        "Pass the membrane through a surrogate function, such as those of tracecompile.nn, or detach what it reads.",
+        named[0].meta.get("where") if named else None,
+    )
 
 
 def _before(program: StepProgram, parameters: list[nn.Parameter], taken: list[bool]) -> set[nn.Parameter]:

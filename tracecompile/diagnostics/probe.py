@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from tracecompile.diagnostics.activity import Spikes
+from tracecompile.diagnostics.aloud import said_aloud
 from tracecompile.diagnostics.report import text_table
 from tracecompile.errors import InvalidInput
 from tracecompile.passes.insert_input_traces import layer_decay
 from tracecompile.runtime.module import TracedModule
 from tracecompile.runtime.neumann import SETTLED
-from tracecompile.runtime.record import Record
 from tracecompile.runtime.window import Window
 
 SATURATED = 0.95
@@ -73,11 +74,13 @@ class Probe:
     """What a batch shows, layer by layer; printing it gives a table and the advice."""
 
     layers: tuple[LayerProbe, ...]
+    said: tuple[str, ...] = ()
+    """What was said when the network was converted: thresholds without a surrogate, parameters that cannot learn."""
 
     @property
     def advice(self) -> tuple[str, ...]:
-        """What the figures imply."""
-        return tuple(sentence for layer in self.layers for sentence in layer.advice())
+        """What the figures imply, after what was said when the network was converted."""
+        return (*self.said, *(sentence for layer in self.layers for sentence in layer.advice()))
 
     def __str__(self) -> str:
         header = ("layer", "rate", "silent", "saturated", "drift", "warm-up", "residual", "unsettled", "band")
@@ -87,26 +90,6 @@ class Probe:
     def to_dict(self) -> dict[str, Any]:
         """Returns the figures and the advice, ready for ``json.dumps``."""
         return {"layers": [asdict(layer) for layer in self.layers], "advice": list(self.advice)}
-
-
-class _Spikes:
-    """Spikes per neuron of each layer, counted while a record is made."""
-
-    def __init__(self, net: TracedModule) -> None:
-        self.layers = net._ready.program.layers
-        self.counts: dict[str, Tensor] = {}
-        self.steps = 0
-
-    def add(self, record: Record, states: Any, traced: Any, of_layers: Any, norms: Any) -> None:
-        """Counts one step and passes it on."""
-        self.steps += 1
-        for layer, (outputs, _) in zip(self.layers, of_layers, strict=True):
-            # A junction has no core, so that it has no outputs here.
-            for name, value in zip(layer.outputs, outputs, strict=layer.core is not None):
-                if name in layer.spikes:
-                    fired = (value != 0).to(torch.float64)
-                    self.counts[layer.name] = self.counts[layer.name] + fired if layer.name in self.counts else fired
-        Record.add(record, states, traced, of_layers, norms)
 
 
 def probe(net: TracedModule, inputs: Any) -> Probe:
@@ -125,14 +108,15 @@ def probe(net: TracedModule, inputs: Any) -> Probe:
         other = copy.deepcopy(net)
         window, spikes = _recorded(other, inputs)
     program = other._ready.program
-    return Probe(tuple(_layer(program.layers[i], window, spikes) for i in range(len(program.layers))))
+    layers = tuple(_layer(program.layers[i], window, spikes) for i in range(len(program.layers)))
+    return Probe(layers, tuple(said_aloud(program)))
 
 
-def _recorded(net: TracedModule, inputs: Any) -> tuple[Window, _Spikes]:
+def _recorded(net: TracedModule, inputs: Any) -> tuple[Window, Spikes]:
     """Runs the network forward and backward, counting spikes on the way."""
     sample = inputs if isinstance(inputs, (Tensor, tuple)) else next(iter(inputs))
     executor, call = net._prepared_for(sample if isinstance(sample, tuple) else (sample,), {})
-    spikes = _Spikes(net)
+    spikes = Spikes(executor.program)
     original = executor.observer
     executor.observer = spikes.add
     try:
@@ -146,7 +130,8 @@ def _recorded(net: TracedModule, inputs: Any) -> tuple[Window, _Spikes]:
         raise InvalidInput("The network records nothing: none of its parameters requires a gradient.")
     outputs = [leaf for leaf in pytree.tree_leaves(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad]
     signs = [torch.ones_like(output).bernoulli_(0.5).mul_(2).sub_(1) for output in outputs]
-    torch.autograd.backward(outputs, signs)
+    if outputs:
+        torch.autograd.backward(outputs, signs)
     return window, spikes
 
 
@@ -158,7 +143,7 @@ def _stepped(net: TracedModule, inputs: Iterable[Any]) -> tuple[list[Any], Windo
     return leaves, net._live.window
 
 
-def _layer(layer: Any, window: Window, spikes: _Spikes) -> LayerProbe:
+def _layer(layer: Any, window: Window, spikes: Spikes) -> LayerProbe:
     counts = spikes.counts.get(layer.name)
     rates = None if counts is None else counts / spikes.steps
     decay = layer_decay(window.program, layer)

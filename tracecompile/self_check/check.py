@@ -9,21 +9,18 @@ import torch
 from torch import nn
 
 from tracecompile.capture.loops.lengths import TimeSource
-from tracecompile.capture.loops.resizing import resized
 from tracecompile.errors import ConversionError
-from tracecompile.program import StepProgram
 from tracecompile.self_check.gradients import require_same_gradients
 from tracecompile.self_check.inputs import Arguments
 from tracecompile.self_check.pair import ModelRefuses, Pair, detached
-from tracecompile.self_check.sizes import Sizes, example_steps
+from tracecompile.self_check.sizes import MOST_STEPS, Sizes, example_steps, shortened
 from tracecompile.self_check.verdict import require_same
 
 if TYPE_CHECKING:
     from tracecompile.runtime.module import TracedModule
 
 STEPS = 5
-MOST_STEPS = 40
-"""Steps of the example over which values are compared; gradients are over ``STEPS``."""
+"""Steps of the example over which gradients are compared; values are over ``MOST_STEPS``."""
 CALLS = 3
 MOST_BINS = 10
 """With more bins than this their responses take too much memory for a check, which then asks only for a gradient."""
@@ -101,10 +98,3 @@ def on_the_example(net: TracedModule, pair: Pair, example: Arguments) -> None:
     require_same(pair, run)
     bins = settings.bins if measured else 0
     require_same_gradients(net, run, exact or bins >= steps or settings.rule == "bptt")
-
-
-def shortened(program: StepProgram, args: tuple[Any, ...], kwargs: dict[str, Any], most: int) -> Arguments:
-    """Cuts the example of a sequence model to a few steps."""
-    if program.length_bound or example_steps(TimeSource(*program.time), args, kwargs) <= most:
-        return args, kwargs
-    return resized(args, kwargs, TimeSource(*program.time), most)

@@ -17,6 +17,7 @@ from tracecompile.capture.copying.copies import independent_copy, share_paramete
 from tracecompile.capture.copying.fresh_start import start_afresh
 from tracecompile.capture.copying.registries import registries_redirected
 from tracecompile.program import Settings, StepProgram
+from tracecompile.runtime.record import Record
 from tracecompile.self_check.generators import Generators, generators_kept
 from tracecompile.self_check.inputs import Arguments
 
@@ -106,6 +107,7 @@ class Pair:
         executor = converted._executor
         assert executor is not None
         together = replace(self.program.settings, backend="eager", chunk=chunk)
+        executor.observer = Record.add
         executor.stepped, executor.program = chunk is None, converted._ready.program.evolve(settings=together)
         return converted
 

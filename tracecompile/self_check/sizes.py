@@ -11,14 +11,18 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from tracecompile.capture.loops.lengths import TimeSource
-from tracecompile.capture.loops.resizing import first_tensor
+from tracecompile.capture.loops.resizing import first_tensor, resized
+from tracecompile.diagnostics.activity import Spikes
 from tracecompile.program import StepProgram
+from tracecompile.self_check.generators import generators_kept
 from tracecompile.self_check.inputs import Arguments, Size, Varied, batch_axes
 from tracecompile.self_check.memory import held_by_line, require_flat
 from tracecompile.self_check.pair import ModelRefuses, Pair, Run, undisturbed
 from tracecompile.self_check.results import first_difference, relative_error
 from tracecompile.self_check.verdict import require_near, require_same_at
 
+MOST_STEPS = 40
+"""Steps of the example over which values are compared."""
 CHUNK, CHUNKED = 4, 11
 """Steps that are taken together, and how many there are of them: some are left over."""
 ATTEMPTS, ROUNDING = 3, 1e-3
@@ -49,6 +53,7 @@ class Sizes:
         self.refused: dict[str, str] = {}
         self.accepted: set[str] = set()
         self.rounded: list[str] = []
+        self.silence: list[str] = []
         self.lengths = {self.steps}
 
     def compare(self) -> None:
@@ -61,6 +66,7 @@ class Sizes:
         self.compare_batches()
         self.compare_chunks()
         self.compare_memory()
+        self.watch_spikes()
 
     def compare_lengths(self) -> None:
         """Compares a longer and a shorter sequence, where the model lets an input say how long it is."""
@@ -116,6 +122,19 @@ class Sizes:
             )
         require_flat(short, longer, spans[-1] - spans[0])
 
+    def watch_spikes(self) -> None:
+        """Counts the spikes over the example, as it is."""
+        if self.program.settings.rule == "bptt" or self.program.explicit_states:
+            return
+        converted = self.pair.rewound()
+        assert converted._executor is not None
+        spikes = Spikes(self.program)
+        converted._executor.observer = spikes.add
+        calls = [shortened(self.program, *self.example, MOST_STEPS)] * (1 if self.program.kind == "sequence" else CALLS)
+        with generators_kept(), undisturbed(learning=True):
+            self.pair.call(converted, calls)
+        self.silence = spikes.notes()
+
     def few_steps(self) -> int | None:
         """Returns the number of steps to cut a long example to."""
         return LONGER[0] if self.free and self.steps > LONGER[0] else None
@@ -169,7 +188,7 @@ class Sizes:
             "rounds otherwise than single steps."
             for words in self.rounded
         ]
-        return (*refused, *rounded)
+        return (*self.silence, *refused, *rounded)
 
 
 def only_rounded(run: Run) -> bool:
@@ -203,3 +222,10 @@ def example_steps(source: TimeSource, args: tuple[Any, ...], kwargs: dict[str, A
     if source.number is not None:
         return int(pytree.tree_leaves((args, kwargs))[source.number])
     return int(first.shape[source.axis]) if first is not None and source.axis is not None else 0
+
+
+def shortened(program: StepProgram, args: tuple[Any, ...], kwargs: dict[str, Any], most: int) -> Arguments:
+    """Cuts the example of a sequence model to a few steps."""
+    if program.length_bound or example_steps(TimeSource(*program.time), args, kwargs) <= most:
+        return args, kwargs
+    return resized(args, kwargs, TimeSource(*program.time), most)
