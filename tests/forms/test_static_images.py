@@ -158,3 +158,28 @@ def test_calls_of_an_image_that_is_shown_once_have_nothing_to_do_with_each_other
     got = torch.autograd.grad(found, list(model.parameters()))
     for one, other in zip(got, wanted, strict=True):
         torch.testing.assert_close(one, other)
+
+
+class FirstStepBeforeResetOutside(ResetOutside):
+    """The first step is before the loop, and the state outlives the call."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        if self.v is None:
+            self.v = image.new_zeros(image.shape[0], HIDDEN)
+        z, self.v = self.step(image, self.v)
+        out = self.out(z)
+        for _ in range(1, self.steps):
+            z, self.v = self.step(image, self.v)
+            out += self.out(z)
+        return out / self.steps
+
+
+def test_a_loop_that_cannot_be_rolled_is_written_out_for_few_steps_and_refused_for_many() -> None:
+    torch.manual_seed(0)
+    model = FirstStepBeforeResetOutside(3)
+    image = images(3, 5)
+    net = tracecompile.convert(model, images(3, 2), backend="eager")
+    assert torch.equal(net(image), model(image))
+    with pytest.raises(tracecompile.ConversionError, match="outlive the call") as refusal:
+        tracecompile.convert(FirstStepBeforeResetOutside(20), images(20, 2), backend="eager")
+    assert __file__ in str(refusal.value)

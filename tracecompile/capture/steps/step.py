@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from tracecompile.capture.copying.copies import share_parameters, tensor_attributes
 from tracecompile.capture.copying.fresh_start import start_afresh
+from tracecompile.capture.loops.places import place_key, visit_counts
 from tracecompile.capture.signature import leaf_names
 from tracecompile.capture.steps.explicit import StateArguments, find_state_arguments
 from tracecompile.capture.steps.single import as_sequence_of_one, starts_a_state
@@ -25,6 +26,9 @@ from tracecompile.capture.tracing.tape import Tape
 from tracecompile.capture.tracing.tracer import Recorder
 from tracecompile.errors import UnrollableLoop
 from tracecompile.program import StepProgram
+
+MOST_ROUNDS = 12
+"""How often one call of a model of one step may go through the same layer."""
 
 
 def capture_step(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepProgram | None:
@@ -58,11 +62,25 @@ def _captured(
     states = live_states(steady, arguments)
     if not wanted(first, states):
         return None
+    require_few_rounds(first)
     again = share_parameters(warm)
     require_steady(steady, states, run_steady(again, arguments, steady), arguments)
     program = with_all_draws(StepBuilder(model, arguments, first, steady, states).build(), model, first, steady)
     explicit = all(carry.explicit for carry in program.carries)
     return program if explicit else program.evolve(notes=(*program.notes, *notes))
+
+
+def require_few_rounds(first: Tape) -> None:
+    """Refuses a call that goes through one layer again and again: written out, it would take memory for each round."""
+    counts = {key: count for key, count in visit_counts(first).items() if key[1] == "call_module"}
+    for node in first.graph.nodes:
+        if counts.get(place_key(node), 0) > MOST_ROUNDS and str(node.target) not in first.leaves:
+            raise UnrollableLoop(
+                f"One call goes through the layer {node.target} {counts[place_key(node)]} times, in a loop whose "
+                "states outlive the call and that cannot be rolled up.",
+                "Let every step of the loop be the same, the first one too, and reset the states within forward.",
+                node.meta.get("where"),
+            )
 
 
 def run_steady(model: nn.Module, arguments: StateArguments, before: Tape) -> Tape:
