@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from tracecompile.capture.loops.lengths import TimeSource
-from tracecompile.errors import ConversionError
 from tracecompile.self_check.gradients import require_same_gradients
 from tracecompile.self_check.inputs import Arguments
 from tracecompile.self_check.pair import ModelRefuses, Pair, detached
@@ -52,28 +51,6 @@ def check_against_model(
         sizes = Sizes(pair, example)
         sizes.compare()
     return sizes.notes()
-
-
-def differs_at_other_lengths(
-    net: TracedModule, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> ConversionError | None:
-    """Tells whether a module that has just been converted is the model at the example's length only.
-
-    Args:
-        net: The module.
-        model: What it was captured from.
-        args, kwargs: The example.
-
-    Returns:
-        The error that names the line whose value was frozen, None where there is nothing to say.
-    """
-    with torch.inference_mode(False):
-        sizes = Sizes(Pair(net, model), detached(args, kwargs))
-        try:
-            sizes.compare_lengths()
-        except ConversionError as error:
-            return error
-    return None
 
 
 def on_the_example(net: TracedModule, pair: Pair, example: Arguments) -> None:

@@ -164,11 +164,6 @@ def handed_on(program: StepProgram, args: tuple[Any, ...], kwargs: dict[str, Any
     return again
 
 
-def with_a_bin_per_step(settings: Settings, steps: int) -> Settings:
-    """Returns settings under which the measured rule is backpropagation through time."""
-    return replace(settings, bins=steps)
-
-
 def detached(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
     """Returns arguments that lead nowhere, and that autograd may keep."""
     again: Arguments = pytree.tree_map(
