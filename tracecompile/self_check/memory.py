@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tracecompile.errors import SourceLine, UnsupportedOperation
 from tracecompile.runtime.executor import Executor
+from tracecompile.self_check.generators import generators_kept
 from tracecompile.self_check.inputs import Arguments
 from tracecompile.self_check.pair import Pair
 
@@ -111,6 +112,7 @@ def held_by_line(pair: Pair, calls: Sequence[Arguments], bins: int) -> dict[fx.N
     converted = pair.rewound(settings=replace(pair.settings, bins=bins))
     assert converted._executor is not None
     with (
+        generators_kept(),
         labelled(converted._executor, watch),
         torch.autograd.graph.saved_tensors_hooks(watch.save, lambda tensor: tensor),
         watch,
