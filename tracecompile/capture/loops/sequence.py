@@ -63,6 +63,8 @@ def _of_source(traces: Traces) -> StepProgram | None:
     refusal: UnrollableLoop | None = None
     for length in _lengths(traces):
         pair = traces.pair(length)
+        if traces.endless:
+            break
         if pair is None:
             continue
         if not any(growth_of(pair).values()):

@@ -35,6 +35,7 @@ class Traces:
         model: A copy that stands where its library's own reset leaves it.
         source: What says how many steps there are.
         signature: Of the call.
+        endless: Whether a trace was given up because it ran far longer than it was cut: at no length is it another.
     """
 
     def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], source: TimeSource) -> None:
@@ -42,6 +43,7 @@ class Traces:
         self.args, self.kwargs = args, kwargs
         self.names = leaf_names(model, args, kwargs)
         self.signature = pytree.tree_structure((args, kwargs))
+        self.endless = False
         self._raw: dict[int, tuple[nn.Module, Tape] | None] = {}
 
     def pair(self, length: int) -> tuple[Tape, Tape] | None:
@@ -51,6 +53,12 @@ class Traces:
         """
         short, longer = self.raw(length), self.raw(length + 1)
         if short is None or longer is None or max(visit_counts(short).values(), default=0) < 2:
+            return None
+        if not any(growth_of((short, longer)).values()):
+            return short, longer
+        self._raw |= {each: self._run(each, settled=True) for each in (length, length + 1)}
+        short, longer = self.raw(length), self.raw(length + 1)
+        if short is None or longer is None:
             return None
         separate_unpacked(short, longer)
         separate_unpacked(longer, short)
@@ -89,22 +97,28 @@ class Traces:
     def raw(self, length: int) -> Tape | None:
         """Returns a trace as it was taken; None where the model cannot take that length."""
         if length not in self._raw:
-            self._raw[length] = self._run(length)
+            self._raw[length] = self._run(length)  # most sources are none: sizes are looked into where one is
         found = self._raw[length]
         return None if found is None else found[1]
 
-    def _run(self, length: int) -> tuple[nn.Module, Tape] | None:
+    def _run(self, length: int, settled: bool = False) -> tuple[nn.Module, Tape] | None:
         try:
             copy = share_parameters(self.model)
             args, kwargs = resized(self.args, self.kwargs, self.source, length)
             before = plain_attributes(copy)
-            tape = Recorder(copy, VISITS * length).run(args, kwargs, self.names)
+            tape = self._traced(copy, length, args, kwargs, settled)
             if tape.written or plain_attributes(copy) != before:
-                second = share_parameters(copy)
-                tape.again = Recorder(second, VISITS * length).run(args, kwargs, self.names)
+                tape.again = self._traced(share_parameters(copy), length, args, kwargs, settled)
             return copy, tape
-        except (ModelFailure, TooManySteps):
+        except TooManySteps:
+            self.endless = True
             return None
+        except ModelFailure:
+            return None
+
+    def _traced(self, copy: nn.Module, length: int, args: Any, kwargs: Any, settled: bool) -> Tape:
+        recorder = Recorder(copy, VISITS * length)
+        return recorder.run(args, kwargs, self.names) if settled else recorder.run_once(args, kwargs, self.names)
 
     def _forwarded(self, length: int) -> Tape:
         found = self._raw.pop(length)

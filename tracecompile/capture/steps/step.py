@@ -53,9 +53,13 @@ def _captured(
 ) -> StepProgram | None:
     model = share_parameters(model)
     notes = start_afresh(model)
-    first_copy = share_parameters(model)
     arguments = find_state_arguments(model, args, kwargs)
-    first = Recorder(first_copy).run(*arguments.first, leaf_names(model, *arguments.first))
+    names = leaf_names(model, *arguments.first)
+    look = Recorder(share_parameters(model)).run_once(*arguments.first, names)
+    if not look.written and not arguments.filled(look).leaves:
+        return None
+    first_copy = share_parameters(model)
+    first = Recorder(first_copy).run(*arguments.first, names)
     arguments = arguments.filled(first)
     warm = share_parameters(first_copy)
     steady = run_steady(warm, arguments, first)
