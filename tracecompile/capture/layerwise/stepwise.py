@@ -55,6 +55,7 @@ class _StepByStep:
         self.writer = StepWriter(tape, self.wholes, sequences.prober)
         self.changed: set[fx.Node] = set()
         self.noted: set[fx.Node] = set()
+        self.fixed: dict[fx.Node, fx.Node] = {}
 
     def rewrite(self) -> None:
         """Replaces what is read of whole sequences by what the steps compute."""
@@ -172,20 +173,39 @@ class _StepByStep:
         return made
 
     def _detached(self, node: fx.Node) -> fx.Node:
-        """Returns the node of a sequence without its gradient, one for all steps."""
-        for user in node.users:
-            if user.target == "detach" and user.meta.get("place") == EXACT:
-                return user
-        with self.graph.inserting_before(self.writer.last(node).next):
-            return self._new(node, "call_method", "detach", (node,), None)
+        """Returns the node of a sequence without its gradient, one for all steps.
 
-    def _new(self, like: fx.Node, op: str, target: Any, args: tuple[Any, ...], role: str | None) -> fx.Node:
-        node = self.graph.create_node(op, target, args)
+        It is computed of operands without gradients, so that autograd saves nothing of the whole.
+        """
+        if node not in self.fixed:
+            whole = self.wholes.get(node)
+            recipe = None if whole is None or whole.given else whole.recipe
+            call = node if recipe is None or recipe.call is None else recipe.call
+            operands = {
+                source: self._detached(source) if isinstance(source.meta["val"], Tensor) else source
+                for source in (call.all_input_nodes if recipe is not None else ())
+            }
+            with self.graph.inserting_before(self.writer.last(node).next):
+                made = node
+                if recipe is not None:
+                    args, kwargs = fx.map_arg((call.args, call.kwargs), operands.__getitem__)
+                    made = self._new(node, call.op, call.target, args, "value", kwargs)
+                if recipe is not None and recipe.index is not None:
+                    made = self._new(node, "call_function", operator.getitem, (made, recipe.index), "picked value")
+                if recipe is None or call.op == "call_module":
+                    made = self._new(node, "call_method", "detach", (made,), None)
+            self.fixed[node] = made
+        return self.fixed[node]
+
+    def _new(
+        self, like: fx.Node, op: str, target: Any, args: tuple[Any, ...], role: str | None, kwargs: Any = None
+    ) -> fx.Node:
+        node = self.graph.create_node(op, target, args, kwargs or {})
         place = EXACT if role is None else (like.meta.get("place"), role)
         node.meta.update(where=like.meta.get("where"), place=place)
-        values, _ = fx.map_arg((args, {}), lambda used: used.meta["val"])
+        values, named = fx.map_arg((args, kwargs or {}), lambda used: used.meta["val"])
         with torch.no_grad():
-            node.meta["val"] = self.sequences.prober.run(node, values, {})
+            node.meta["val"] = self.sequences.prober.run(node, values, named)
         return node
 
     def _replace(self, node: fx.Node, value: fx.Node, keep: fx.Node | None = None) -> None:

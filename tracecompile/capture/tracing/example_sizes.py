@@ -67,9 +67,7 @@ def mentions(node: fx.Node, size: int, tape: Tape) -> bool:
         return False
     if is_constant(node, tape):
         return size in node.meta["val"].shape
-    items = node.args[0] if node.args and isinstance(node.args[0], (list, tuple)) else ()
-    # One value as often as there are samples; values of a loop differ from step to step.
-    listed = len(items) == size > 0 and alike(items[0], items[-1])
+    listed = isinstance(node.args[0], (list, tuple)) and len(node.args[0]) == size if node.args else False
     return listed or any(type(leaf) is int and leaf == size for leaf in flat(node))
 
 

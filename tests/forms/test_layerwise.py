@@ -1,0 +1,316 @@
+"""Work on whole sequences: before the loop, between one loop over time and the next, and after the last."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from support.oracle import HIDDEN, INPUTS, OUTPUTS, Program, require_refused, require_right, spike
+from torch import Tensor, fx, nn
+
+import tracecompile
+
+
+def louder(model: nn.Module, gain: float = 2.0) -> nn.Module:
+    """The model with its matrices times ``gain``, so that deep layers fire."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(gain)
+    return model
+
+
+def fire(currents: Any, threshold: float = 0.6) -> list[Tensor]:
+    """Leaky neurons over a sequence of currents."""
+    v, spikes = torch.zeros_like(currents[0]), []
+    for current in currents:
+        v = 0.8 * v + current
+        z = spike(v - threshold)
+        v = v - threshold * z
+        spikes.append(z)
+    return spikes
+
+
+class Net(nn.Module):
+    """Two matrices, a normalisation and a readout, for the models below."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inp, self.hidden = nn.Linear(INPUTS, HIDDEN), nn.Linear(HIDDEN, HIDDEN)
+        self.out = nn.Linear(HIDDEN, OUTPUTS)
+
+
+# Before the loop.
+
+
+class NormalisedSum(Net):
+    """Two products of all steps, one normalised, added before the loop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.skip = nn.LayerNorm(HIDDEN), nn.Parameter(0.4 * torch.randn(INPUTS, HIDDEN))
+        del self.hidden
+
+    def forward(self, x: Tensor) -> Any:
+        currents = self.norm(self.inp(x)) + torch.tensordot(x, self.skip, 1)
+        total: Any = 0.0
+        for z in fire(currents, 1.0):
+            total = total + self.out(z)
+        return total
+
+
+class Gates(nn.Module):
+    """One product gives current and gain of every neuron; both are taken apart along the last axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inp, self.out = nn.Linear(INPUTS, 2 * HIDDEN), nn.Linear(HIDDEN, OUTPUTS)
+
+    def forward(self, x: Tensor) -> Any:
+        current, gain = self.inp(x).chunk(2, dim=-1)
+        return torch.stack([self.out(z) for z in fire(current * torch.sigmoid(gain), 0.5)])
+
+
+class BatchFirst(Net):
+    """Time is the second axis; batch and time are made one around a convolution, batch first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(1, 2, 3, padding=1)
+        self.inp = nn.Linear(2 * INPUTS, HIDDEN)
+        del self.hidden
+
+    def forward(self, x: Tensor) -> Any:
+        batch, steps = x.shape[:2]
+        features = self.conv(x.reshape(batch * steps, 1, INPUTS)).flatten(1)
+        currents = self.inp(features).view(batch, steps, HIDDEN).transpose(0, 1)
+        return torch.stack([self.out(z) for z in fire(currents)], dim=1)
+
+
+# Between loops.
+
+
+class BranchesJoined(Net):
+    """Two layers of neurons see the input; their recordings are joined and weighted as one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both = nn.Linear(2 * HIDDEN, HIDDEN)
+        self.other = nn.Linear(INPUTS, HIDDEN)
+        del self.hidden
+
+    def forward(self, x: Tensor) -> Any:
+        one, other = torch.stack(fire(self.inp(x))), torch.stack(fire(self.other(x), 0.9))
+        joined = torch.cat([one, other], dim=2)
+        return self.out(torch.stack(fire(self.both(joined)))).mean(0)
+
+
+class Mixture(Net):
+    """Softmax over channels of a recording chooses among its neurons, within each step."""
+
+    def forward(self, x: Tensor) -> Any:
+        z = torch.stack(fire(self.inp(x)))
+        weights = torch.softmax(self.hidden(z).unflatten(-1, (2, HIDDEN // 2)), dim=3)
+        mixed = (weights * z.view(x.shape[0], x.shape[1], 2, HIDDEN // 2)).flatten(2)
+        return self.out(torch.stack(fire(4 * mixed))).sum(0)
+
+
+class Merged(nn.Module):
+    """A stack of layers without state sees time and batch as one axis, between two recordings that are concatenated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inp, self.out = nn.Linear(INPUTS, HIDDEN), nn.Linear(HIDDEN, OUTPUTS)
+        self.between = nn.Sequential(nn.Linear(HIDDEN, HIDDEN), nn.GroupNorm(2, HIDDEN), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Any:
+        spikes = torch.cat([z[None] for z in fire(self.inp(x))])
+        flat = self.between(spikes.flatten(0, 1))
+        return self.out(torch.cat(fire(flat.unflatten(0, spikes.shape[:2])))).view(*x.shape[:2], OUTPUTS).mean(0)
+
+
+class ThreeLayers(Net):
+    """A loop over layers around the loop over time, with products of the whole recording in between."""
+
+    def forward(self, x: Tensor) -> Any:
+        for layer in (self.inp, self.hidden, self.out):
+            x = torch.stack(fire(layer(x)))
+        return x.sum(0)
+
+
+# After the last loop.
+
+
+class NormalisedReadout(Net):
+    """A readout of the whole recording, normalised, of which the largest value over time counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(OUTPUTS)
+        del self.hidden
+
+    def forward(self, x: Tensor) -> Any:
+        v, record = x.new_zeros(x.shape[1], HIDDEN), []
+        for x_t in x:
+            v = 0.8 * v + self.inp(x_t)
+            z = spike(v - 0.6)
+            v = v - 0.6 * z
+            record.append(z)
+        return self.norm(self.out(torch.stack(record))).max(0).values
+
+
+class SummedReadouts(Net):
+    """Two readouts of one recording, one of them of its neurons in two groups."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.group = nn.Linear(HIDDEN // 2, OUTPUTS)
+        del self.hidden
+
+    def forward(self, x: Tensor) -> Any:
+        v, record = x.new_zeros(x.shape[1], HIDDEN), []
+        for t in range(x.shape[0]):
+            v = 0.8 * v + self.inp(x[t])
+            z = spike(v - 0.6)
+            v = v * (1 - z)
+            record.append(z)
+        spikes = torch.stack(record)
+        grouped = self.group(spikes.reshape(x.shape[0], -1, 2, HIDDEN // 2)).mean(2)
+        return self.out(spikes) + grouped
+
+
+def batch_first(steps: int, batch: int) -> Tensor:
+    return 2 * torch.randn(batch, steps, INPUTS)
+
+
+RIGHT = {
+    "normalised sum": Program(NormalisedSum),
+    "gates": Program(Gates),
+    "batch first": Program(BatchFirst, inputs=batch_first),
+    "branches joined": Program(lambda: louder(BranchesJoined())),
+    "mixture": Program(lambda: louder(Mixture())),
+    "merged": Program(lambda: louder(Merged())),
+    "three layers": Program(lambda: louder(ThreeLayers())),
+    "normalised readout": Program(NormalisedReadout),
+    "summed readouts": Program(SummedReadouts),
+}
+
+
+@pytest.mark.parametrize("program", RIGHT.values(), ids=RIGHT.keys())
+def test_the_net_is_the_model(program: Program) -> None:
+    require_right(program)
+
+
+# What no single step can do.
+
+
+class TemporalConvolution(Net):
+    """A convolution along time between two loops."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(HIDDEN, HIDDEN, 3, padding=1)
+        del self.hidden
+
+    def forward(self, x: Tensor) -> Any:
+        z = torch.stack(fire(self.inp(x)))
+        currents = self.conv(z.permute(1, 2, 0)).permute(2, 0, 1)
+        return self.out(torch.stack(fire(currents))).mean(0)
+
+
+class NormalisedOverTime(Net):
+    """Currents are normalised over time before the loop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self.hidden
+
+    def forward(self, x: Tensor) -> Any:
+        currents = self.inp(x)
+        currents = currents - currents.mean(0)
+        return self.out(torch.stack(fire(currents))).mean(0)
+
+
+class DroppedOut(Net):
+    """A mask is drawn for all steps of a recording at once."""
+
+    def forward(self, x: Tensor) -> Any:
+        z = torch.stack(fire(self.inp(x)))
+        kept = nn.functional.dropout(self.hidden(z), 0.5, self.training)
+        return self.out(torch.stack(fire(kept))).mean(0)
+
+
+REFUSED = {
+    "a convolution along time": (TemporalConvolution, "self.conv(z.permute"),
+    "a mean over time": (NormalisedOverTime, "currents.mean(0)"),
+    "one mask for all steps": (DroppedOut, "nn.functional.dropout"),
+}
+
+
+@pytest.mark.parametrize(("make", "line"), REFUSED.values(), ids=REFUSED.keys())
+def test_what_mixes_steps_is_refused_at_its_line(make: Callable[[], nn.Module], line: str) -> None:
+    require_refused(Program(lambda: louder(make()), trained=False), line=line)
+
+
+# Conversion time.
+
+
+def nodes_made(model: nn.Module, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Returns how many nodes a conversion makes: what it costs, whatever the machine."""
+    made = 0
+    create = fx.Graph.create_node
+
+    def counted(self: fx.Graph, *args: Any, **kwargs: Any) -> fx.Node:
+        nonlocal made
+        made += 1
+        return create(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fx.Graph, "create_node", counted)
+        tracecompile.convert(model, x, backend="eager")
+    return made
+
+
+class Blocks(Net):
+    """Residual blocks, each over the whole sequence."""
+
+    def __init__(self, blocks: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Linear(HIDDEN, HIDDEN) for _ in range(blocks)])
+        del self.hidden
+
+    def forward(self, x: Tensor) -> Any:
+        h = torch.stack(fire(self.inp(x)))
+        for block in self.blocks:
+            h = h + torch.stack(fire(block(h)))
+        return self.out(h).mean(0)
+
+
+class Recurrent(Net):
+    """A recurrent layer of a fixed number of steps, its input weighted for all of them before."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.steps = steps
+
+    def forward(self, x: Tensor) -> Any:
+        currents = torch.einsum("abc,dc->abd", x, self.inp.weight)
+        v, z, record = x.new_zeros(x.shape[0], HIDDEN), x.new_zeros(x.shape[0], HIDDEN), []
+        for t in range(self.steps):
+            v = 0.9 * v * (1 - z.detach()) + currents[:, t] + self.hidden(z)
+            z = spike(v - 1.0)
+            record.append(z)
+        return self.out(torch.stack(record, dim=1))
+
+
+def test_twice_as_many_blocks_take_twice_as_long_to_convert(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = 2 * torch.randn(6, 2, INPUTS)
+    few, many = (nodes_made(louder(Blocks(blocks)), x, monkeypatch) for blocks in (4, 8))
+    assert many < 2.1 * few
+
+
+def test_twice_as_many_fixed_steps_take_twice_as_long_to_convert(monkeypatch: pytest.MonkeyPatch) -> None:
+    few, many = (nodes_made(Recurrent(steps), 2 * torch.randn(2, steps, INPUTS), monkeypatch) for steps in (24, 48))
+    assert many < 2.1 * few
