@@ -61,6 +61,18 @@ class NormalisedSum(Net):
         return total
 
 
+class Centred(nn.Module):
+    """Currents less their mean over time, which is one number per neuron."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inp, self.out = nn.Linear(INPUTS, HIDDEN, bias=False), nn.Linear(HIDDEN, OUTPUTS)
+
+    def forward(self, x: Tensor) -> Any:
+        currents = self.inp(x)
+        return torch.stack([self.out(z) for z in fire(currents - currents.mean(0))])
+
+
 class Gates(nn.Module):
     """One product gives current and gain of every neuron; both are taken apart along the last axis."""
 
@@ -187,6 +199,7 @@ def batch_first(steps: int, batch: int) -> Tensor:
 
 RIGHT = {
     "normalised sum": Program(NormalisedSum),
+    "centred": Program(Centred),
     "gates": Program(Gates),
     "batch first": Program(BatchFirst, inputs=batch_first),
     "branches joined": Program(lambda: louder(BranchesJoined())),
@@ -220,16 +233,15 @@ class TemporalConvolution(Net):
         return self.out(torch.stack(fire(currents))).mean(0)
 
 
-class NormalisedOverTime(Net):
-    """Currents are normalised over time before the loop."""
+class AddedUp(Net):
+    """Currents are added up over time before the loop."""
 
     def __init__(self) -> None:
         super().__init__()
         del self.hidden
 
     def forward(self, x: Tensor) -> Any:
-        currents = self.inp(x)
-        currents = currents - currents.mean(0)
+        currents = self.inp(x).cumsum(0)
         return self.out(torch.stack(fire(currents))).mean(0)
 
 
@@ -244,7 +256,7 @@ class DroppedOut(Net):
 
 REFUSED = {
     "a convolution along time": (TemporalConvolution, "self.conv(z.permute"),
-    "a mean over time": (NormalisedOverTime, "currents.mean(0)"),
+    "a sum that runs": (AddedUp, "cumsum(0)"),
     "one mask for all steps": (DroppedOut, "nn.functional.dropout"),
 }
 
