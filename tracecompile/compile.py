@@ -110,6 +110,8 @@ def compile_model(
         )
     program, stages = run_pipeline(resolved_in(model, captured).evolve(settings=settings))
     arguments = Arguments(model, program, args, kwargs)
+    if program.length_bound:
+        _forget_examples(program)
     return Compiled(
         program,
         stages,
@@ -119,6 +121,26 @@ def compile_model(
         numbers=arguments.numbers(program.pinned, args, kwargs),
         steps=steps_of(program, args, kwargs),
     )
+
+
+def _forget_examples(program: StepProgram) -> None:
+    """Keeps one time step of the values that the program was captured with: they are as long as the sequence.
+
+    Many programs of this kind may be kept. What is asked of these values from here on is their shape and type.
+    """
+    parts = [program.prologue, program.epilogue]
+    if program.emitted is not None:
+        parts += [program.emitted.prologue, program.emitted.arguments, program.emitted.epilogue]
+
+    def shortened(value: Any) -> Any:
+        if not isinstance(value, Tensor) or value.dim() == 0:
+            return value
+        axis = min(program.time[0] or 0, value.dim() - 1)
+        return value.narrow(axis, 0, min(1, value.shape[axis])).clone().expand(value.shape)
+
+    for node in (node for part in parts for node in part.graph.nodes):
+        if "val" in node.meta:
+            node.meta["val"] = pytree.tree_map(shortened, node.meta["val"])
 
 
 def _does_not_run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], fault: Exception) -> Exception:

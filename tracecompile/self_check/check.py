@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from tracecompile.capture.loops.lengths import TimeSource
+from tracecompile.self_check.generators import generators_kept
 from tracecompile.self_check.gradients import require_same_gradients
 from tracecompile.self_check.inputs import Arguments
 from tracecompile.self_check.pair import ModelRefuses, Pair, detached
@@ -44,7 +45,7 @@ def check_against_model(
         ConversionError: A value differs, a parameter is trained by the model and not by the module, or memory grows
             with the number of steps; names the line.
     """
-    with torch.inference_mode(False):
+    with torch.inference_mode(False), generators_kept():
         pair = Pair(net, model)
         example = detached(args, kwargs)
         on_the_example(net, pair, example)

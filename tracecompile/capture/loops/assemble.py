@@ -89,7 +89,7 @@ class Assembler(LoopPlan):
         values: list[Any] = []
         slices: dict[Stream, fx.Node] = {}
         for stream, name in self.inputs.items():
-            values.append(stream.sequence.meta["val"].select(stream.dim, stream.first))
+            values.append(stream.sequence.meta["val"].select(stream.dim, stream.first).clone())
             slices[stream] = cutter.placeholder(name, value=values[-1])
         if self.counts:
             values.append(torch.zeros(()))
