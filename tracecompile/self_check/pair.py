@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import io
 import warnings
 from collections.abc import Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -90,7 +91,9 @@ class Pair:
             states.restore()
             fault, found = None, []
             try:
-                found = self.call(converted, calls)
+                # Generated code that fails prints itself; what the user is told is in the error.
+                with redirect_stderr(io.StringIO()):
+                    found = self.call(converted, calls)
             except Exception as error:
                 fault = error
             return Run(reference, converted, expected, found, fault, after.drawn_alike(Generators.now()), learning)
