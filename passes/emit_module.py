@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from torch import fx
 
+from tracecompile.analysis.moving import Moving
 from tracecompile.analysis.prologue import without_side_effects
 from tracecompile.layers import Emitted, Jacobian, Layer
 from tracecompile.passes.base import Pass
@@ -77,6 +78,7 @@ class _Glue:
                 self.values[name] = self.graph.placeholder(name)
         for layer in program.layers:
             self._layer(layer)
+        self._move_statistics()
         outputs, states = step_results(program.step)
         results = tuple(tuple(self.values[node.name] for node in group) for group in (outputs, states))
         if self.traced:
@@ -102,6 +104,17 @@ class _Glue:
             self.values.update(zip(layer.outputs, outputs, strict=True))
             self._name_states(layer, states)
         self.of_layers.append((outputs, derivatives))
+
+    def _move_statistics(self) -> None:
+        """Adds what the step does to statistics alone, which belongs to no layer."""
+        values: dict[fx.Node, fx.Node] = {}
+        moving = Moving(self.program)
+        values.update((node, self.values[node.name]) for node in moving.read)
+        for node in moving.nodes:
+            values[node] = self.graph.node_copy(node, values.__getitem__)
+            if node.op == "call_module":
+                self.owned[str(node.target)] = self.program.resolve(str(node.target))
+            self.values[node.name] = values[node]
 
     def _name_states(self, layer: Layer, states: tuple[fx.Node, ...]) -> None:
         made = dict(zip((c.placeholder for c in self.program.carries), step_results(self.program.step)[1], strict=True))

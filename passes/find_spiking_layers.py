@@ -8,6 +8,7 @@ from torch import fx
 
 from tracecompile.analysis.graph_view import StepView
 from tracecompile.analysis.linearity import refuse_random
+from tracecompile.analysis.moving import Moving
 from tracecompile.analysis.pointwise import is_pointwise
 from tracecompile.analysis.sides import with_both_sides
 from tracecompile.analysis.spikes import spike_nodes
@@ -69,6 +70,7 @@ class _CoreFinder:
         self.view = StepView(program)
         self.spikes = spike_nodes(program)
         self.static = static_nodes(program)
+        self.moving = set(Moving(program).nodes)
         self.pointwise = {node for node in self.view.nodes if is_pointwise(program, node)}
         self.shaping = {node for node in self.view.nodes if node not in self.static and _looks_at_shapes(node)}
         """Sizes, and tensors that are made from sizes alone."""
@@ -79,11 +81,13 @@ class _CoreFinder:
 
     def may_join(self, node: fx.Node) -> bool:
         """Tells whether a node can be part of a core at all."""
+        if node in self.moving:
+            return False
         return node in self.view.delayed or (node in self.pointwise - self.static) or node in self.shaping
 
     def place(self, nodes: list[fx.Node], cyclic: bool) -> None:
         """Puts a component into a core of its own, into the one that feeds it, or into none."""
-        if not cyclic and (nodes[0].op == "placeholder" or nodes[0] in self.shaping):
+        if not cyclic and (nodes[0].op == "placeholder" or nodes[0] in self.shaping or nodes[0] in self.moving):
             return
         sources = {source for node in nodes for source in node.all_input_nodes} - set(nodes) - self.static
         owners = {self.core_of.get(source) for source in sources}

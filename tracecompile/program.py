@@ -54,12 +54,15 @@ class Carry:
         placeholder: Name of the step's placeholder that receives it.
         explicit: True where the caller of a step model passes it in and gets it back.
         kept: True where a sequence starts with what the last one left, until the module is reset.
+        statistic: Attribute of the model that it is, from the first step of a sequence to the last, with no gradient;
+            empty for a state.
     """
 
     name: str
     placeholder: str
     explicit: bool = False
     kept: bool = False
+    statistic: str = ""
 
 
 Bounds = tuple[int | None, int | None, int]
@@ -139,6 +142,8 @@ class StepProgram:
         length_bound: Whether the program is that of one number of time steps: a call with another is another program.
         pinned: Positions, among the leaves of the arguments, of numbers that the program has built in.
         written: Names of the attributes that the model writes: states of the converted module, and not of the model.
+        statistics: Names of the attributes that a sequence moves for the model itself: what they hold at the end are
+            the last results of the epilogue. Those that the steps of a step model move are among the carries alone.
         cores, statics, layers, traces, blocks, units: Annotations, filled by the passes in this order. There are no
             units where the step can only be taken as a whole.
         emitted: What emit_module makes.
@@ -166,6 +171,7 @@ class StepProgram:
     reads_mode: bool = False
     pinned: tuple[int, ...] = ()
     written: tuple[str, ...] = ()
+    statistics: tuple[str, ...] = ()
     constants: dict[str, torch.Tensor] = field(default_factory=dict)
     length_bound: bool = False
     cores: tuple[Core, ...] = ()
@@ -248,7 +254,7 @@ def _changes_when_run(program: StepProgram, node: fx.Node) -> bool:
 
 
 def final_states_read(program: StepProgram) -> tuple[bool, ...]:
-    """Tells for each carry whether the epilogue reads its last value."""
+    """Tells for each carry whether the epilogue reads its last value; statistics, where no signal falls, aside."""
     placeholders = [node for node in program.epilogue.graph.nodes if node.op == "placeholder"]
-    first = len(program.outputs)
-    return tuple(bool(node.users) for node in placeholders[first : first + len(program.carries)])
+    last = placeholders[len(program.outputs) :]
+    return tuple(bool(node.users) and not carry.statistic for node, carry in zip(last, program.carries, strict=False))

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from torch import fx
 
 from tracecompile.analysis.graph_view import StepView, topological_order
+from tracecompile.analysis.moving import Moving
 from tracecompile.layers import Core, Source
 from tracecompile.program import StepProgram, final_states_read, is_tensor, static_nodes, step_results
 
@@ -33,6 +34,8 @@ class Cuts:
         self.node = {node.name: node for node in self.view.nodes}
         self.static = static_nodes(program)
         self._inputs = {self.node[x.name] for x in program.inputs}
+        self._inputs |= {self.node[carry.placeholder] for carry in program.carries if carry.statistic}
+        self.moving = Moving(program)
         self._core_of = {
             self.node[name]: core for core in program.cores for name in core.nodes if is_tensor(self.node[name])
         }
@@ -45,6 +48,7 @@ class Cuts:
         outputs, next_states = step_results(self.program.step)
         read = final_states_read(self.program)
         required = list(outputs) + [node for node, used in zip(next_states, read, strict=True) if used]
+        required += self.moving.read
         delays = [placeholder for placeholder in self.view.delayed if placeholder not in self._state_of]
         required += [self.view.delayed[placeholder] for placeholder in delays]
         return self.ordered(node for node in required if self._needs_junction(node))
@@ -144,4 +148,5 @@ class Cuts:
         outputs, next_states = step_results(self.program.step)
         read = final_states_read(self.program)
         required = [*outputs, *(node for node, used in zip(next_states, read, strict=True) if used)]
+        required += self.moving.read
         return [self.node[self.source(node).origin] for node in required if node not in self.static]

@@ -1,7 +1,8 @@
 """The directed graph of a step with its delay edges: the one place that needs networkx.
 
 An fx graph has no cycles, so it cannot show recurrence. Here every carry closes a cycle from the node that makes the
-next state to the placeholder that receives it, and networkx answers the questions that need the cycles.
+next state to the placeholder that receives it, and networkx answers the questions that need the cycles. No gradient
+comes back through a statistic: it is an input of the step like any other.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ class StepView:
         placeholders = {node.name: node for node in self.nodes if node.op == "placeholder"}
         next_states = step_results(program.step)[1]
         self.delayed: dict[fx.Node, fx.Node] = {
-            placeholders[carry.placeholder]: node for carry, node in zip(program.carries, next_states, strict=True)
+            placeholders[carry.placeholder]: node
+            for carry, node in zip(program.carries, next_states, strict=True)
+            if not carry.statistic
         }
         self._now: nx.DiGraph[fx.Node] = nx.DiGraph()
         self._now.add_nodes_from(self.nodes)

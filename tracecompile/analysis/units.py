@@ -17,6 +17,9 @@ def find_units(program: StepProgram, blocks: tuple[Block, ...]) -> tuple[tuple[U
     """Returns a unit per block, or none and the reason why the step is taken as a whole."""
     if program.kind == "step":
         return (), None
+    moved = next((carry.statistic for carry in program.carries if carry.statistic), None)
+    if moved is not None:
+        return (), f"each moves {moved}, which the next one takes up"
     repeated = _repeated_norm(program)
     if repeated is not None:
         return (), f"the batch normalisation {repeated} is used twice in a step, and counts its statistics in order"

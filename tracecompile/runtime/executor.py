@@ -69,13 +69,28 @@ class Executor:
         attributes = self.attributes(self.emitted.prologue_attributes, device)
         found = code(*attributes, *leaves)
         inputs, invariants = found[:2]
-        initial = tuple(given) if given is not None else found[2]
+        initial = self.with_statistics(given if given is not None else found[2])
         missing = [c.name for c, value in zip(self.program.carries, initial, strict=True) if value is None]
         if missing:
             raise InvalidInput(
                 f"The model needs a state for {', '.join(missing)}.", "Hand it in, as the model itself requires it."
             )
         return Prepared(tuple(inputs), tuple(invariants), tuple(initial), device)
+
+    def with_statistics(self, states: Sequence[Any]) -> tuple[Any, ...]:
+        """Returns states with the statistics as the model holds them now: copies, since these will move."""
+        found = dict(zip((carry.name for carry in self.program.carries), states, strict=False))
+        for carry in self.program.carries:
+            if carry.statistic:
+                found[carry.name] = self.program.resolve(carry.statistic).detach().clone()
+        return tuple(found.values())
+
+    def move_statistics(self, names: Sequence[str], values: Sequence[Tensor]) -> None:
+        """Leaves in the model what statistics have come to; in place, since others hold these tensors."""
+        with torch.no_grad():
+            for name, value in zip(names, values, strict=True):
+                if name:
+                    self.program.resolve(name).copy_(value)
 
     def statics(self, prepared: Prepared, stand_ins: StandIns | None = None) -> dict[str, Any]:
         """Returns what does not change over time, with its graph if grad is enabled.
@@ -94,7 +109,12 @@ class Executor:
         """Runs the epilogue."""
         device = next((s.device for s in (*collected, *states) if isinstance(s, Tensor)), None)
         attributes = self.attributes(self.emitted.epilogue_attributes, device)
-        return list(self.emitted.epilogue(*attributes, *collected, *states, *invariants))
+        leaves = list(self.emitted.epilogue(*attributes, *collected, *states, *invariants))
+        count = len(leaves) - len(self.program.statistics)
+        self.move_statistics(self.program.statistics, leaves[count:])
+        if self.program.kind == "sequence":
+            self.move_statistics([carry.statistic for carry in self.program.carries], states)
+        return leaves[:count]
 
     def wants_record(self, prepared: Prepared) -> bool:
         """Tells whether this call will be trained by the rule.
@@ -136,13 +156,14 @@ class Executor:
     def _going_on(self, prepared: Prepared, left: Sequence[Tensor]) -> Prepared:
         """Starts from what the last sequence left of the states that the model keeps."""
         initial = []
-        for carry, fresh, state in zip(self.program.carries, prepared.initial, left, strict=True):
+        for carry, fresh, state in zip(self.program.carries, prepared.initial, left, strict=False):
             if carry.kept and state.shape != fresh.shape:
                 raise InvalidInput(
                     f"The state {carry.name} is left over from a batch of another size.",
                     "Call reset() of the converted module before a sequence that does not go on from the last one.",
                 )
             initial.append(state if carry.kept else fresh)
+        initial += prepared.initial[len(left) :]
         return Prepared(prepared.inputs, prepared.invariants, tuple(initial), prepared.device)
 
     def _recorded(
@@ -271,7 +292,7 @@ class Executor:
         return Prepared(
             tuple(self._slices(prepared.inputs, 0)),
             prepared.invariants,
-            prepared.initial if states is None else tuple(states),
+            prepared.initial if states is None else self.with_statistics(states),
             prepared.device,
         )
 
@@ -286,12 +307,13 @@ class Executor:
         if window is None:
             statics = self._argument_statics(self.statics(prepared))
             outputs, states = self.emitted.plain(*inputs, *prepared.invariants, *states, *statics)
-            return list(outputs), list(states)
-        with torch.no_grad():
-            statics = [_detached(value) for value in self._argument_statics(window.statics)]
-            arguments = [_detached(value) for value in (*inputs, *prepared.invariants, *states)]
-            (outputs, states), *recorded = self.emitted.traced(*arguments, *statics)
-            self.observer(window.record, states, *recorded)
+        else:
+            with torch.no_grad():
+                statics = [_detached(value) for value in self._argument_statics(window.statics)]
+                arguments = [_detached(value) for value in (*inputs, *prepared.invariants, *states)]
+                (outputs, states), *recorded = self.emitted.traced(*arguments, *statics)
+                self.observer(window.record, states, *recorded)
+        self.move_statistics([carry.statistic for carry in self.program.carries], states)
         return list(outputs), list(states)
 
 

@@ -7,16 +7,24 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from tracecompile.errors import InvalidInput
+from tracecompile.program import Carry
 from tracecompile.runtime.differentiable import Flags
 from tracecompile.runtime.stored import record_tensors
 from tracecompile.runtime.window import Window
+
+
+def count_states(carries: Sequence[Carry]) -> int:
+    """Returns how many carries are states: statistics, which the model holds, come after them."""
+    return sum(not carry.statistic for carry in carries)
 
 
 class LiveState:
     """States, and the open window of a stream or a step model.
 
     Attributes:
-        states: The states after the last step, in the order of the carries; None at the start of a sequence.
+        states: The states after the last step, in the order of the carries, which statistics end; None at the start of
+            a sequence.
         window: What is being recorded since the last backward.
         flags: Whether each of these states requires a gradient, as the model's own would; None where they say so.
         returned: The states as they were given to the caller, to recognise them when they come back.
@@ -40,8 +48,34 @@ class LiveState:
 
     def flags_of(self, states: Sequence[Tensor]) -> Sequence[object]:
         """Returns what says whether each state at the beginning of a step requires a gradient."""
-        own = self.states is not None and all(one is other for one, other in zip(states, self.states, strict=True))
-        return self.flags if own and self.flags is not None else states
+        own = self.states is not None and all(one is other for one, other in zip(states, self.states, strict=False))
+        if not own or self.flags is None:
+            return states
+        return (*self.flags, *states[len(self.flags) :])
+
+    def relay(self, before: Sequence[Carry], now: Sequence[Carry]) -> None:
+        """Lays the states out for another program of the same model, such as that of its other mode.
+
+        Args:
+            before: Carries of the program that left the states.
+            now: Carries of the program that goes on from them.
+
+        Raises:
+            InvalidInput: That program has a state which the other one has not.
+        """
+        if self.states is None or [carry.name for carry in before] == [carry.name for carry in now]:
+            return
+        states = dict(zip((carry.name for carry in before), self.states, strict=False))
+        flags = dict(zip(states, self.flags or (), strict=False))
+        lasting = now[: count_states(now)]
+        missing = [carry.name for carry in lasting if carry.name not in states]
+        if missing:
+            raise InvalidInput(
+                f"The state {missing[0]} is kept in this mode of the model alone.",
+                "Call reset() of the converted module before a sequence in another mode.",
+            )
+        self.states = [states[carry.name] for carry in lasting]
+        self.flags = None if self.flags is None else tuple(flags[carry.name] for carry in lasting)
 
     def close_window(self) -> None:
         """Records nothing more in the open window, if there is one."""

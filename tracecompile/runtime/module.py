@@ -24,7 +24,7 @@ from tracecompile.runtime.arguments import Call
 from tracecompile.runtime.bins import StreamClock
 from tracecompile.runtime.chunked.compiled import Kernels
 from tracecompile.runtime.executor import Executor, with_anchors
-from tracecompile.runtime.live import LiveState
+from tracecompile.runtime.live import LiveState, count_states
 from tracecompile.runtime.rerun import Prepared
 from tracecompile.self_check import check_against_model
 
@@ -98,6 +98,11 @@ class TracedModule(nn.Module):
         self._programs = [*self._programs[1 - MOST_PROGRAMS :], (self._compiled, self._executor)]
 
     @property
+    def source(self) -> nn.Module:
+        """The copy of the model that shares its tensors: what the programs run on."""
+        return self._copy[0]
+
+    @property
     def _ready(self) -> Compiled:
         if self._compiled is None:
             raise InvalidInput(
@@ -139,7 +144,7 @@ class TracedModule(nn.Module):
                 left = self._live.states if keeps else None
                 leaves, window, states = executor.sequence(call.leaves, self._settings.bins, left)
                 if keeps:
-                    self._live.states = states
+                    self._live.states = states[: count_states(program.carries)]
                 self._live.sequence = None if window is None else weakref.ref(window)
             else:
                 leaves = self._step(executor, call)
@@ -155,12 +160,15 @@ class TracedModule(nn.Module):
         A model may read ``x.dtype``, ``x.device`` and ``self.training`` as plain Python values, so they are part of
         what was captured.
         """
-        if self._compiled is None or not self._compiled.fits(self, args, kwargs):
+        before = self._compiled
+        if before is None or not before.fits(self, args, kwargs):
             fitting = [ready for ready in self._programs if ready[0].fits(self, args, kwargs)]
             if fitting:
                 self._compiled, self._executor = fitting[-1]
             else:
                 self.compile_with(args, kwargs)
+            if before is not None:
+                self._live.relay(before.program.carries, self._ready.program.carries)
         executor = self._executor
         assert executor is not None
         return executor, self._ready.arguments.bind(args, kwargs)
@@ -181,14 +189,15 @@ class TracedModule(nn.Module):
         if call.states is None:
             live.clear()
             return None
-        explicit = [i for i, carry in enumerate(self._ready.program.carries) if carry.explicit]
+        carries = self._ready.program.carries
+        explicit = [i for i, carry in enumerate(carries) if carry.explicit]
         is_next = live.returned is not None and all(
             state is live.returned[position] for state, position in zip(call.states, explicit, strict=True)
         )
         if is_next and live.states is not None:
             return live.states
         live.clear()
-        if len(explicit) < len(self._ready.program.carries):
+        if len(explicit) < count_states(carries):
             raise InvalidInput("The model keeps part of its state itself.", "Call reset and begin without a state.")
         return call.states
 
@@ -206,12 +215,14 @@ class TracedModule(nn.Module):
             live.close_window()
         before = live.flags_of(prepared.initial)
         outputs, states = executor.step(prepared, prepared.initial, window)
-        live.states = [state.detach() if executor.rule != "bptt" else state for state in states]
+        lasting = states[: count_states(executor.program.carries)]
+        live.states = [state.detach() if executor.rule != "bptt" else state for state in lasting]
         live.flags = None
         if window is None:
             return outputs, states
-        learns, live.flags = executor.flow.over(prepared.inputs, prepared.invariants, before, 1)
-        anchors = window.step_anchors(executor.ports, [*outputs, *states], (*learns, *live.flags))
+        learns, flags = executor.flow.over(prepared.inputs, prepared.invariants, before, 1)
+        live.flags = flags[: len(lasting)]
+        anchors = window.step_anchors(executor.ports, [*outputs, *states], (*learns, *flags))
         return with_anchors(outputs, anchors[: len(outputs)]), with_anchors(states, anchors[len(outputs) :])
 
     def train(self, mode: bool = True) -> TracedModule:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from tracecompile.capture.copying.copies import independent_copy, share_parameters
+from tracecompile.capture.copying.copies import independent_copy, share_parameters, tensor_attributes
 from tracecompile.capture.copying.fresh_start import start_afresh
 from tracecompile.capture.copying.registries import registries_redirected
 from tracecompile.program import Settings, StepProgram
@@ -63,7 +63,10 @@ class Pair:
         self.model.training = net.training
         start_afresh(self.model)
         self.converted = copy.deepcopy(net)
-        self._buffers = {name: value.clone() for name, value in self.converted.named_buffers()}
+        moved = {*self.program.statistics, *(carry.statistic for carry in self.program.carries)}
+        moved |= {name for name, _ in net.named_buffers()}
+        kept = [value for name, value in tensor_attributes(self.converted.source) if name in moved]
+        self._held = [(value, value.detach().clone()) for value in kept]
 
     def run(
         self,
@@ -103,9 +106,8 @@ class Pair:
         converted = self.converted
         converted.reset()
         with torch.no_grad():
-            for name, value in converted.named_buffers():
-                if name in self._buffers:
-                    value.copy_(self._buffers[name])
+            for value, held in self._held:
+                value.copy_(held)
         converted._settings = settings or self.settings
         executor = converted._executor
         assert executor is not None

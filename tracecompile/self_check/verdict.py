@@ -73,7 +73,7 @@ def require_same_traces(pair: Pair, run: Run, at: str) -> None:
 
 def moved_buffers(pair: Pair, run: Run) -> list[str]:
     """Returns the buffers that the model moves, states aside, and that the converted module moves otherwise."""
-    states = {carry.name for carry in pair.program.carries}
+    states = {carry.name for carry in pair.program.carries if not carry.statistic} | set(pair.program.written)
     for path, module in run.reference.named_modules():
         if library_of(module) is not None:
             states |= {f"{path}.{name}" if path else name for name, _ in module.named_buffers()}

@@ -52,7 +52,7 @@ class Assembler(LoopPlan):
                 *(SequenceInput(name, 0) for name in self.learned.values()),
             ),
             invariants=tuple(self.invariants.values()),
-            carries=tuple(Carry(name, name) for name in self.carries.values()),
+            carries=tuple(Carry(name, name, statistic=self.statistic(past)) for past, name in self.carries.items()),
             outputs=tuple(StepOutput(name, collect, chosen) for (_, collect, chosen), name in self.outputs.items()),
             length=length,
             signature=self.signature,
@@ -60,7 +60,8 @@ class Assembler(LoopPlan):
             reads_mode=self.tape.reads_mode,
             notes=self.tape.notes,
             pinned=self.tape.compared_inputs(),
-            written=self.tape.written,
+            written=self.tape.states_written(),
+            statistics=tuple(self.moved),
         )
         if self.loop.irregular:
             require_same_values(program, self)

@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 
 from tracecompile.capture.copying.copies import plain_attributes, share_parameters
 from tracecompile.capture.copying.fresh_start import start_afresh
+from tracecompile.capture.copying.statistics import find_statistics, with_statistics
 from tracecompile.capture.layerwise.stepwise import work_step_by_step
 from tracecompile.capture.loops.assemble import Assembler
 from tracecompile.capture.loops.histories import forward_histories
@@ -61,8 +62,10 @@ def capture_fixed_loop(
     changed = bool(tape.written) or plain_attributes(copy) != before
     if kept and not tape.written:
         return None
+    statistics = find_statistics(model, tape, args, kwargs, None)
     if changed:
-        tape.again = Recorder(share_parameters(copy)).run(args, kwargs, names)
+        tape.again = with_statistics(Recorder(share_parameters(copy)).run(args, kwargs, names), statistics)
+    with_statistics(tape, statistics)
     refusal: ConversionError | None = None
     for steps, axis in _guesses(tape, first_tensor(args, kwargs)):
         try:

@@ -33,9 +33,10 @@ def left_for_the_next(tape: Tape, model: nn.Module, own: bool = False) -> tuple[
     Args:
         own: Take the states of any other module as well.
     """
-    if tape.again is None or attributes_read(tape) & set(tape.written):
+    written = set(tape.states_written())
+    if tape.again is None or attributes_read(tape) & written:
         return ()
-    names = tuple(sorted(attributes_read(tape.again) & set(tape.written)))
+    names = tuple(sorted(attributes_read(tape.again) & written))
     owners = [model.get_submodule(name.partition("[")[0].rpartition(".")[0]) for name in names]
     return names if own or all(library_of(owner) is not None for owner in owners) else ()
 
@@ -52,8 +53,8 @@ def going_on(program: StepProgram, plan: LoopPlan, names: Sequence[str]) -> Step
     with torch.no_grad():
         _, states = _run(program, given, plan.loop.steps, {})
         results, _ = _run(program, given, plan.loop.steps, {k: states[k] for k, is_kept in enumerate(kept) if is_kept})
-    expected = pytree.tree_leaves(tape.again.result)
-    if not all(_same(one, other) for one, other in zip(results, expected, strict=True)):
+    expected = pytree.tree_leaves(tape.again.results()[0])
+    if not all(_same(one, other) for one, other in zip(results, expected, strict=False)):
         return None
     carries = tuple(replace(carry, kept=is_kept) for carry, is_kept in zip(program.carries, kept, strict=True))
     return program.evolve(carries=carries, notes=(*program.notes, NOTE))

@@ -34,6 +34,7 @@ class LoopPlan:
         clock: The argument that says how many steps there are, where no sequence does.
         axis: The axis of the first tensor that says so otherwise.
         counts: Whether the step takes an input that only counts the steps.
+        moved: What statistics of the model hold at the end, by name: the last of the results.
     """
 
     def __init__(
@@ -49,9 +50,10 @@ class LoopPlan:
         self.leaves: dict[str, nn.Module] = dict(self.tape.leaves)
         self.roller = Roller(loop)
         self.movable = movable_nodes(self.tape.graph)
-        self.results, self.spec = pytree.tree_flatten(
-            self.tape.result, is_leaf=lambda leaf: collected(loop, leaf) is not None
-        )
+        returned, moved = self.tape.results()
+        self.results, self.spec = pytree.tree_flatten(returned, is_leaf=lambda leaf: collected(loop, leaf) is not None)
+        self.results += moved.values()
+        self.moved = moved
         self.body: list[Site] = []
         self.carries: dict[Past, str] = {}
         self.sums: dict[Site, RunningSum] = {}
@@ -98,6 +100,15 @@ class LoopPlan:
                         name = unique(self.state_name(past), taken)
                         self.carries[past] = name
                     past = self.roller.following.get(past)
+        # The states of neurons come first, and are counted alone where a mode has no statistics.
+        self.carries = dict(sorted(self.carries.items(), key=lambda item: bool(self.statistic(item[0]))))
+
+    def statistic(self, past: Past) -> str:
+        """Returns the name of the statistic that a state is, from what the model holds on; empty for any other."""
+        start = past.initial
+        name = str(start.target) if isinstance(start, fx.Node) and start.op == "get_attr" else ""
+        is_moved = past.distance == 1 and self.moved.get(name) is self.loop.template(past.site)
+        return name if is_moved else ""
 
     def state_name(self, past: Past) -> str:
         """Returns the user's name for a state: the attribute that holds it, else its module and variable."""

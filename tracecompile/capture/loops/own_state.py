@@ -32,15 +32,16 @@ def require_own_state(tape: Tape, model: nn.Module, own: bool = False) -> tuple[
     if kept:
         return kept
     read = attributes_read(tape)
-    left_over = [name for name in tape.written if name in read]
+    written = tape.states_written()
+    left_over = [name for name in written if name in read]
     changed = tape.again is not None and not same_results(tape, tape.again)
-    if changed and not tape.written:
+    if changed and not written:
         raise UnsupportedState(
             "The model computes something else at its next call: a number that it keeps in an attribute has changed.",
             "Hand the number in as an argument, or keep counters out of what forward computes.",
         )
     if left_over or changed:
-        raise left_over_state(tape, (left_over or list(tape.written))[0])
+        raise left_over_state(tape, (left_over or list(written))[0])
     return ()
 
 

@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from tracecompile.capture.copying.copies import plain_attributes, share_parameters
+from tracecompile.capture.copying.statistics import find_statistics, with_statistics
 from tracecompile.capture.loops.histories import forward_histories
 from tracecompile.capture.loops.lengths import TimeSource
 from tracecompile.capture.loops.nesting import separate_loops
@@ -107,9 +108,11 @@ class Traces:
             args, kwargs = resized(self.args, self.kwargs, self.source, length)
             before = plain_attributes(copy)
             tape = self._traced(copy, length, args, kwargs, settled)
+            statistics = find_statistics(self.model, tape, args, kwargs, self.source.axis)
             if tape.written or plain_attributes(copy) != before:
-                tape.again = self._traced(share_parameters(copy), length, args, kwargs, settled)
-            return copy, tape
+                again = self._traced(share_parameters(copy), length, args, kwargs, settled)
+                tape.again = with_statistics(again, statistics)
+            return copy, with_statistics(tape, statistics)
         except TooManySteps:
             self.endless = True
             return None

@@ -33,6 +33,8 @@ def initial_in_prologue(cutter: GraphCutter, runs: StepRuns) -> tuple[tuple[Any,
     for state in runs.states:
         if state.leaf is not None and not runs.arguments.makes_own:
             initial.append(None)
+        elif state.statistic:
+            initial.append(cutter.add("get_attr", state.name, (), {}, present[state.name].detach()))
         elif state.leaf is None and state.name in present and goes_on(present[state.name], made.get(state)):
             initial.append(value_at_conversion(cutter, runs, state, present[state.name]))
         elif isinstance(made.get(state), fx.Node) and isinstance(made[state].meta["val"], torch.Tensor):

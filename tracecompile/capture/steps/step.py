@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from tracecompile.capture.copying.copies import share_parameters, tensor_attributes
 from tracecompile.capture.copying.fresh_start import start_afresh
+from tracecompile.capture.copying.statistics import find_statistics
 from tracecompile.capture.loops.places import place_key, visit_counts
 from tracecompile.capture.signature import leaf_names
 from tracecompile.capture.steps.explicit import StateArguments, find_state_arguments
@@ -61,16 +62,17 @@ def _captured(
     first_copy = share_parameters(model)
     first = Recorder(first_copy).run(*arguments.first, names)
     arguments = arguments.filled(first)
+    statistics = find_statistics(model, first, *arguments.first, None)
     warm = share_parameters(first_copy)
     steady = run_steady(warm, arguments, first)
-    states = live_states(steady, arguments)
-    if not wanted(first, states):
+    states = live_states(steady, arguments, statistics)
+    if not wanted(first, [state for state in states if not state.statistic]):
         return None
     require_few_rounds(first)
     again = share_parameters(warm)
-    require_steady(steady, states, run_steady(again, arguments, steady), arguments)
+    require_steady(steady, states, run_steady(again, arguments, steady), arguments, statistics)
     program = with_all_draws(StepBuilder(model, arguments, first, steady, states).build(), model, first, steady)
-    explicit = all(carry.explicit for carry in program.carries)
+    explicit = all(carry.explicit or carry.statistic for carry in program.carries)
     return program if explicit else program.evolve(notes=(*program.notes, *notes))
 
 
@@ -94,9 +96,11 @@ def run_steady(model: nn.Module, arguments: StateArguments, before: Tape) -> Tap
     return Recorder(model).run(*arguments.steady, leaf_names(model, *arguments.steady), written, arguments.leaves)
 
 
-def require_steady(steady: Tape, states: list[State], again: Tape, arguments: StateArguments) -> None:
+def require_steady(
+    steady: Tape, states: list[State], again: Tape, arguments: StateArguments, statistics: tuple[str, ...]
+) -> None:
     """Refuses a step that is another one at the next call."""
-    following = live_states(again, arguments)
+    following = live_states(again, arguments, statistics)
     same_states = [state.name for state in following] == [state.name for state in states]
     if same_states and same_graph(bare_step(steady, states), bare_step(again, following)):
         return

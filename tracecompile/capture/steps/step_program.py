@@ -54,7 +54,7 @@ class StepBuilder(StepRuns):
             epilogue=self.build_epilogue(results, list(outputs), state_results),
             inputs=tuple(SequenceInput(node.name, -1) for node in self.inputs),
             invariants=tuple(node.name for node in self.invariants),
-            carries=tuple(Carry(state.name, carry_name(state), state.leaf is not None) for state in self.states),
+            carries=tuple(as_carry(state) for state in self.states),
             outputs=tuple(StepOutput(name, "step") for name in output_names(outputs)),
             length=None,
             signature=pytree.tree_structure(self.arguments.steady),
@@ -68,9 +68,15 @@ class StepBuilder(StepRuns):
             notes=notes,
             left_over=tuple(self.left_over),
             pinned=self.steady.compared_inputs(),
-            written=tuple(dict.fromkeys((*self.first.written, *self.steady.written, *self.steady.states))),
+            written=self.states_written(),
             reads_mode=self.first.reads_mode or self.steady.reads_mode,
         )
+
+    def states_written(self) -> tuple[str, ...]:
+        """Returns the attributes that the model writes and that are no statistics."""
+        statistics = {state.name for state in self.states if state.statistic}
+        written = dict.fromkeys((*self.first.written, *self.steady.written, *self.steady.states))
+        return tuple(name for name in written if name not in statistics)
 
     def build_step(self, outputs: list[fx.Node]) -> fx.GraphModule:
         """Cuts the step out of the steady tape and gives every node its value."""
@@ -162,6 +168,12 @@ class StepBuilder(StepRuns):
             else:
                 leaves.append(collected.get(value, value) if isinstance(value, fx.Node) else value)
         return graph_module(cutter.finish(tuple(leaves)), self.root, self.leaves, "Epilogue")
+
+
+def as_carry(state: State) -> Carry:
+    """Returns the carry of a state."""
+    statistic = state.name if state.statistic else ""
+    return Carry(state.name, carry_name(state), state.leaf is not None, statistic=statistic)
 
 
 def carry_name(state: State) -> str:

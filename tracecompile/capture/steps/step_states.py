@@ -24,12 +24,14 @@ class State:
         placeholder: What hands it to the step, in the tape.
         following: What it becomes.
         leaf: Its position among the leaves of the arguments, None for an attribute.
+        statistic: Whether it is a statistic of the model, and no state of a neuron.
     """
 
     name: str
     placeholder: fx.Node
     following: fx.Node
     leaf: int | None
+    statistic: bool = False
 
 
 class StepRuns:
@@ -52,8 +54,8 @@ class StepRuns:
                 self.root.register_buffer(name, value, persistent=False)
 
 
-def live_states(steady: Tape, arguments: StateArguments) -> list[State]:
-    """Returns the states that the outputs depend on, sooner or later."""
+def live_states(steady: Tape, arguments: StateArguments, statistics: tuple[str, ...]) -> list[State]:
+    """Returns the states that the outputs depend on, sooner or later, and after them all statistics."""
     leaves = pytree.tree_leaves(steady.result)
     candidates = []
     for leaf, result in zip(arguments.leaves, arguments.results, strict=True):
@@ -66,14 +68,15 @@ def live_states(steady: Tape, arguments: StateArguments) -> list[State]:
             raise UnsupportedState(
                 f"The state {name} is gone after one step.", "Keep the state as a tensor from step to step."
             )
-        candidates.append(State(name, placeholder, steady.attributes[name], None))
-    explicit = [state for state in candidates if state.leaf is not None]
+        candidates.append(State(name, placeholder, steady.attributes[name], None, name in statistics))
+    candidates.sort(key=lambda state: state.statistic)
+    wanted = [state for state in candidates if state.leaf is not None or state.statistic]
     # What only lends its shape, as in zeros_like(mem), is no state.
-    needed = read_by_value([*leaves, *[state.following for state in explicit]])
+    needed = read_by_value([*leaves, *[state.following for state in wanted]])
     live: list[State] = []
     while True:
         found = [
-            state for state in candidates if state not in live and (state.placeholder in needed or state in explicit)
+            state for state in candidates if state not in live and (state.placeholder in needed or state in wanted)
         ]
         if not found:
             # Where there is a state at all, one that lends its shape to the step has to be handed in with it.

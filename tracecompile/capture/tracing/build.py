@@ -141,6 +141,14 @@ def is_random(node: fx.Node) -> bool:
     return bool(node.meta.get("draws"))
 
 
+def is_dropout(node: fx.Node, root: nn.Module) -> bool:
+    """Tells whether a node is a dropout module of the model's."""
+    if node.op != "call_module":
+        return False
+    path, _, name = str(node.target).rpartition(".")
+    return isinstance(getattr(root.get_submodule(path), name, None), nn.modules.dropout._DropoutNd)
+
+
 def same_graph(first: fx.Graph, second: fx.Graph) -> bool:
     """Tells whether two graphs are the same up to the names of their nodes."""
     return describe(first) == describe(second)
@@ -179,7 +187,7 @@ def evaluate(
             return args[0]
         elif node.op == "get_attr":
             value = find(root, str(node.target))
-        elif as_drawn and is_random(node):
+        elif as_drawn and (is_random(node) or is_dropout(node, root)):
             value = node.meta["val"]
         elif node.op == "call_module":
             target = str(node.target)

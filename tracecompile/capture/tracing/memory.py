@@ -140,8 +140,12 @@ class Memory:
         source = lowered[1] if name == "copy_" else None
         recorder.really(function, args, kwargs)
         if source is not None and same_kind(source.meta["val"], tensor):
-            return source  # type: ignore[no-any-return]
-        return recorder.add_node(op, target, lowered, recorder.lowered(keywords), tensor.detach().clone())
+            node: fx.Node = source
+        else:
+            node = recorder.add_node(op, target, lowered, recorder.lowered(keywords), tensor.detach().clone())
+        if not torch.is_grad_enabled() and tensor.is_floating_point() and not tensor.requires_grad:
+            node = recorder.add_node("call_method", "detach", (node,), {}, tensor.detach().clone())
+        return node
 
     def _written(self, key: int, node: fx.Node, group: list[int]) -> None:
         """Gives a written tensor its new node and carries the write to its base and its views."""

@@ -51,6 +51,8 @@ class Tape:
         notes: Sentences for the report.
         conditions: Comparisons of numbers, in order.
         reads_mode: Whether code that is not torch's own asked a module whether it is in training mode.
+        statistics: Those of the written attributes that outlive the sequence with no gradient. Where there are any, the
+            result is a pair, of the user's own and of what they hold at the end, by name.
     """
 
     graph: fx.Graph
@@ -66,6 +68,15 @@ class Tape:
     conditions: list[Condition] = field(default_factory=list)
     reads_mode: bool = False
     notes: tuple[str, ...] = ()
+    statistics: tuple[str, ...] = ()
+
+    def states_written(self) -> tuple[str, ...]:
+        """Returns the written attributes that are no statistics."""
+        return tuple(name for name in self.written if name not in self.statistics)
+
+    def results(self) -> tuple[Any, dict[str, fx.Node]]:
+        """Returns the user's result, and what the statistics hold at the end."""
+        return self.result if self.statistics else (self.result, {})
 
     def copy(self) -> Tape:
         """Returns a tape with nodes of its own, to be rewritten."""
