@@ -14,7 +14,7 @@ from fuzz.run import run, summary, write_faults
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("--programs", type=int, default=300)
-    parser.add_argument("--seed", type=int, default=0, help="of the first batch of 50 programs")
+    parser.add_argument("--seed", type=int, default=0, help="of the first batch of 20 programs")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--seconds", type=float, help="begin no further batch after so long; run again to go on")
     parser.add_argument(

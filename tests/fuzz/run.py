@@ -22,7 +22,7 @@ from fuzz.choices import drawn_choices
 from fuzz.render import Rendered, render
 from fuzz.shrink import from_choices, shrunk
 
-BATCH = 50
+BATCH = 20
 """Programs that are drawn from one seed."""
 EVERY = 20
 """Every so many programs, one is compared in full."""
