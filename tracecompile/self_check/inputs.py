@@ -47,7 +47,7 @@ def batch_axes(program: StepProgram, source: TimeSource, args: tuple[Any, ...], 
     if first is None:
         return []
     likely = [1] if time == 0 else [0]
-    if program.length is not None:
+    if program.length is not None and not program.length_bound:
         likely += [1 - likely[0]]  # only the model knows where its own number of steps is
     return [axis for axis in likely if axis < first.dim()]
 

@@ -208,7 +208,7 @@ def shapes(leaves: Sequence[Any]) -> list[Any]:
 
 def time_source(program: StepProgram, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TimeSource:
     """Returns what may say how many steps there are, for a program of a fixed number of steps as well."""
-    if program.length is None:
+    if program.length is None or program.length_bound:
         return TimeSource(*program.time)
     first = first_tensor(args, kwargs)
     return TimeSource(
