@@ -6,7 +6,6 @@ it does not have yet; the second, with every state handed in, *is* the step.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import fx, nn
@@ -34,7 +33,7 @@ MOST_ROUNDS = 12
 
 def capture_step(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepProgram | None:
     """Captures one call as the step; None where no state outlives the call."""
-    return _captured(model, args, kwargs, lambda first, states: bool(states))
+    return _captured(model, args, kwargs, stateful=True)
 
 
 def capture_call(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepProgram | None:
@@ -42,22 +41,17 @@ def capture_call(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 
     None where the call starts no state, or loops: then it is no matter of time.
     """
-    program = _captured(model, args, kwargs, lambda first, states: not states and starts_a_state(first))
+    program = _captured(model, args, kwargs, stateful=False)
     return as_sequence_of_one(program) if program is not None and program.inputs and program.leaves else None
 
 
-def _captured(
-    model: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    wanted: Callable[[Tape, list[State]], bool],
-) -> StepProgram | None:
+def _captured(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], stateful: bool) -> StepProgram | None:
     model = share_parameters(model)
     notes = start_afresh(model)
     arguments = find_state_arguments(model, args, kwargs)
     names = leaf_names(model, *arguments.first)
     look = Recorder(share_parameters(model)).run_once(*arguments.first, names)
-    if not look.written and not arguments.filled(look).leaves:
+    if stateful and not look.written and not arguments.filled(look).leaves:
         return None
     first_copy = share_parameters(model)
     first = Recorder(first_copy).run(*arguments.first, names)
@@ -66,7 +60,7 @@ def _captured(
     warm = share_parameters(first_copy)
     steady = run_steady(warm, arguments, first)
     states = live_states(steady, arguments, statistics)
-    if not wanted(first, [state for state in states if not state.statistic]):
+    if any(not state.statistic for state in states) != stateful or not (stateful or starts_a_state(first)):
         return None
     require_few_rounds(first)
     again = share_parameters(warm)
