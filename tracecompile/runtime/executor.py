@@ -25,6 +25,7 @@ from tracecompile.runtime.collector import Collector
 from tracecompile.runtime.differentiable import GradientFlow
 from tracecompile.runtime.ports import find_ports
 from tracecompile.runtime.record import Record
+from tracecompile.runtime.replay import random_states
 from tracecompile.runtime.rerun import Prepared, Rerun, Steps
 from tracecompile.runtime.window import Window
 
@@ -138,12 +139,13 @@ class Executor:
         Returns:
             The leaves of the model's result, the window where it was recorded, and the last states.
         """
+        drawn = random_states()
         prepared = self.prepare(leaves)
         if left is not None:
             prepared = self._going_on(prepared, left)
         steps = self._length(prepared)
         if self.wants_record(prepared):
-            return self._recorded(leaves, prepared, steps, bins)
+            return self._recorded(leaves, prepared, steps, bins, drawn)
         states: Sequence[Tensor] = prepared.initial
         collector = Collector(self.program, steps)
         statics = self._argument_statics(self.statics(prepared))
@@ -167,11 +169,11 @@ class Executor:
         return Prepared(prepared.inputs, prepared.invariants, tuple(initial), prepared.device)
 
     def _recorded(
-        self, leaves: Sequence[Any], prepared: Prepared, steps: int, bins: int
+        self, leaves: Sequence[Any], prepared: Prepared, steps: int, bins: int, drawn: Sequence[Tensor]
     ) -> tuple[list[Any], Window, list[Tensor]]:
         window = self.open_window(SequenceClock(Bins.over(steps, bins)), prepared)
         collector = Collector(self.program, steps)
-        rerun = Rerun(self, leaves, prepared, window.statics)
+        rerun = Rerun(self, leaves, prepared, window.statics, drawn)
         given = dict(zip((x.name for x in self.program.inputs), prepared.inputs, strict=True))
         choice = choose(self.program, steps, given)
         if self.stepped or self.observer is not Record.add:

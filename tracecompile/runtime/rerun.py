@@ -18,10 +18,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from tracecompile.analysis.linearity import draws_random
 from tracecompile.layers import Jacobian, Layer
 from tracecompile.program import StepProgram
 from tracecompile.runtime.record import Moment, Record, rows_of
+from tracecompile.runtime.replay import drawn_again
 from tracecompile.runtime.tangents import Derivatives
 
 
@@ -54,7 +54,14 @@ class Runs(Protocol):
 class Rerun:
     """Everything that is needed to run a sequence once more as it was."""
 
-    def __init__(self, executor: Runs, leaves: Sequence[Any], prepared: Prepared, statics: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        executor: Runs,
+        leaves: Sequence[Any],
+        prepared: Prepared,
+        statics: Mapping[str, Any],
+        drawn: Sequence[Tensor],
+    ) -> None:
         """Remembers a sequence at its beginning.
 
         Args:
@@ -62,6 +69,7 @@ class Rerun:
             leaves: Of the call.
             prepared: What the prologue made of them.
             statics: Static values of the sequence.
+            drawn: States of torch's generators before the prologue.
         """
         self.executor, self.statics = executor, statics
         root = executor.program.root
@@ -69,8 +77,9 @@ class Rerun:
         self.autocast = _autocast_states(prepared.device)
         self.final: Sequence[Tensor] | None = None
         """The last states, to see whether the second pass comes to the same; None where it may round differently."""
-        # Inputs that the prologue has computed are not kept: it is run again, unless it would draw other numbers.
-        self.leaves = None if _are_views(prepared.inputs, leaves) or _is_random(executor) else list(leaves)
+        # Inputs that the prologue has computed are not kept: it is run again, with the same random numbers.
+        self.leaves = None if _are_views(prepared.inputs, leaves) else list(leaves)
+        self.drawn = drawn
         self.prepared = prepared
         if self.leaves is not None:
             self.prepared = Prepared((), prepared.invariants, prepared.initial, prepared.device)
@@ -102,7 +111,10 @@ class Rerun:
         """
         self._check()
         executor = self.executor
-        prepared = self.prepared if self.leaves is None else executor.prepare(self.leaves)
+        prepared = self.prepared
+        if self.leaves is not None:
+            with drawn_again(self.drawn):
+                prepared = executor.prepare(self.leaves)
         states: Sequence[Tensor] = ()
         with _restored(executor.program.root), contextlib.ExitStack() as stack:
             for device, enabled, dtype in self.autocast:
@@ -138,10 +150,6 @@ def _are_views(inputs: Sequence[Tensor], leaves: Sequence[Any]) -> bool:
     """Tells whether all inputs share the memory of a leaf, so that keeping them costs none."""
     owned = {leaf.untyped_storage().data_ptr() for leaf in leaves if isinstance(leaf, Tensor)}
     return all(value.untyped_storage().data_ptr() in owned for value in inputs)
-
-
-def _is_random(executor: Runs) -> bool:
-    return any(draws_random(executor.program, node) for node in executor.program.prologue.graph.nodes)
 
 
 def _autocast_states(device: torch.device | None) -> list[tuple[str, bool, torch.dtype]]:

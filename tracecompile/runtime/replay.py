@@ -1,0 +1,31 @@
+"""Random numbers drawn again as they were: what is random before a loop is not kept for a second pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+
+def random_states() -> list[Tensor]:
+    """Returns the states of torch's generators, that of the CPU first."""
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [])]
+
+
+@contextmanager
+def drawn_again(states: Sequence[Tensor]) -> Iterator[None]:
+    """Sets torch's generators to earlier states while the context is open, and then back."""
+    present = random_states()
+    _restore(states)
+    try:
+        yield
+    finally:
+        _restore(present)
+
+
+def _restore(states: Sequence[Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    if states[1:]:
+        torch.cuda.set_rng_state_all(list(states[1:]))
