@@ -86,9 +86,10 @@ class DelayLine(Net):
         v = x.new_zeros(batch, HIDDEN)
         spikes = x.new_zeros(steps + 2, batch, HIDDEN)
         for t in range(steps):
-            v = 0.8 * v + self.inp(x[t]) + self.lateral(spikes[t])
-            spikes[t + 2] = spike(v - 0.8)
-            v = v - 0.8 * spikes[t + 2]
+            v = 0.8 * v + self.inp(x[t]) + self.lateral(spikes[t].clone())
+            z = spike(v - 0.8)
+            spikes[t + 2] = z
+            v = v - 0.8 * z
         return self.out(spikes[2:].mean(0))
 
 

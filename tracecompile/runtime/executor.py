@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -141,6 +142,9 @@ class Executor:
         """
         drawn = random_states()
         prepared = self.prepare(leaves)
+        # A state that starts as a row of a tensor of all steps would hold the whole tensor.
+        apart = [tuple(map(_apart, values)) for values in (prepared.initial, prepared.invariants)]
+        prepared = dataclasses.replace(prepared, initial=apart[0], invariants=apart[1])
         if left is not None:
             prepared = self._going_on(prepared, left)
         steps = self._length(prepared)
@@ -329,6 +333,12 @@ def _stand_in(value: Any, stand_ins: StandIns) -> Any:
     if not isinstance(value, nn.Parameter):
         return value
     return stand_ins.setdefault(value, value.detach().requires_grad_(value.requires_grad))
+
+
+def _apart(value: Any) -> Any:
+    """Returns a tensor in memory of its own, where it is a part of a larger one."""
+    is_part = isinstance(value, Tensor) and value.untyped_storage().nbytes() > value.numel() * value.element_size()
+    return value.clone() if is_part else value
 
 
 def _all_detached(states: Sequence[Tensor]) -> list[Tensor]:

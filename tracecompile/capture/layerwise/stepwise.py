@@ -86,7 +86,8 @@ class _StepByStep:
     def _refuse(self, picks: dict[fx.Node, Pick], live: set[fx.Node]) -> None:
         read = {pick.sequence for node, pick in picks.items() if node in live}
         for node, whole in self.wholes.items():
-            if whole.mixing is not None and node in live and (node in read or whole.learns):
+            # What is only returned may stay behind the loop: whether it holds the sequence is found out by running it.
+            if whole.mixing is not None and node in live and node in read:
                 raise mixes_steps(whole.mixing, self.sequences.prober.module(whole.mixing))
 
     def _is_end(self, node: fx.Node, picks: dict[fx.Node, Pick]) -> bool:
