@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
 import sys
-import sysconfig
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -20,7 +21,7 @@ from tracecompile.capture.tracing.tape import Tape
 from tracecompile.errors import SourceLine, UnsupportedOperation
 from tracecompile.program import StepProgram
 
-LIBRARY = sysconfig.get_path("stdlib") + "/"
+LIBRARY = str(Path(os.__file__).parent) + "/"
 
 
 class TorchDraws:

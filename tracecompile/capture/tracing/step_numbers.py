@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import builtins
 import operator
+import os
 import sys
-import sysconfig
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Protocol
 
 from tracecompile.capture.tracing.source import CAPTURE, TORCH
 
 _RANGE, _ENUMERATE = builtins.range, builtins.enumerate
-_FOREIGN = (TORCH, CAPTURE, sysconfig.get_paths()["stdlib"] + "/")
-_LIBRARIES = sysconfig.get_paths()["purelib"]
+_FOREIGN = (TORCH, CAPTURE, str(Path(os.__file__).parent) + "/")
+_LIBRARIES = str(Path(TORCH).parent) + "/"
 
 
 class Conditions(Protocol):
