@@ -102,6 +102,21 @@ class NamedSteps(Net):
         return [*outs, y]
 
 
+class Scheduled(Net):
+    """A gain per step, out of a table that is longer than any sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("gains", torch.linspace(0.5, 1.5, 80))
+
+    def forward(self, x: Tensor) -> Tensor:
+        (v, y), outs = self.start(x), []
+        for t, x_t in enumerate(x):
+            v, y = self.step(self.gains[t] * x_t, v, y)
+            outs.append(y)
+        return torch.stack(outs)
+
+
 # Loops over other ranges.
 
 
@@ -195,7 +210,7 @@ LONG = ((7, 1), (11, 5), (23, 2))
 RIGHT = {
     kind.__name__: Program(kind)
     for kind in (
-        *(SumAfterBurnIn, EveryThird, SumOfEverySecond, TheLastFew, NamedSteps),
+        *(Scheduled, SumAfterBurnIn, EveryThird, SumOfEverySecond, TheLastFew, NamedSteps),
         *(FromTheThird, FromTheEnd, BackwardsIntoPlace),
         *(Halves, InWindows, TheMiddle, WarmUpOfLongOnes, AtMostTen, ByPosition),
     )

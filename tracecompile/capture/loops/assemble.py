@@ -190,6 +190,8 @@ class Assembler(LoopPlan):
         if stream.backwards:
             value = value.flip(stream.dim)
             node = cutter.add("call_method", "flip", (node, stream.dim), {}, value, where)
+        if count is None and not fixed and self.is_constant(stream.sequence):
+            count = self.step_count(cutter)  # as long as its maker wished, whatever the number of steps
         if count is not None and stream.stride == 1:
             value = value.narrow(stream.dim, stream.first, self.loop.steps)
             return cutter.add("call_method", "narrow", (node, stream.dim, stream.first, count), {}, value, where)
@@ -197,6 +199,11 @@ class Assembler(LoopPlan):
         if index is None:
             return node
         return cutter.add("call_function", operator.getitem, (node, index), {}, value[index], where)
+
+    @staticmethod
+    def is_constant(sequence: fx.Node) -> bool:
+        """Tells whether a sequence has nothing to do with the input, such as a schedule in a buffer."""
+        return not any(node.op == "placeholder" for node in cone([sequence]))
 
     def repeated(self, cutter: GraphCutter, sequences: list[fx.Node], length: int | None) -> list[fx.Node]:
         """Makes sequences of what is computed once, with parameters, and read at every step: its gradient is a sum."""
