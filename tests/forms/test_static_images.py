@@ -93,11 +93,28 @@ class ResetInside(ResetOutside):
         return super().forward(image)
 
 
+class FirstStepBeforeResetOutside(ResetOutside):
+    """The first step is before the loop, and the state outlives the call."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        if self.v is None:
+            self.v = image.new_zeros(image.shape[0], HIDDEN)
+        z, self.v = self.step(image, self.v)
+        out = self.out(z)
+        for _ in range(1, self.steps):
+            z, self.v = self.step(image, self.v)
+            out += self.out(z)
+        return out / self.steps
+
+
 def images(steps: int, batch: int) -> Tensor:
     return 2 * torch.randn(batch, INPUTS)
 
 
-FORMS = [StateInLocals, CurrentBefore, FirstStepBefore, Repeated, ResetOutside, ResetInside]
+FORMS = [
+    *(StateInLocals, CurrentBefore, FirstStepBefore, Repeated, ResetOutside, ResetInside),
+    FirstStepBeforeResetOutside,
+]
 
 
 @pytest.mark.parametrize("steps", STEPS)
@@ -160,13 +177,13 @@ def test_calls_of_an_image_that_is_shown_once_have_nothing_to_do_with_each_other
         torch.testing.assert_close(one, other)
 
 
-class FirstStepBeforeResetOutside(ResetOutside):
-    """The first step is before the loop, and the state outlives the call."""
+class AnotherFirstStep(ResetOutside):
+    """The first step is before the loop, and sees a fainter image."""
 
     def forward(self, image: Tensor) -> Tensor:
         if self.v is None:
             self.v = image.new_zeros(image.shape[0], HIDDEN)
-        z, self.v = self.step(image, self.v)
+        z, self.v = self.step(0.5 * image, self.v)
         out = self.out(z)
         for _ in range(1, self.steps):
             z, self.v = self.step(image, self.v)
@@ -176,10 +193,10 @@ class FirstStepBeforeResetOutside(ResetOutside):
 
 def test_a_loop_that_cannot_be_rolled_is_written_out_for_few_steps_and_refused_for_many() -> None:
     torch.manual_seed(0)
-    model = FirstStepBeforeResetOutside(3)
+    model = AnotherFirstStep(3)
     image = images(3, 5)
     net = tracecompile.convert(model, images(3, 2), backend="eager")
     assert torch.equal(net(image), model(image))
     with pytest.raises(tracecompile.ConversionError, match="outlive the call") as refusal:
-        tracecompile.convert(FirstStepBeforeResetOutside(20), images(20, 2), backend="eager")
+        tracecompile.convert(AnotherFirstStep(20), images(20, 2), backend="eager")
     assert __file__ in str(refusal.value)

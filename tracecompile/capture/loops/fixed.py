@@ -17,6 +17,7 @@ from tracecompile.capture.loops.histories import forward_histories
 from tracecompile.capture.loops.loop_body import sort_into_steps
 from tracecompile.capture.loops.nesting import separate_loops
 from tracecompile.capture.loops.own_state import noted, require_own_state, with_states_left
+from tracecompile.capture.loops.peeled import join_first_step
 from tracecompile.capture.loops.places import visit_counts
 from tracecompile.capture.loops.resizing import first_tensor
 from tracecompile.capture.signature import leaf_names
@@ -66,6 +67,8 @@ def capture_fixed_loop(
     if changed:
         tape.again = with_statistics(Recorder(share_parameters(copy)).run(args, kwargs, names), statistics)
     with_statistics(tape, statistics)
+    for one in (tape, *([tape.again] if tape.again is not None else [])):
+        join_first_step(one)
     refusal: ConversionError | None = None
     for steps, axis in _guesses(tape, first_tensor(args, kwargs)):
         try:
