@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +37,7 @@ class Compiled:
         modes: Training flag of every module, where the program depends on them.
         numbers: What the pinned numbers among the arguments were.
         steps: The number of time steps, where the program is that of one number.
+        shape: Sizes of the first tensor argument that a call has to have, None for those that are free.
     """
 
     program: StepProgram
@@ -45,12 +47,17 @@ class Compiled:
     modes: tuple[bool, ...] | None
     numbers: tuple[Any, ...]
     steps: int | None = None
+    shape: tuple[int | None, ...] = ()
 
     def fits(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Tells whether a call of a module runs the captured program, or one that has to be captured anew."""
         if self.modes is not None and self.modes != training_flags(module):
             return False
         if self.steps != steps_of(self.program, args, kwargs):
+            return False
+        first = first_tensor(args, kwargs)
+        sizes = zip(self.shape, () if first is None else first.shape, strict=False)
+        if any(wanted not in (None, size) for wanted, size in sizes):
             return False
         return self.arguments.fits(args, kwargs) and self.numbers == self.arguments.numbers(
             self.program.pinned, args, kwargs
@@ -67,6 +74,19 @@ def steps_of(program: StepProgram, args: tuple[Any, ...], kwargs: dict[str, Any]
     if not program.length_bound or number is not None or axis is None or first is None or first.dim() <= axis:
         return None
     return int(first.shape[axis])
+
+
+def shape_of(
+    program: StepProgram, args: tuple[Any, ...], kwargs: dict[str, Any], free: Collection[int]
+) -> tuple[int | None, ...]:
+    """Returns the sizes that calls of a program must share with the one that it was captured from.
+
+    A loop whose length no input says may have taken it from any size; those are free along which it was compared.
+    """
+    first = first_tensor(args, kwargs)
+    if program.kind == "step" or program.length is None or program.length_bound or first is None:
+        return ()
+    return tuple(None if axis in free else size for axis, size in enumerate(first.shape))
 
 
 def training_flags(module: nn.Module) -> tuple[bool, ...]:

@@ -326,3 +326,30 @@ def test_twice_as_many_blocks_take_twice_as_long_to_convert(monkeypatch: pytest.
 def test_twice_as_many_fixed_steps_take_twice_as_long_to_convert(monkeypatch: pytest.MonkeyPatch) -> None:
     few, many = (nodes_made(Recurrent(steps), 2 * torch.randn(2, steps, INPUTS), monkeypatch) for steps in (24, 48))
     assert many < 2.1 * few
+
+
+class TimeInTheBatch(nn.Module):
+    """Batch and time share the first axis of the input, as in networks meant for a chip: only the model knows how."""
+
+    samples = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inp, self.out = nn.Linear(INPUTS, HIDDEN), nn.Linear(HIDDEN, OUTPUTS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        currents = self.inp(x).unflatten(0, (self.samples, -1))
+        v, spikes = torch.zeros_like(currents[:, 0]), []
+        for t in range(currents.shape[1]):
+            v = 0.8 * v + currents[:, t]
+            z = spike(v - 0.6)
+            v = v - 0.6 * z
+            spikes.append(z)
+        return self.out(torch.stack(spikes, 1).flatten(0, 1))
+
+
+def test_time_within_the_batch() -> None:
+    def rows(steps: int, batch: int) -> Tensor:
+        return 2 * torch.randn(batch * steps, INPUTS)
+
+    require_right(Program(TimeInTheBatch, rows, fixed_batch=TimeInTheBatch.samples))

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from tracecompile.capture.copying.copies import copy_as_they_are, detach_leftovers
 from tracecompile.capture.loops.lengths import TimeSource
 from tracecompile.capture.tracing.source import line_of_forward
-from tracecompile.compile import Compiled, compile_model
+from tracecompile.compile import Compiled, compile_model, shape_of
 from tracecompile.diagnostics.report import ConversionReport
 from tracecompile.errors import ConversionError, InvalidInput, UnsupportedOperation
 from tracecompile.program import Settings
@@ -89,12 +89,13 @@ class TracedModule(nn.Module):
         before = self._compiled, self._executor
         self._compiled, self._executor = compiled, Executor(compiled.program, self._kernels)
         try:
-            limits = check_against_model(self, self._copy[0], args, kwargs)
+            checked = check_against_model(self, self._copy[0], args, kwargs)
         except ConversionError:
             self._compiled, self._executor = before
             raise
-        report = dataclasses.replace(compiled.report, notes=(*compiled.report.notes, *limits))
-        self._compiled = dataclasses.replace(compiled, report=report)
+        report = dataclasses.replace(compiled.report, notes=(*compiled.report.notes, *checked.notes))
+        shape = shape_of(compiled.program, args, kwargs, checked.batch_axes)
+        self._compiled = dataclasses.replace(compiled, report=report, shape=shape)
         self._programs = [*self._programs[1 - MOST_PROGRAMS :], (self._compiled, self._executor)]
 
     @property

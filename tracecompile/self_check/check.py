@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,9 +26,20 @@ MOST_BINS = 10
 """With more bins than this their responses take too much memory for a check, which then asks only for a gradient."""
 
 
-def check_against_model(
-    net: TracedModule, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[str, ...]:
+@dataclass(frozen=True)
+class Checked:
+    """What the comparison found out about a model.
+
+    Attributes:
+        notes: Sentences for the report: which sizes the model itself refuses.
+        batch_axes: Axes of the first tensor argument along which both gave the same at another size.
+    """
+
+    notes: tuple[str, ...]
+    batch_axes: frozenset[int]
+
+
+def check_against_model(net: TracedModule, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Checked:
     """Compares a module that has just been converted with the model, on the example and at other sizes.
 
     Both run as copies, so that parameters, their hooks, buffers and random numbers stay as they are.
@@ -39,7 +50,7 @@ def check_against_model(
         args, kwargs: The example.
 
     Returns:
-        Sentences for the report: which sizes the model itself refuses.
+        What was found out about the model.
 
     Raises:
         ConversionError: A value differs, a parameter is trained by the model and not by the module, or memory grows
@@ -51,7 +62,7 @@ def check_against_model(
         on_the_example(net, pair, example)
         sizes = Sizes(pair, example)
         sizes.compare()
-    return sizes.notes()
+    return Checked(sizes.notes(), frozenset(sizes.batch_axes))
 
 
 def on_the_example(net: TracedModule, pair: Pair, example: Arguments) -> None:

@@ -56,6 +56,8 @@ class Sizes:
         self.rounded: list[str] = []
         self.silence: list[str] = []
         self.lengths = {self.steps}
+        self.batch_axes: set[int] = set()
+        """Axes along which both were compared at another size."""
 
     def compare(self) -> None:
         """Compares all sizes.
@@ -169,6 +171,8 @@ class Sizes:
         else:
             require_same_at(self.pair, run, size, self.steps, calls, self.example)
         self.accepted.add(size.words())
+        if size.batch is not None and size.axis is not None:
+            self.batch_axes.add(size.axis)
         if size.steps is not None and size.batch is None:
             self.lengths.add(size.steps)
         return True

@@ -26,8 +26,8 @@ from tracecompile.capture.tracing.tape import Tape
 from tracecompile.exact import exact_value
 
 FEWEST_STEPS = 3
-EXACT = ("exact value",)
-"""The place of what is written beside the user's code."""
+EXACT = "exact value"
+"""The role of what is written beside the user's code."""
 
 
 def work_step_by_step(tape: Tape, root: nn.Module, steps: int, axis: int | None) -> Tape:
@@ -202,8 +202,7 @@ class _StepByStep:
         self, like: fx.Node, op: str, target: Any, args: tuple[Any, ...], role: str | None, kwargs: Any = None
     ) -> fx.Node:
         node = self.graph.create_node(op, target, args, kwargs or {})
-        place = EXACT if role is None else (like.meta.get("place"), role)
-        node.meta.update(where=like.meta.get("where"), place=place)
+        node.meta.update(where=like.meta.get("where"), place=(like.meta.get("place"), role or EXACT))
         values, named = fx.map_arg((args, kwargs or {}), lambda used: used.meta["val"])
         with torch.no_grad():
             node.meta["val"] = self.sequences.prober.run(node, values, named)
