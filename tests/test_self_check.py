@@ -259,6 +259,36 @@ def test_memory_that_grows_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
         tracecompile.convert(Read(), example())
 
 
+class Spread(nn.Module):
+    """Keeps the spread of the spikes over time, which needs them all, of a number of steps that no input says."""
+
+    def __init__(self, steps: int | None, spread: bool = True) -> None:
+        super().__init__()
+        self.fc, self.steps, self.spread = nn.Linear(4, 6), steps, spread
+
+    def forward(self, x: Tensor) -> Any:
+        steps = self.steps or len(x)
+        mem, spikes = torch.zeros(x.shape[-2], 6), []
+        for t in range(steps):
+            mem = 0.9 * mem + self.fc(x if self.steps else x[t])
+            spikes.append(FastSigmoid.apply(mem - 0.5))
+        rows = torch.stack(spikes)
+        if steps <= 7:  # makes each length a program of its own
+            return rows.sum(0)
+        return rows.var(0) if self.spread else rows.mean(0)
+
+
+@pytest.mark.parametrize("steps", [None, 9])
+def test_memory_is_compared_where_the_program_is_that_of_one_length(steps: int | None) -> None:
+    shape = (3, 4) if steps else (9, 3, 4)
+    with pytest.raises(ConversionError, match="kept for every time step") as caught:
+        tracecompile.convert(Spread(steps), torch.randn(shape))
+    assert caught.value.where is not None
+    assert "var" in caught.value.where.source
+    net = tracecompile.convert(Spread(steps, spread=False), torch.randn(shape))
+    assert not any("not compared" in note for note in net.report.notes)
+
+
 def test_other_values_in_chunks_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(self: Any, outputs: Any) -> None:
         right(self, [2 * value for value in outputs])

@@ -22,6 +22,8 @@ from tracecompile.self_check.pair import Pair
 
 PER_STEP = 8
 """Bytes that may be held for every step: one number."""
+Held = dict[SourceLine | None, int]
+"""Bytes held for backward by the user's line that made or saved them; None for those of the steps."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +65,15 @@ class Watch(TorchDispatchMode):
             self.saved_by.setdefault(_address(tensor), self.node)
         return tensor
 
-    def held(self, aside: Sequence[Any]) -> dict[fx.Node | None, int]:
-        """Returns the bytes that are still held, what was returned aside, by the node that saved or made them."""
+    def held(self, aside: Sequence[Any]) -> Held:
+        """Returns the bytes that are still held, what was returned aside, by the line that saved or made them."""
         known = {_address(leaf) for leaf in aside if isinstance(leaf, Tensor) and leaf.layout == torch.strided}
-        found: dict[fx.Node | None, int] = {}
+        found: Held = {}
         for piece in {piece.storage.cdata: piece for piece in self.pieces if not piece.storage.expired()}.values():
             if piece.storage.cdata not in known:
                 node = self.saved_by.get(piece.storage.cdata, piece.node)
-                found[node] = found.get(node, 0) + piece.size
+                where = None if node is None else node.meta.get("where")
+                found[where] = found.get(where, 0) + piece.size
         return found
 
 
@@ -107,9 +110,7 @@ def labelled(executor: Executor, watch: Watch) -> Iterator[None]:
         executor.emitted = emitted
 
 
-def held_by_line(
-    pair: Pair, calls: Sequence[Arguments], bins: int, collecting: bool = False
-) -> dict[fx.Node | None, int]:
+def held_by_line(pair: Pair, calls: Sequence[Arguments], bins: int, collecting: bool = False) -> Held:
     """Runs the converted module and returns the bytes that it holds for backward, by what made or saved them.
 
     Args:
@@ -133,7 +134,7 @@ def held_by_line(
     return watch.held([*found, *pytree.tree_leaves(list(calls))])
 
 
-def require_flat(short: dict[fx.Node | None, int], longer: dict[fx.Node | None, int], more_steps: int) -> None:
+def require_flat(short: Held, longer: Held, more_steps: int) -> None:
     """Refuses a module that holds more for more steps.
 
     Args:
@@ -143,11 +144,10 @@ def require_flat(short: dict[fx.Node | None, int], longer: dict[fx.Node | None, 
     Raises:
         UnsupportedOperation: With the line whose values are held.
     """
-    growth = {node: size - short.get(node, 0) for node, size in longer.items()}
+    growth = {where: size - short.get(where, 0) for where, size in longer.items()}
     if sum(growth.values()) <= PER_STEP * more_steps:
         return
-    node = max(growth, key=lambda each: (each is not None and growth[each] > 0, growth[each]))
-    where: SourceLine | None = None if node is None else node.meta.get("where")
+    where = max(growth, key=lambda each: (each is not None and growth[each] > 0, growth[each]))
     raise UnsupportedOperation(
         "What is computed at this line is kept for every time step, so that memory grows with the sequence.",
         "Compute it within the loop, step by step, and add up or collect what comes of it.",

@@ -18,6 +18,7 @@ from tracecompile.capture.copying.copies import independent_copy, share_paramete
 from tracecompile.capture.copying.fresh_start import start_afresh
 from tracecompile.capture.copying.registries import registries_redirected
 from tracecompile.program import Settings, StepProgram
+from tracecompile.runtime.executor import Executor
 from tracecompile.runtime.record import Record
 from tracecompile.self_check.generators import Generators, generators_kept
 from tracecompile.self_check.inputs import Arguments
@@ -25,6 +26,7 @@ from tracecompile.self_check.inputs import Arguments
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tracecompile.compile import Compiled
     from tracecompile.runtime.module import TracedModule
 
 
@@ -115,6 +117,22 @@ class Pair:
         executor.observer = Record.add
         executor.stepped, executor.program = chunk is None, converted._ready.program.evolve(settings=together)
         return converted
+
+    @property
+    def compiled(self) -> Compiled:
+        """What the copy of the converted module runs."""
+        return self.converted._ready
+
+    @contextmanager
+    def running(self, compiled: Compiled) -> Iterator[None]:
+        """Lets the copy run something else."""
+        converted = self.converted
+        before = converted._compiled, converted._executor
+        converted._compiled, converted._executor = compiled, Executor(compiled.program, converted._kernels)
+        try:
+            yield
+        finally:
+            converted._compiled, converted._executor = before
 
     def call(self, module: nn.Module, calls: Sequence[Arguments], of_model: bool = False) -> list[Any]:
         """Calls a copy; returns the leaves of all results.

@@ -13,11 +13,10 @@ from torch.utils import _pytree as pytree
 from tracecompile.capture.loops.lengths import TimeSource
 from tracecompile.capture.loops.resizing import first_tensor, resized
 from tracecompile.diagnostics.activity import Spikes
-from tracecompile.errors import UnsupportedOperation
 from tracecompile.program import StepProgram
+from tracecompile.self_check.flat import require_flat_memory
 from tracecompile.self_check.generators import generators_kept
 from tracecompile.self_check.inputs import Arguments, Size, Varied, batch_axes
-from tracecompile.self_check.memory import held_by_line, require_flat
 from tracecompile.self_check.pair import ModelRefuses, Pair, Run, undisturbed
 from tracecompile.self_check.results import first_difference, relative_error
 from tracecompile.self_check.verdict import require_near, require_same_at
@@ -30,8 +29,6 @@ ATTEMPTS, ROUNDING = 3, 1e-3
 LAST_PLACES = 64
 LONGER = (23, 11)
 """Numbers of steps that are tried until the model takes one: more than any short trace has."""
-FEW_BINS = 2
-"""Bins in which the memory of two lengths is compared."""
 SHORTER = (3, 2, 1)
 BATCHES = (3, 5)
 STEP_CALLS, CALLS = 3, 23
@@ -55,6 +52,7 @@ class Sizes:
         self.accepted: set[str] = set()
         self.rounded: list[str] = []
         self.silence: list[str] = []
+        self.memory: tuple[str, ...] = ()
         self.lengths = {self.steps}
         self.batch_axes: set[int] = set()
         """Axes along which both were compared at another size."""
@@ -68,7 +66,8 @@ class Sizes:
         self.compare_lengths()
         self.compare_batches()
         self.compare_chunks()
-        self.compare_memory()
+        lengths = {*self.lengths, LONGER[-1]} if len(self.lengths) > 1 else set()
+        self.memory = require_flat_memory(self.pair, self.example, self.varied, lengths)
         self.watch_spikes()
 
     def compare_lengths(self) -> None:
@@ -109,28 +108,6 @@ class Sizes:
             if errors[-1] <= ROUNDING:
                 return
         require_near(self.pair, run, CHUNK)
-
-    def compare_memory(self) -> None:
-        """Compares what is held for backward after a short sequence and a longer one that the model takes."""
-        if not self.free or self.lengths == {self.steps} or self.program.settings.rule == "bptt":
-            return
-        # Very short sequences do not fill what is kept of a bin.
-        spans = sorted({steps for steps in self.lengths if steps >= 2 * FEW_BINS} | {LONGER[-1]})
-        if len(spans) < 2:
-            return
-        bins = FEW_BINS if self.pair.settings.rule == "measured" and self.pair.settings.decay is None else 1
-        try:
-            self._require_flat(spans[0], spans[-1], bins, collecting=False)
-        except UnsupportedOperation:
-            # A library's operation may leave cycles behind, which wait for the collector and hold nothing for backward.
-            self._require_flat(spans[0], spans[-1], bins, collecting=True)
-
-    def _require_flat(self, few: int, many: int, bins: int, collecting: bool) -> None:
-        with undisturbed(learning=True):
-            short, longer = (
-                held_by_line(self.pair, self.calls(Size(steps=steps), 1), bins, collecting) for steps in (few, many)
-            )
-        require_flat(short, longer, many - few)
 
     def watch_spikes(self) -> None:
         """Counts the spikes over the example, as it is."""
@@ -200,7 +177,7 @@ class Sizes:
             "rounds otherwise than single steps."
             for words in self.rounded
         ]
-        return (*self.silence, *refused, *rounded)
+        return (*self.silence, *self.memory, *refused, *rounded)
 
 
 def only_rounded(run: Run) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 import operator
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -73,7 +74,11 @@ class RecipeFinder:
         call = self.call(node)
         if not self.prober.may_run(call):
             return None
-        trial = _Trial(self.prober, node, call, layouts)
+        with warnings.catch_warnings():  # of a trial, which the user did not write
+            warnings.simplefilter("ignore")
+            return self._tried(_Trial(self.prober, node, call, layouts), call, layouts)
+
+    def _tried(self, trial: _Trial, call: fx.Node, layouts: Mapping[fx.Node, Layout]) -> Recipe | None:
         if trial.whole is None:
             return None
         if len(layouts) == 1 and trial.hands_on():
