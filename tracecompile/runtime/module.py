@@ -81,8 +81,9 @@ class TracedModule(nn.Module):
                 try:
                     compiled = compile_model(model, args, kwargs, self._settings, TimeSource(*program.time))
                     self._install(compiled, args, kwargs)
-                except ConversionError:
-                    raise refusal from None
+                except ConversionError as own:
+                    # That memory grows is the model's business; any other fault shows best at a length that is free.
+                    raise (own if isinstance(own, UnsupportedOperation) else refusal) from None
 
     def _install(self, compiled: Compiled, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Takes what was compiled into use, if it is the model."""
