@@ -15,7 +15,7 @@ from tracecompile.analysis.spikes import spike_nodes
 from tracecompile.errors import NoSpikingLayer
 from tracecompile.layers import Core
 from tracecompile.passes.base import Pass
-from tracecompile.program import StepProgram, is_tensor, static_nodes
+from tracecompile.program import StepProgram, holds_tensors, is_tensor, static_nodes
 
 
 class FindSpikingLayers(Pass):
@@ -131,7 +131,7 @@ class _CoreFinder:
         found, waiting = set(nodes), list(nodes)
         while waiting:
             for source in waiting.pop().all_input_nodes:
-                if source not in found and source not in self.static and not is_tensor(source):
+                if source not in found and source not in self.static and not holds_tensors(source):
                     found.add(source)
                     waiting.append(source)
         return sorted(found, key=self.view.position.__getitem__)
@@ -141,4 +141,4 @@ def _looks_at_shapes(node: fx.Node) -> bool:
     """Tells whether a node is a size, or made from sizes alone: the values of tensors have no part in it."""
     if node.op not in ("call_function", "call_method") or not node.all_input_nodes:
         return False
-    return not is_tensor(node) or not any(is_tensor(source) for source in node.all_input_nodes)
+    return not holds_tensors(node) or not any(holds_tensors(source) for source in node.all_input_nodes)

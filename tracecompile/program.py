@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import fx, nn
+from torch.utils import _pytree as pytree
 
 if TYPE_CHECKING:
     from torch.utils._pytree import TreeSpec
@@ -223,6 +224,11 @@ def example_value(node: fx.Node) -> Any:
 def is_tensor(node: fx.Node) -> bool:
     """Tells whether a node holds a tensor."""
     return isinstance(example_value(node), torch.Tensor)
+
+
+def holds_tensors(node: fx.Node) -> bool:
+    """Tells whether a node holds a tensor, or several: (values, indices) of a maximum, the parts of a split."""
+    return any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(example_value(node)))
 
 
 def static_nodes(program: StepProgram) -> set[fx.Node]:

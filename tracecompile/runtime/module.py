@@ -68,7 +68,7 @@ class TracedModule(nn.Module):
         # Whatever the mode of the caller: the rules differentiate the step.
         with torch.inference_mode(False), torch.enable_grad(), naming_a_line(model):
             args, kwargs = pytree.tree_map(_ordinary, (args, kwargs))
-            compiled = compile_model(model, args, kwargs, self._settings)
+            compiled = self._compiled_for(args, kwargs)
             program = compiled.program
             try:
                 self._install(compiled, args, kwargs)
@@ -84,6 +84,17 @@ class TracedModule(nn.Module):
                 except ConversionError as own:
                     # That memory grows is the model's business; any other fault shows best at a length that is free.
                     raise (own if isinstance(own, UnsupportedOperation) else refusal) from None
+
+    def _compiled_for(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Compiled:
+        """Compiles the model for a call: for its length alone, where another call has shown that each is another."""
+        model = self._copy[0]
+        bound = next((one.program for one, _ in reversed(self._programs) if one.program.length_bound), None)
+        if bound is not None:
+            try:
+                return compile_model(model, args, kwargs, self._settings, TimeSource(*bound.time))
+            except ConversionError:
+                pass  # what says how long this call is may be something else
+        return compile_model(model, args, kwargs, self._settings)
 
     def _install(self, compiled: Compiled, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Takes what was compiled into use, if it is the model."""

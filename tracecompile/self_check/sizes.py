@@ -57,8 +57,8 @@ class Sizes:
         self.batch_axes: set[int] = set()
         """Axes along which both were compared at another size."""
 
-    def compare(self) -> None:
-        """Compares all sizes.
+    def compare(self, memory: bool = True) -> None:
+        """Compares all sizes, and the memory of two of them where it is asked for.
 
         Raises:
             ConversionError: The converted module is not the model there; names the line whose value was frozen.
@@ -66,8 +66,9 @@ class Sizes:
         self.compare_lengths()
         self.compare_batches()
         self.compare_chunks()
-        lengths = {*self.lengths, LONGER[-1]} if len(self.lengths) > 1 else set()
-        self.memory = require_flat_memory(self.pair, self.example, self.varied, lengths)
+        if memory:
+            lengths = {*self.lengths, LONGER[-1]} if len(self.lengths) > 1 else set()
+            self.memory = require_flat_memory(self.pair, self.example, self.varied, lengths)
         self.watch_spikes()
 
     def compare_lengths(self) -> None:

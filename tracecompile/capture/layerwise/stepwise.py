@@ -20,7 +20,7 @@ from tracecompile.capture.layerwise.stacks import spell_as_stacks
 from tracecompile.capture.layerwise.whole import Whole, WholeSequences
 from tracecompile.capture.layerwise.writing import StepWriter
 from tracecompile.capture.loops.slices import Pick
-from tracecompile.capture.steps.shapes import same_shape_above
+from tracecompile.capture.steps.shapes import kind_of, only_shape_matters, same_shape_above
 from tracecompile.capture.tracing.build import cone, is_random
 from tracecompile.capture.tracing.tape import Tape
 from tracecompile.exact import exact_value
@@ -69,10 +69,14 @@ class _StepByStep:
         self._refuse(picks, live)
         ends = [node for node in self.wholes if node in live and self._is_end(node, picks)]
         sizes = [node for node in self.graph.nodes if node in live and self._is_size(node)]
-        measured = [node.args[0] for node in sizes if isinstance(node.args[0], fx.Node)]
-        self.writer.write([*(pick.sequence for pick in picks.values()), *ends, *measured])
+        likened = [node for node in self.graph.nodes if node in live and self._is_made_like(node)]
+        asked = [*(node.args[0] for node in sizes), *map(kind_of, likened)]
+        asked_nodes = [one for one in asked if isinstance(one, fx.Node)]
+        self.writer.write([*(pick.sequence for pick in picks.values()), *ends, *asked_nodes])
         for node in sizes:
             self._replace_size(node)
+        for node in likened:
+            self._replace_kind(node)
         for node, pick in picks.items():
             self._replace_pick(node, pick)
         for node in ends:
@@ -131,10 +135,29 @@ class _StepByStep:
             size = self._new(node, "call_method", "size", (of, dim - (not layout.merged and dim > layout.axis)), "size")
         self._replace(node, size)
 
+    def _is_made_like(self, node: fx.Node) -> bool:
+        """Tells whether a node takes the type and the device of what a loop computes, and nothing else."""
+        whole = self.wholes.get(kind_of(node))  # type: ignore[arg-type]
+        return whole is not None and whole.from_loop
+
+    def _replace_kind(self, node: fx.Node) -> None:
+        """Takes type and device from what is there before the loop, if something is of the same, else from a step."""
+        sequence = kind_of(node)
+        assert sequence is not None
+        like, above = sequence.meta["val"], cone([sequence])
+        earlier = (one for one in self.graph.nodes if one in above and one not in self.sequences.later)
+        values = ((one, one.meta["val"]) for one in earlier if one.op != "get_attr")
+        alike = (
+            one for one, value in values
+            if isinstance(value, Tensor) and (value.dtype, value.device) == (like.dtype, like.device)
+        )  # fmt: skip
+        of = next(alike, None) or self.writer.parts(sequence, "item")[0]
+        node.replace_input_with(sequence, of)
+
     def _replace_pick(self, node: fx.Node, pick: Pick) -> None:
         """Puts what one step computes in the place of what was taken out of the whole."""
         whole = self.wholes[pick.sequence]
-        step = pick.number % whole.layout.steps
+        step = 0 if only_shape_matters(node) else pick.number % whole.layout.steps
         if whole.from_loop or whole.alone:
             item = self.writer.parts(pick.sequence, "kept" if pick.keep else "item")[step]
             if whole.from_loop:

@@ -1,4 +1,4 @@
-"""What has the shape of a state, whatever the batch size."""
+"""What has the shape of a state, whatever the batch size, and who asks a tensor for its shape or type alone."""
 
 from __future__ import annotations
 
@@ -12,6 +12,31 @@ from tracecompile.exact import exact_value
 
 KEEPS_SHAPE = frozenset({operator.add, operator.sub, operator.mul, operator.truediv, operator.neg, exact_value})
 METHODS = frozenset({"detach", "clone", "contiguous"})
+
+
+LIKE = frozenset({"zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like"})
+OF_A_TYPE = frozenset({"new_zeros", "new_ones", "new_full", "new_empty", "new_tensor"})
+
+
+def only_shape_matters(node: fx.Node) -> bool:
+    """Tells whether all that is done with a tensor is to make others of its shape or its type."""
+    return all(_name(user) in LIKE | OF_A_TYPE or kind_of(user) is node for user in node.users)
+
+
+def kind_of(node: fx.Node) -> fx.Node | None:
+    """Returns the tensor of which a node takes the type and the device alone, if there is one."""
+    if node.op != "call_method":
+        return None
+    if node.target in OF_A_TYPE:
+        return node.args[0] if isinstance(node.args[0], fx.Node) else None
+    if node.target in ("to", "type_as") and len(node.args) > 1:
+        like = node.args[1]
+        return like if isinstance(like, fx.Node) and isinstance(like.meta["val"], torch.Tensor) else None
+    return None
+
+
+def _name(node: fx.Node) -> str:
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
 
 
 def same_shape_above(node: fx.Node) -> set[fx.Node]:
