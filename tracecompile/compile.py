@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,10 +19,15 @@ from tracecompile.capture.loops.resizing import first_tensor
 from tracecompile.capture.tracing.source import line_of_failure
 from tracecompile.diagnostics.describe import describe
 from tracecompile.diagnostics.report import ConversionReport
-from tracecompile.errors import ConversionError, InvalidInput, UnsupportedState
+from tracecompile.errors import ConversionError, InvalidInput, SourceLine, UnsupportedState
 from tracecompile.passes.pipeline import Stages, run_pipeline
 from tracecompile.program import Settings, StepProgram
 from tracecompile.runtime.arguments import Arguments, check_tensor
+
+AGAIN = (
+    "The derivative of what is computed after the loop needs the values of all time steps ({where.file}:{where.line}): "
+    "they are not kept, and backward runs the sequence forward once more, from the same inputs."
+)
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,21 @@ def shape_of(
     if program.kind == "step" or program.length is None or program.length_bound or first is None:
         return ()
     return tuple(None if axis in free else size for axis, size in enumerate(first.shape))
+
+
+def with_epilogue_again(compiled: Compiled, where: SourceLine | None) -> Compiled | None:
+    """Returns a program whose epilogue keeps nothing for backward; None where the line that keeps is not there.
+
+    Args:
+        compiled: A program that keeps something for every time step.
+        where: The line that does.
+    """
+    program = compiled.program
+    lines = {node.meta.get("where") for node in program.epilogue.graph.nodes}
+    if program.kind == "step" or program.epilogue_again or where is None or where not in lines:
+        return None
+    program = program.evolve(epilogue_again=True, notes=(*program.notes, AGAIN.format(where=where)))
+    return replace(compiled, program=program, report=describe(program))
 
 
 def training_flags(module: nn.Module) -> tuple[bool, ...]:

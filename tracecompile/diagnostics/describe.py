@@ -165,9 +165,10 @@ def _approximations(program: StepProgram) -> list[str]:
 
 def _trains(program: StepProgram, node: fx.Node) -> bool:
     """Tells whether a module has parameters that learn from what this node of a prologue or epilogue computes."""
-    waiting, learns = [node], False
+    waiting, seen = [node], {node}
     while waiting:
-        current = waiting.pop()
-        learns = learns or current.op == "output"
-        waiting += [user for user in current.users if user.target != "detach"]
+        fresh = {user for user in waiting.pop().users if user.target != "detach"} - seen
+        waiting += fresh
+        seen |= fresh
+    learns = any(reached.op == "output" for reached in seen)
     return learns and any(parameter.requires_grad for parameter in program.resolve(str(node.target)).parameters())

@@ -24,6 +24,7 @@ from tracecompile.runtime.chunked.run import ChunkRun
 from tracecompile.runtime.chunked.scans import Scans
 from tracecompile.runtime.collector import Collector
 from tracecompile.runtime.differentiable import GradientFlow
+from tracecompile.runtime.epilogue import Again, EpilogueFunction
 from tracecompile.runtime.ports import find_ports
 from tracecompile.runtime.record import Record
 from tracecompile.runtime.replay import random_states
@@ -107,11 +108,25 @@ class Executor:
         values = self.static_code.graph(*attributes, *prepared.invariants)
         return dict(zip(self.static_code.names, values, strict=True))
 
-    def finish(self, collected: Sequence[Any], states: Sequence[Tensor], invariants: Sequence[Any]) -> list[Any]:
-        """Runs the epilogue."""
+    def finish(
+        self,
+        collected: Sequence[Any],
+        states: Sequence[Tensor],
+        invariants: Sequence[Any],
+        rerun: Rerun | None = None,
+        steps: int = 0,
+    ) -> list[Any]:
+        """Runs the epilogue; where a rerun is given so that it keeps nothing of all steps for backward."""
         device = next((s.device for s in (*collected, *states) if isinstance(s, Tensor)), None)
         attributes = self.attributes(self.emitted.epilogue_attributes, device)
-        leaves = list(self.emitted.epilogue(*attributes, *collected, *states, *invariants))
+        given = [*attributes, *collected, *states, *invariants]
+        if rerun is None:
+            leaves = list(self.emitted.epilogue(*given))
+        else:
+            places = range(len(attributes), len(attributes) + len(collected))
+            stacked = [output.collect == "stack" for output in self.program.outputs]
+            again = Again(lambda values: list(self.emitted.epilogue(*values)), rerun, steps, places, stacked)
+            leaves = list(EpilogueFunction.apply(again, *given))
         count = len(leaves) - len(self.program.statistics)
         self.move_statistics(self.program.statistics, leaves[count:])
         if self.program.kind == "sequence":
@@ -203,7 +218,8 @@ class Executor:
         last = _all_detached(states)
         results = with_anchors(collected, self._of_chosen(anchors[: len(collected)]))
         states = with_anchors(states, anchors[len(collected) :])
-        return self.finish(results, states, prepared.invariants), window, last
+        again = rerun if self.program.epilogue_again else None
+        return self.finish(results, states, prepared.invariants, again, steps), window, last
 
     def _of_chosen(self, anchors: Sequence[Tensor | None]) -> list[Tensor | None]:
         """Adds up the anchors of the steps that a sum takes, as the sum does with the values."""

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from tracecompile.capture.copying.copies import copy_as_they_are, detach_leftovers
 from tracecompile.capture.loops.lengths import TimeSource
 from tracecompile.capture.tracing.source import line_of_forward
-from tracecompile.compile import Compiled, compile_model, shape_of
+from tracecompile.compile import Compiled, compile_model, shape_of, with_epilogue_again
 from tracecompile.diagnostics.report import ConversionReport
 from tracecompile.errors import ConversionError, InvalidInput, UnsupportedOperation
 from tracecompile.program import Settings
@@ -26,7 +26,7 @@ from tracecompile.runtime.chunked.compiled import Kernels
 from tracecompile.runtime.executor import Executor, with_anchors
 from tracecompile.runtime.live import LiveState, count_states
 from tracecompile.runtime.rerun import Prepared
-from tracecompile.self_check import check_against_model
+from tracecompile.self_check import Checked, check_against_model
 
 MOST_PROGRAMS = 8
 """Programs that are kept, for a model whose mode or whose arguments' kind alternates."""
@@ -99,16 +99,27 @@ class TracedModule(nn.Module):
     def _install(self, compiled: Compiled, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Takes what was compiled into use, if it is the model."""
         before = self._compiled, self._executor
-        self._compiled, self._executor = compiled, Executor(compiled.program, self._kernels)
         try:
-            checked = check_against_model(self, self._copy[0], args, kwargs)
+            try:
+                checked = self._checked(compiled, args, kwargs)
+            except UnsupportedOperation as refusal:
+                # What comes after the loop keeps the steps for its derivatives. It need not.
+                if (again := with_epilogue_again(compiled, refusal.where)) is None:
+                    raise
+                compiled = again
+                checked = self._checked(compiled, args, kwargs)
         except ConversionError:
             self._compiled, self._executor = before
             raise
         report = dataclasses.replace(compiled.report, notes=(*compiled.report.notes, *checked.notes))
         shape = shape_of(compiled.program, args, kwargs, checked.batch_axes)
-        self._compiled = dataclasses.replace(compiled, report=report, shape=shape)
-        self._programs = [*self._programs[1 - MOST_PROGRAMS :], (self._compiled, self._executor)]
+        self._compiled, executor = dataclasses.replace(compiled, report=report, shape=shape), self._executor
+        assert executor is not None
+        self._programs = [*self._programs[1 - MOST_PROGRAMS :], (self._compiled, executor)]
+
+    def _checked(self, compiled: Compiled, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Checked:
+        self._compiled, self._executor = compiled, Executor(compiled.program, self._kernels)
+        return check_against_model(self, self._copy[0], args, kwargs)
 
     @property
     def source(self) -> nn.Module:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from tracecompile.layers import Jacobian, Layer
 from tracecompile.program import StepProgram
+from tracecompile.runtime.collector import Collector
 from tracecompile.runtime.record import Moment, Record, rows_of
 from tracecompile.runtime.replay import drawn_again
 from tracecompile.runtime.tangents import Derivatives
@@ -88,7 +89,7 @@ class Rerun:
 
     def moments(self, record: Record) -> Iterator[Moment]:
         """Yields every step of the sequence, after it was added to ``record``; for errors see ``_steps``."""
-        for states, recorded in self._steps():
+        for _, states, recorded in self._steps():
             record.add(states, *recorded)
             assert record.moment is not None
             yield record.moment
@@ -97,14 +98,29 @@ class Rerun:
         """Returns the Jacobians of the cores of some layers at every step; for errors see ``_steps``."""
         position = {layer.name: index for index, layer in enumerate(self.executor.program.layers)}
         found: dict[str, list[Derivatives]] = {layer.name: [] for layer in layers}
-        for _, (_, of_layers, _) in self._steps():
+        for _, _, (_, of_layers, _) in self._steps():
             for layer in layers:
                 assert isinstance(layer.response, Jacobian)
                 found[layer.name].append(rows_of(layer.response, of_layers[position[layer.name]][1]))
         return found
 
-    def _steps(self) -> Iterator[tuple[Sequence[Tensor], Sequence[Any]]]:
-        """Runs the sequence; yields (next states, what is recorded).
+    def collected(self, steps: int) -> list[Tensor]:
+        """Returns what the epilogue reads of the steps; for errors see ``_steps``."""
+        collector = Collector(self.executor.program, steps)
+        for outputs, _, _ in self._steps():
+            collector.add(outputs)
+        return collector.results()
+
+    @contextlib.contextmanager
+    def circumstances(self) -> Iterator[None]:
+        """Runs what follows under the autocast of the first pass; what it moves of the buffers is put back."""
+        with _restored(self.executor.program.root), contextlib.ExitStack() as stack:
+            for device, enabled, dtype in self.autocast:
+                stack.enter_context(torch.autocast(device, dtype=dtype, enabled=enabled))
+            yield
+
+    def _steps(self) -> Steps:
+        """Runs the sequence.
 
         Raises:
             RuntimeError: An input was modified in place, or the model's mode changed, since the sequence was run.
@@ -116,11 +132,9 @@ class Rerun:
             with drawn_again(self.drawn):
                 prepared = executor.prepare(self.leaves)
         states: Sequence[Tensor] = ()
-        with _restored(executor.program.root), contextlib.ExitStack() as stack:
-            for device, enabled, dtype in self.autocast:
-                stack.enter_context(torch.autocast(device, dtype=dtype, enabled=enabled))
-            for _, states, recorded in executor.steps(prepared, self.prepared.initial, self.statics):
-                yield states, recorded
+        with self.circumstances():
+            for outputs, states, recorded in executor.steps(prepared, self.prepared.initial, self.statics):
+                yield outputs, states, recorded
         if self.final is not None and not _same(states, self.final):
             warnings.warn(
                 "The second pass over the sequence did not come to the same states as the first: an operation of the "

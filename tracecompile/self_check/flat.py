@@ -76,7 +76,8 @@ def _at_two_lengths(pair: Pair, example: Arguments) -> Iterator[list[Sequence]]:
             compiled = compile_model(pair.converted.source, *call, pair.program.settings, source)
         except ConversionError:
             return
-        made.append(Sequence(steps, call, compiled))
+        program = compiled.program.evolve(epilogue_again=pair.program.epilogue_again)
+        made.append(Sequence(steps, call, replace(compiled, program=program)))
     yield made
 
 

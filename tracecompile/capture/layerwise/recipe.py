@@ -181,6 +181,8 @@ class _Trial:
             for result in results
             for layout in fitting_layouts(tuple(whole.shape), tuple(first.shape), self.steps, keep=result == "kept")
         ]
+        # An axis of as many numbers as there are steps is that of time alone, where it can be.
+        candidates.sort(key=lambda each: bool(each[0].merged) and whole.shape[each[0].axis] == self.steps)
         parts = [first] if candidates else []
         while parts and len(parts) < self.steps:
             part = self._run(arguments, self._parts(form, len(parts)))

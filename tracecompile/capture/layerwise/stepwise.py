@@ -66,7 +66,7 @@ class _StepByStep:
             pick = self.sequences.picked(node)
             if pick is not None and pick.sequence in live and self._is_computed(self.wholes[pick.sequence]):
                 picks[node] = pick
-        self._refuse(picks, live)
+        picks = self._without_mixed(picks, live)
         ends = [node for node in self.wholes if node in live and self._is_end(node, picks)]
         sizes = [node for node in self.graph.nodes if node in live and self._is_size(node)]
         likened = [node for node in self.graph.nodes if node in live and self._is_made_like(node)]
@@ -87,24 +87,38 @@ class _StepByStep:
     def _is_computed(whole: Whole) -> bool:
         return whole.items is not None or whole.mixing is not None or (whole.recipe is not None and not whole.given)
 
-    def _refuse(self, picks: dict[fx.Node, Pick], live: set[fx.Node]) -> None:
-        read = {pick.sequence for node, pick in picks.items() if node in live}
-        for node, whole in self.wholes.items():
-            # What is only returned may stay behind the loop: whether it holds the sequence is found out by running it.
-            if whole.mixing is not None and node in live and node in read:
-                raise mixes_steps(whole.mixing, self.sequences.prober.module(whole.mixing))
+    def _without_mixed(self, picks: dict[fx.Node, Pick], live: set[fx.Node]) -> dict[fx.Node, Pick]:
+        """Leaves out what is taken from sequences that mix time steps: it stays behind the loop, if no loop reads it.
+
+        Whether what stays there holds the sequence is found out by running it.
+        """
+        for node, pick in picks.items():
+            mixing = self.wholes[pick.sequence].mixing
+            if mixing is not None and node in live and self._reaches_a_loop(node):
+                raise mixes_steps(mixing, self.sequences.prober.module(mixing))
+        return {node: pick for node, pick in picks.items() if self.wholes[pick.sequence].mixing is None}
+
+    def _reaches_a_loop(self, node: fx.Node) -> bool:
+        waiting, seen = [node], {node}
+        while waiting:
+            current = waiting.pop()
+            if current in self.sequences.inside:
+                return True
+            waiting += [user for user in current.users if user not in seen]
+            seen.update(current.users)
+        return False
 
     def _is_end(self, node: fx.Node, picks: dict[fx.Node, Pick]) -> bool:
         """Tells whether a node is the last of what parameters make of the stacked values of a loop."""
         whole = self.wholes[node]
-        if whole.recipe is None or not (whole.learns and whole.from_loop):
+        if whole.recipe is None or whole.mixing is not None or not (whole.learns and whole.from_loop):
             return False
         returned = any(leaf is node for leaf in pytree.tree_leaves(self.tape.result))
         return returned or any(not self._is_stepwise(user, picks) for user in node.users)
 
     def _is_stepwise(self, user: fx.Node, picks: dict[fx.Node, Pick]) -> bool:
         whole = self.wholes.get(user)
-        if (whole is not None and whole.recipe is not None) or user in picks:
+        if (whole is not None and whole.recipe is not None and whole.mixing is None) or user in picks:
             return True
         if not isinstance(user.meta["val"], Tensor):
             return isinstance(user.meta["val"], (int, float)) or all(

@@ -64,6 +64,8 @@ class WholeSequences:
         self.found: dict[fx.Node, Whole] = {}
         self.learning: set[fx.Node] = set()
         self.later: set[fx.Node] = set()
+        self.inside: set[fx.Node] = set()
+        """What a loop computes at every step."""
         self.finder = RecipeFinder(self.prober, Numbers(self.found))
 
     def find(self) -> dict[fx.Node, Whole]:
@@ -74,6 +76,8 @@ class WholeSequences:
                 self.learning.add(node)
             key = place_key(node)
             inside = key is not None and counts[key] >= self.steps - 1
+            if inside:
+                self.inside.add(node)
             whole = self._whole(node) if not inside and isinstance(node.meta["val"], Tensor) else None
             if whole is not None:
                 self.found[node] = whole

@@ -1,0 +1,103 @@
+"""What is computed after the loop of the values of all steps, and computed again for backward.
+
+A spread over time, a softmax over time, a product: their derivatives need the values of all steps once more. Autograd
+would keep these for as long as the user keeps the loss. Here nothing is kept; backward runs the sequence forward once
+more, from the inputs that the caller holds anyway, and what follows it with a graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from tracecompile.runtime.replay import drawn_again, random_states
+from tracecompile.runtime.rerun import Rerun
+
+Epilogue = Callable[[Sequence[Any]], list[Any]]
+"""Maps attributes, what was collected, last states and invariants, in one list, to the leaves of the result."""
+
+
+class Again:
+    """One epilogue that is to be run twice."""
+
+    def __init__(self, run: Epilogue, rerun: Rerun, steps: int, collected: range, stacked: Sequence[bool]) -> None:
+        """Remembers the circumstances.
+
+        Args:
+            run: The epilogue.
+            rerun: Runs the sequence once more.
+            steps: Number of time steps.
+            collected: Where in the list of its operands that is what was collected.
+            stacked: Which of it holds all steps.
+        """
+        self.run, self.rerun, self.steps = run, rerun, steps
+        self.stacked = [place for place, holds in zip(collected, stacked, strict=True) if holds]
+        self.collected = collected
+        self.drawn = random_states()
+        self.kept: list[Any] = []
+
+    def leaves(self, given: Sequence[Any], wanted: Sequence[bool]) -> tuple[list[Any], list[Tensor]]:
+        """Runs it with a graph; returns the leaves of the result, and the operands that need a gradient."""
+        operands: list[Any] = [value.detach() if isinstance(value, Tensor) else value for value in given]
+        sources = [value.requires_grad_() for value, need in zip(operands, wanted, strict=True) if need]
+        with torch.enable_grad():
+            # Not the sources themselves: the user's code may write into what it is given.
+            passed = [value.clone() if need else value for value, need in zip(operands, wanted, strict=True)]
+            return self.run(passed), sources
+
+    def keep(self, given: Sequence[Any]) -> None:
+        """Keeps the operands that do not hold all steps."""
+        held = [None if place in self.stacked else value for place, value in enumerate(given)]
+        self.kept = [value.detach() if isinstance(value, Tensor) else value for value in held]
+
+    def given(self) -> list[Any]:
+        """Returns all operands as they were."""
+        found = list(self.kept)
+        values = self.rerun.collected(self.steps)
+        for place in self.stacked:
+            found[place] = values[place - self.collected.start]
+        return found
+
+
+class EpilogueFunction(torch.autograd.Function):
+    """Runs an epilogue and keeps nothing that holds all steps."""
+
+    @staticmethod
+    def forward(ctx: Any, again: Again, *given: Any) -> Any:
+        """Returns the leaves of the result."""
+        ctx.again, ctx.wanted = again, ctx.needs_input_grad[1:]
+        # The graph says which leaves require a gradient, and need hold nothing for it.
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: None, lambda nothing: nothing):
+            leaves, _ = again.leaves(given, ctx.wanted)
+        again.keep(given)
+        found = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        constant = [
+            made
+            for made, leaf in zip(found, leaves, strict=True)
+            if isinstance(leaf, Tensor) and not leaf.requires_grad
+        ]
+        ctx.mark_non_differentiable(*constant)
+        ctx.set_materialize_grads(False)
+        return tuple(found)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *signals: Tensor | None) -> Any:
+        """Returns the gradients of the operands."""
+        again: Again = ctx.again
+        given = again.given()
+        with again.rerun.circumstances(), drawn_again(again.drawn):
+            leaves, sources = again.leaves(given, ctx.wanted)
+        pairs = [
+            (leaf, signal)
+            for leaf, signal in zip(leaves, signals, strict=True)
+            if signal is not None and isinstance(leaf, Tensor) and leaf.requires_grad
+        ]
+        outputs, pulls = [leaf for leaf, _ in pairs], [signal for _, signal in pairs]
+        none: list[Tensor | None] = [None] * len(sources)
+        found = iter(torch.autograd.grad(outputs, sources, pulls, allow_unused=True) if outputs else none)
+        return (None, *(next(found) if need else None for need in ctx.wanted))
