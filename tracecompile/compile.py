@@ -24,11 +24,6 @@ from tracecompile.passes.pipeline import Stages, run_pipeline
 from tracecompile.program import Settings, StepProgram
 from tracecompile.runtime.arguments import Arguments, check_tensor
 
-AGAIN = (
-    "The derivative of what is computed after the loop needs the values of all time steps ({where.file}:{where.line}): "
-    "they are not kept, and backward runs the sequence forward once more, from the same inputs."
-)
-
 
 @dataclass(frozen=True)
 class Compiled:
@@ -105,7 +100,12 @@ def with_epilogue_again(compiled: Compiled, where: SourceLine | None) -> Compile
     lines = {node.meta.get("where") for node in program.epilogue.graph.nodes}
     if program.kind == "step" or program.epilogue_again or where is None or where not in lines:
         return None
-    program = program.evolve(epilogue_again=True, notes=(*program.notes, AGAIN.format(where=where)))
+    return going_again(compiled, where)
+
+
+def going_again(compiled: Compiled, where: SourceLine | None) -> Compiled:
+    """Returns a program whose epilogue backward runs again because of a line; the program itself for None."""
+    program = compiled.program.evolve(epilogue_again=where)
     return replace(compiled, program=program, report=describe(program))
 
 

@@ -141,8 +141,8 @@ class StepProgram:
             how many steps there are (None where they do not).
         reads_mode: Whether the user's code branches on ``training``, so that the other mode is another program.
         length_bound: Whether the program is that of one number of time steps: a call with another is another program.
-        epilogue_again: Whether derivatives of the epilogue need the values of all steps, which backward then computes
-            once more, and the epilogue of them.
+        epilogue_again: The line of the epilogue whose derivative needs the values of all steps, if one does: backward
+            then computes these once more, and the epilogue of them.
         pinned: Positions, among the leaves of the arguments, of numbers that the program has built in.
         written: Names of the attributes that the model writes: states of the converted module, and not of the model.
         statistics: Names of the attributes that a sequence moves for the model itself: what they hold at the end are
@@ -177,7 +177,7 @@ class StepProgram:
     statistics: tuple[str, ...] = ()
     constants: dict[str, torch.Tensor] = field(default_factory=dict)
     length_bound: bool = False
-    epilogue_again: bool = False
+    epilogue_again: SourceLine | None = None
     cores: tuple[Core, ...] = ()
     statics: Statics | None = None
     layers: tuple[Layer, ...] = ()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from support.held import held_for_backward, live_bytes, only_what_is_new
 from support.program import Program, seed
+from support.soundness import Unsound
 from support.values import all_equal, equal, gradients, leaves, loss_of, structure
 
 GRADIENT_SIZE, CHUNK_SIZE, MEMORY_BATCH = (9, 3), (11, 3), 3
@@ -131,6 +132,8 @@ def _require_same_gradient(
         if given is not None and bool(given.any()):
             raise Wrong(f"{name}: {'no gradient' if found is None else 'a gradient that the model does not give'}")
         return
+    if not bool(wanted.isfinite().all()):
+        raise Unsound(f"the model's own gradient of {name} is not finite")
     error = float((found - wanted).norm()) / max(float(wanted.norm()), least)
     if not error <= rounding:
         raise Wrong(f"gradient of {name} off by {error:.1e}")

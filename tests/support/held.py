@@ -29,7 +29,8 @@ class Held:
 
     def pack(self, tensor: Tensor) -> _Kept:
         """Notes a tensor for as long as autograd holds it."""
-        kept = _Kept(tensor)
+        # Detached: an operation that saves its own result would be held by it, and hold it, for ever.
+        kept = _Kept(tensor.detach())
         self._kept.add(kept)
         return kept
 

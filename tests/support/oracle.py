@@ -66,6 +66,8 @@ def require_right(
         for part in parts:
             try:
                 part(program, convert or tracecompile.convert)
+            except Unsound:
+                raise
             except Exception as fault:
                 first = first or fault
                 wrong.append(describe(fault))

@@ -148,6 +148,12 @@ def _approximations(program: StepProgram) -> list[str]:
             notes.append(
                 f"{layer.name}: in training, batch statistics are recorded per step and averaged over each bin."
             )
+    if program.epilogue_again is not None:
+        line = f"{program.epilogue_again.file}:{program.epilogue_again.line}"
+        notes.append(
+            f"The derivative of what is computed after the loop needs the values of all time steps ({line}): they are "
+            "not kept, and backward runs the sequence forward once more, from the same inputs."
+        )
     parts = (program.step.graph, program.epilogue.graph)
     if any(node.target is exact_value for graph in parts for node in graph.nodes):
         notes.append(

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from tracecompile.capture.copying.copies import copy_as_they_are, detach_leftovers
 from tracecompile.capture.loops.lengths import TimeSource
 from tracecompile.capture.tracing.source import line_of_forward
-from tracecompile.compile import Compiled, compile_model, shape_of, with_epilogue_again
+from tracecompile.compile import Compiled, compile_model, going_again, shape_of, with_epilogue_again
 from tracecompile.diagnostics.report import ConversionReport
 from tracecompile.errors import ConversionError, InvalidInput, UnsupportedOperation
 from tracecompile.program import Settings
@@ -91,7 +91,8 @@ class TracedModule(nn.Module):
         bound = next((one.program for one, _ in reversed(self._programs) if one.program.length_bound), None)
         if bound is not None:
             try:
-                return compile_model(model, args, kwargs, self._settings, TimeSource(*bound.time))
+                compiled = compile_model(model, args, kwargs, self._settings, TimeSource(*bound.time))
+                return going_again(compiled, bound.epilogue_again)
             except ConversionError:
                 pass  # what says how long this call is may be something else
         return compile_model(model, args, kwargs, self._settings)

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from tracecompile.capture.loops.lengths import TimeSource
 from tracecompile.capture.loops.resizing import resized
-from tracecompile.compile import Compiled, compile_model
-from tracecompile.errors import ConversionError, UnsupportedOperation
+from tracecompile.compile import Compiled, compile_model, going_again
+from tracecompile.errors import ConversionError
 from tracecompile.self_check.inputs import Arguments, Size, Varied
 from tracecompile.self_check.memory import Held, held_by_line, require_flat
 from tracecompile.self_check.pair import Pair, undisturbed
@@ -76,8 +76,7 @@ def _at_two_lengths(pair: Pair, example: Arguments) -> Iterator[list[Sequence]]:
             compiled = compile_model(pair.converted.source, *call, pair.program.settings, source)
         except ConversionError:
             return
-        program = compiled.program.evolve(epilogue_again=pair.program.epilogue_again)
-        made.append(Sequence(steps, call, replace(compiled, program=program)))
+        made.append(Sequence(steps, call, going_again(compiled, pair.program.epilogue_again)))
     yield made
 
 
@@ -92,27 +91,19 @@ def _for_two_lengths(pair: Pair, example: Arguments, source: TimeSource) -> Iter
 
 def _runs(pair: Pair, sequence: Sequence) -> bool:
     try:
-        _held(pair, sequence, collecting=False)
+        _held(pair, sequence)
     except Exception:  # whatever the user's code says to a number of steps that is not its own
         return False
     return True
 
 
 def _compare(pair: Pair, sequences: list[Sequence]) -> None:
-    try:
-        _require_flat(pair, sequences, collecting=False)
-    except UnsupportedOperation:
-        # A library's operation may leave cycles behind, which wait for the collector and hold nothing for backward.
-        _require_flat(pair, sequences, collecting=True)
-
-
-def _require_flat(pair: Pair, sequences: list[Sequence], collecting: bool) -> None:
-    short, longer = (_held(pair, sequence, collecting) for sequence in sequences)
+    short, longer = (_held(pair, sequence) for sequence in sequences)
     require_flat(short, longer, sequences[1].steps - sequences[0].steps)
 
 
-def _held(pair: Pair, sequence: Sequence, collecting: bool) -> Held:
+def _held(pair: Pair, sequence: Sequence) -> Held:
     settings = pair.settings
     bins = FEW_BINS if settings.rule == "measured" and settings.decay is None else 1
     with undisturbed(learning=True), pair.running(sequence.compiled):
-        return held_by_line(pair, [sequence.call], bins, collecting)
+        return held_by_line(pair, [sequence.call], bins)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -63,7 +62,8 @@ class Watch(TorchDispatchMode):
         """Notes who saves a tensor for backward."""
         if self.node is not None and tensor.layout == torch.strided:
             self.saved_by.setdefault(_address(tensor), self.node)
-        return tensor
+        # Detached: an operation that saves its own result would be held by it, and hold it, for ever.
+        return tensor.detach()
 
     def held(self, aside: Sequence[Any]) -> Held:
         """Returns the bytes that are still held, what was returned aside, by the line that saved or made them."""
@@ -110,14 +110,13 @@ def labelled(executor: Executor, watch: Watch) -> Iterator[None]:
         executor.emitted = emitted
 
 
-def held_by_line(pair: Pair, calls: Sequence[Arguments], bins: int, collecting: bool = False) -> Held:
+def held_by_line(pair: Pair, calls: Sequence[Arguments], bins: int) -> Held:
     """Runs the converted module and returns the bytes that it holds for backward, by what made or saved them.
 
     Args:
         pair: What runs.
         calls: The arguments.
         bins: Time bins.
-        collecting: Whether what waits for the garbage collector is collected first, which takes a while.
     """
     watch = Watch()
     converted = pair.rewound(settings=replace(pair.settings, bins=bins))
@@ -129,8 +128,6 @@ def held_by_line(pair: Pair, calls: Sequence[Arguments], bins: int, collecting: 
         watch,
     ):
         found = pair.call(converted, calls)
-    if collecting:
-        gc.collect()
     return watch.held([*found, *pytree.tree_leaves(list(calls))])
 
 

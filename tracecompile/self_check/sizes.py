@@ -72,8 +72,11 @@ class Sizes:
         self.watch_spikes()
 
     def compare_lengths(self) -> None:
-        """Compares a longer and a shorter sequence, where the model lets an input say how long it is."""
-        if not self.steps or self.program.length_bound:
+        """Compares a longer and a shorter sequence, where the model lets an input say how long it is.
+
+        A program of one number of steps is captured anew for inputs of another length, whatever that means to it.
+        """
+        if not self.free:
             return
         longer = (*(steps for steps in LONGER if steps != self.steps), self.steps + 1)
         shorter = (*(steps for steps in SHORTER if steps < self.steps), self.steps - 1)
