@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from tracecompile.layers import Layer
@@ -86,7 +87,7 @@ class Solver:
         for parameter, gradient in weights.items():
             self.weights[parameter] = _plus(self.weights.get(parameter), gradient)
         for name, gradient in statics.items():
-            self.statics[name] = _plus(self.statics.get(name), gradient)
+            self.statics[name] = _joined(self.statics.get(name), gradient)
 
     def tangents(self, layer: Layer) -> Tangents:
         """Returns the tangents of a layer with a measured response."""
@@ -196,7 +197,7 @@ class Solver:
             if name.startswith("init:"):
                 self.initial[name.removeprefix("init:")] = gradient
             else:
-                self.statics[name] = _plus(self.statics.get(name), gradient)
+                self.statics[name] = _joined(self.statics.get(name), gradient)
 
 
 class _Sweep:
@@ -232,3 +233,11 @@ class _Sweep:
 
 def _plus(left: Tensor | None, right: Tensor) -> Tensor:
     return right if left is None else left + right
+
+
+def _joined(left: Tensor | None, right: Tensor) -> Tensor:
+    """Adds signals on a static value: a core gives them per sample, a synapse in the shape of the value."""
+    if left is None or left.shape == right.shape:
+        return _plus(left, right)
+    shape = min(left.shape, right.shape, key=torch.Size.numel)
+    return left.sum_to_size(shape) + right.sum_to_size(shape)
