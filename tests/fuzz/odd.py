@@ -24,7 +24,7 @@ PLAIN = (
     "torch.min({c}, torch.full_like({c}, 2.5))", "{c}.cos() + {c}", "torch.rsub({c}, 0.2)",
     "F.avg_pool1d({c}.unsqueeze(1), 3, 1, 1).squeeze(1) * 2",
     "F.interpolate({c}.unsqueeze(1), scale_factor=2)[:, 0, ::2]", "{c} * ({c}.abs() < 3)",
-    "torch.where({c}.isnan(), torch.zeros_like({c}), {c})", "{c}.abs() - 0.3", "{c}.half().to({c}.dtype)",
+    "torch.where({c}.isnan(), torch.zeros_like({c}), {c})", "{c}.abs() - 0.3", "{c}.double().to({c}.dtype)",
     "torch.outer(torch.ones({c}.shape[0]), torch.linspace(0.5, 1.5, {n})) * {c}",
     "torch.diff({c}, dim=1, prepend={c}[:, :1])", "torch.addcdiv({c}, {c}, {c}.abs() + 1)",
     "torch.hypot({c}, {c}) - 0.5", "{c}.unfold(1, 2, 2).flatten(1)", "{c}.float().to({c})",

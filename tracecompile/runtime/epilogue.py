@@ -24,17 +24,26 @@ Epilogue = Callable[[Sequence[Any]], list[Any]]
 class Again:
     """One epilogue that is to be run twice."""
 
-    def __init__(self, run: Epilogue, rerun: Rerun, steps: int, collected: range, stacked: Sequence[bool]) -> None:
+    def __init__(
+        self,
+        run: Epilogue,
+        parameters: Sequence[Tensor],
+        rerun: Rerun,
+        steps: int,
+        collected: range,
+        stacked: Sequence[bool],
+    ) -> None:
         """Remembers the circumstances.
 
         Args:
             run: The epilogue.
+            parameters: Of its modules; its last operands, for their gradients alone.
             rerun: Runs the sequence once more.
             steps: Number of time steps.
             collected: Where in the list of its operands that is what was collected.
             stacked: Which of it holds all steps.
         """
-        self.run, self.rerun, self.steps = run, rerun, steps
+        self.run, self.parameters, self.rerun, self.steps = run, list(parameters), rerun, steps
         self.stacked = [place for place, holds in zip(collected, stacked, strict=True) if holds]
         self.collected = collected
         self.drawn = random_states()
@@ -42,11 +51,13 @@ class Again:
 
     def leaves(self, given: Sequence[Any], wanted: Sequence[bool]) -> tuple[list[Any], list[Tensor]]:
         """Runs it with a graph; returns the leaves of the result, and the operands that need a gradient."""
-        operands: list[Any] = [value.detach() if isinstance(value, Tensor) else value for value in given]
-        sources = [value.requires_grad_() for value, need in zip(operands, wanted, strict=True) if need]
+        count = len(given) - len(self.parameters)
+        operands: list[Any] = [value.detach() if isinstance(value, Tensor) else value for value in given[:count]]
+        sources = [value.requires_grad_() for value, need in zip(operands, wanted, strict=False) if need]
+        sources += [value for value, need in zip(self.parameters, wanted[count:], strict=True) if need]
         with torch.enable_grad():
             # Not the sources themselves: the user's code may write into what it is given.
-            passed = [value.clone() if need else value for value, need in zip(operands, wanted, strict=True)]
+            passed = [value.clone() if need else value for value, need in zip(operands, wanted, strict=False)]
             return self.run(passed), sources
 
     def keep(self, given: Sequence[Any]) -> None:

@@ -125,8 +125,9 @@ class Executor:
         else:
             places = range(len(attributes), len(attributes) + len(collected))
             stacked = [output.collect == "stack" for output in self.program.outputs]
-            again = Again(lambda values: list(self.emitted.epilogue(*values)), rerun, steps, places, stacked)
-            leaves = list(EpilogueFunction.apply(again, *given))
+            owned = list(self.emitted.epilogue.parameters())
+            again = Again(lambda values: list(self.emitted.epilogue(*values)), owned, rerun, steps, places, stacked)
+            leaves = list(EpilogueFunction.apply(again, *given, *owned))
         count = len(leaves) - len(self.program.statistics)
         self.move_statistics(self.program.statistics, leaves[count:])
         if self.program.kind == "sequence":

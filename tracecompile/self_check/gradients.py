@@ -47,18 +47,26 @@ def require_same_gradients(net: TracedModule, run: Run, exact: bool) -> None:
             if rule == "analytic" and (other is not None or explained):
                 continue  # a rate curve has flat parts
             raise failed_parameter(net._ready.program, name, "gets no gradient, though the model trains it")
-        if exact and float((other - gradient).norm()) > tolerated(gradient, largest):
+        coarsest = coarsest_of(net._ready.program, gradient.dtype)
+        if exact and float((other - gradient).norm()) > tolerated(gradient, coarsest, largest):
             raise failed_parameter(net._ready.program, name, "gets another gradient than the model gives it")
 
 
-def tolerated(gradient: Tensor, largest: float) -> float:
+def coarsest_of(program: StepProgram, dtype: torch.dtype) -> torch.dtype:
+    """Returns the coarsest floating-point type that the step computes in, that of a parameter included."""
+    values = (node.meta.get("val") for node in program.step.graph.nodes)
+    dtypes = [value.dtype for value in values if isinstance(value, Tensor) and value.is_floating_point()]
+    return max([dtype, *dtypes], key=lambda each: torch.finfo(each).eps)
+
+
+def tolerated(gradient: Tensor, coarsest: torch.dtype, largest: float) -> float:
     """Returns the error that rounding may make in a gradient, one that cancels (a bias before a norm) included.
 
     Under autocast the model's own gradients are those of half precision, which say little at this length.
     """
     if torch.is_autocast_enabled(gradient.device.type):
         return float("inf")
-    return TOLERANCE.get(gradient.dtype, float("inf")) * max(float(gradient.norm()), CANCELS * largest)
+    return TOLERANCE.get(coarsest, float("inf")) * max(float(gradient.norm()), CANCELS * largest)
 
 
 def gradients(module: nn.Module, results: list[Any]) -> dict[str, Tensor | None]:

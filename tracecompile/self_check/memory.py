@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -82,6 +82,10 @@ class Labelled:
 
     def __init__(self, module: fx.GraphModule, watch: Watch) -> None:
         self.module, self.watch = module, watch
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Returns the parameters of its modules."""
+        return self.module.parameters()
 
     def __call__(self, *args: Any) -> Any:
         """Runs it."""

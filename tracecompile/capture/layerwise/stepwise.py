@@ -68,8 +68,8 @@ class _StepByStep:
                 picks[node] = pick
         picks = self._without_mixed(picks, live)
         ends = [node for node in self.wholes if node in live and self._is_end(node, picks)]
-        sizes = [node for node in self.graph.nodes if node in live and self._is_size(node)]
-        likened = [node for node in self.graph.nodes if node in live and self._is_made_like(node)]
+        sizes = [node for node in self.graph.nodes if self._is_size(node) and node.args[0] in live]
+        likened = [node for node in self.graph.nodes if self._is_made_like(node) and kind_of(node) in live]
         asked = [*(node.args[0] for node in sizes), *map(kind_of, likened)]
         asked_nodes = [one for one in asked if isinstance(one, fx.Node)]
         self.writer.write([*(pick.sequence for pick in picks.values()), *ends, *asked_nodes])
@@ -152,7 +152,7 @@ class _StepByStep:
     def _is_made_like(self, node: fx.Node) -> bool:
         """Tells whether a node takes the type and the device of what a loop computes, and nothing else."""
         whole = self.wholes.get(kind_of(node))  # type: ignore[arg-type]
-        return whole is not None and whole.from_loop
+        return whole is not None and (whole.from_loop or (whole.learns and node in self.sequences.inside))
 
     def _replace_kind(self, node: fx.Node) -> None:
         """Takes type and device from what is there before the loop, if something is of the same, else from a step."""
@@ -171,8 +171,9 @@ class _StepByStep:
     def _replace_pick(self, node: fx.Node, pick: Pick) -> None:
         """Puts what one step computes in the place of what was taken out of the whole."""
         whole = self.wholes[pick.sequence]
-        step = 0 if only_shape_matters(node) else pick.number % whole.layout.steps
-        if whole.from_loop or whole.alone:
+        returned = any(node is leaf for leaf in [*pytree.tree_leaves(self.tape.result), *self.tape.attributes.values()])
+        step = 0 if only_shape_matters(node) and not returned else pick.number % whole.layout.steps
+        if whole.alone or (whole.from_loop and self._reaches_a_loop(node)):
             item = self.writer.parts(pick.sequence, "kept" if pick.keep else "item")[step]
             if whole.from_loop:
                 self._note(pick.sequence)

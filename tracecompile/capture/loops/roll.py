@@ -8,6 +8,7 @@ sequence; and it has to be the same at every step.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
@@ -72,6 +73,8 @@ class Roller:
         for step in range(self.loop.steps):
             node = self.loop.at(site, step)
             rows.append(list(leaves_of((node.args, node.kwargs))) if node is not None else None)
+        if site in self.loop.sometimes:
+            self._turned(site, template, rows)
         for step, row in enumerate(rows):
             if row is not None and len(row) != len(slots):
                 self._differs(template, step)
@@ -89,6 +92,20 @@ class Roller:
                 raise body_changes(template, "reads the future")
             else:
                 self._check_source(site, template, position, (last - source[0], source[1]), column, rows)
+
+    def _turned(self, site: Site, template: fx.Node, rows: list[Any]) -> None:
+        """Turns a sum around that Python begins the other way round: ``0 + z`` is ``z + 0`` to a tensor."""
+        first = rows[self.loop.chosen(site)[0]]
+        numbers = [place for place, leaf in enumerate(first) if isinstance(leaf, (int, float))]
+        own = [
+            place for place, leaf in enumerate(leaves_of((template.args, template.kwargs))) if self._is_own(leaf, site)
+        ]
+        if template.target is operator.add and len(numbers) == len(own) == 1:
+            (one,), (other,) = numbers, own
+            first[one], first[other] = first[other], first[one]
+
+    def _is_own(self, leaf: Any, site: Site) -> bool:
+        return isinstance(leaf, fx.Node) and self.loop.when.get(leaf, (0, None))[1] == site
 
     def _hold(self, site: Site, template: fx.Node, column: list[Any]) -> None:
         """Notes a site that goes on from its own last visit, however many steps ago that was."""

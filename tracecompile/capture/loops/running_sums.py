@@ -50,8 +50,10 @@ def _sum_of(loop: Loop, roller: Roller, frontier: list[fx.Node], site: Site) -> 
         return None
     made_now = [arg for arg in node.args if isinstance(arg, fx.Node) and loop.when.get(arg, (-1, site))[0] == last]
     others = [arg for arg in made_now if loop.when[arg][1] != site]
+    visited = loop.chosen(site)
     if site in roller.held:
-        initial = _start(loop, site, others)
+        initial, before = _start(loop, site, others)
+        visited = (*before, *visited)
     else:
         pasts = [roller.past(site, position) for position, _ in enumerate(leaves_of((node.args, node.kwargs)))]
         own = [past for past in pasts if past is not None]
@@ -67,16 +69,25 @@ def _sum_of(loop: Loop, roller: Roller, frontier: list[fx.Node], site: Site) -> 
         return None
     if not starts_at_zero(initial, node, others[0]):
         return None
-    chosen = chosen_steps(loop.chosen(site), loop.steps) if site in loop.sometimes else None
+    chosen = chosen_steps(visited, loop.steps) if site in loop.sometimes else None
     return RunningSum(loop.when[others[0]][1], chosen)
 
 
-def _start(loop: Loop, site: Site, others: list[fx.Node]) -> Any:
-    """Returns what a sum goes on from at its first visit, on whichever side of the plus it stands there."""
+def _start(loop: Loop, site: Site, others: list[fx.Node]) -> tuple[Any, tuple[int, ...]]:
+    """Returns what a sum goes on from at its first visit, on whichever side of the plus it stands there.
+
+    That may be the first value itself (``total = z if total is None else total + z``), which the sum then takes too.
+
+    Returns:
+        What the sum starts as, and the step whose value it starts as instead, if there is one.
+    """
     added = {loop.when[other][1] for other in others}
-    first = loop.at(site, loop.chosen(site)[0])
+    step = loop.chosen(site)[0]
+    first = loop.at(site, step)
     assert first is not None
-    return next((arg for arg in first.args if loop.when.get(arg, (0, None))[1] not in added), None)  # type: ignore[arg-type]
+    places = [(arg, loop.when.get(arg, (0, None))) for arg in first.args]  # type: ignore[arg-type]
+    earlier = tuple(at for _, (at, of) in places if of in added and at != step)
+    return next((arg for arg, (_, of) in places if of not in added), None), earlier
 
 
 def starts_at_zero(initial: Any, total: fx.Node, added: fx.Node) -> bool:
