@@ -56,6 +56,32 @@ class LateralInhibitionAtOnce(Recurrent):
         return z, v - 0.8 * z - 0.1 * (z @ self.lateral)
 
 
+class InhibitedByTheLoudest(Recurrent):
+    """The maximum of a layer's spikes is not a part of any neuron; ties go to the first."""
+
+    def forward(self, x: Tensor) -> Any:
+        z, v, total = x.new_zeros(x.shape[1], HIDDEN), x.new_zeros(x.shape[1], HIDDEN), 0.0
+        for x_t in x:
+            v = 0.9 * v + self.inp(x_t) + z @ self.lateral - 0.3 * z.max(dim=1, keepdim=True)[0]
+            z = spike(v - 0.8)
+            v = v - 0.8 * z
+            total = total + self.out(z)
+        return total
+
+
+class LearnedThresholdOfMixedMembranes(Recurrent):
+    """The threshold is read by the neuron and by what mixes the membranes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.threshold = nn.Parameter(torch.full((HIDDEN,), 0.8))
+
+    def step(self, current: Tensor, v: Tensor) -> State:
+        v = 0.9 * v.roll(1, 1) + current + 0.1 * v @ self.lateral
+        z = spike(v - self.threshold)
+        return z, v - self.threshold * z
+
+
 class SharedInhibitionAtOnce(Cell):
     def step(self, current: Tensor, v: Tensor) -> State:
         v = 0.9 * v + current
@@ -174,7 +200,8 @@ class MaskInSinglePrecision(Cell):
 WORKING: list[type[nn.Module]] = [
     ComparisonBesideSurrogate, TernaryByMask, TruthBetweenLayers, SpikesFromTheLastMembrane, LateralInhibitionAtOnce,
     SharedInhibitionAtOnce, NormalisedMembrane, WinnerTakesAll, AnySpikeHalvesAll, FeedbackWithinTheStep, Refractory,
-    Countdown, Episodes, EpisodesByRows, EpisodesByWhere, MaskInSinglePrecision,
+    Countdown, Episodes, EpisodesByRows, EpisodesByWhere, MaskInSinglePrecision, InhibitedByTheLoudest,
+    LearnedThresholdOfMixedMembranes,
 ]  # fmt: skip
 
 

@@ -328,6 +328,45 @@ def test_twice_as_many_fixed_steps_take_twice_as_long_to_convert(monkeypatch: py
     assert many < 2.1 * few
 
 
+class MergedConvolutions(nn.Module):
+    """Time and batch are one axis to a convolution, before the first loop and between the two."""
+
+    def __init__(self, apart: Callable[[Tensor, int, int], Tensor]) -> None:
+        super().__init__()
+        self.inp, self.hidden = nn.Linear(INPUTS, HIDDEN), nn.Linear(HIDDEN, HIDDEN)
+        self.first, self.second = nn.Conv1d(1, 1, 3, padding=1), nn.Conv1d(1, 2, 3, padding=1)
+        self.out, self.apart = nn.Linear(HIDDEN, OUTPUTS), apart
+
+    def run(self, currents: Tensor) -> Tensor:
+        """Leaky neurons; everything new is made like the currents."""
+        v, spikes = currents.new_zeros(currents.shape[1:]), []
+        for t in range(currents.shape[0]):
+            v = 0.8 * v + currents[t]
+            z = spike(v - 0.3)
+            v = torch.where(z > 0, currents.new_zeros(1), v)
+            spikes.append(z)
+        return torch.stack(spikes)
+
+    def forward(self, x: Tensor) -> Any:
+        steps, batch = x.shape[:2]
+        h = self.apart(self.first(self.inp(x).reshape(steps * batch, 1, HIDDEN)), steps, batch)
+        h = self.second(self.run(h).flatten(0, 1).unsqueeze(1)).sum(1)
+        s = self.run(self.hidden(h.view(steps, batch, HIDDEN)))
+        return self.out(s).select(0, -1), s.mean(0)
+
+
+APART: dict[str, Callable[[Tensor, int, int], Tensor]] = {
+    "reshape": lambda h, steps, batch: h.reshape(steps, batch, -1),
+    "unflatten": lambda h, steps, batch: h.flatten(1).unflatten(0, (steps, batch)),
+    "squeeze": lambda h, steps, batch: h.squeeze(1).view(-1, batch, HIDDEN),
+}
+
+
+@pytest.mark.parametrize("way", APART)
+def test_time_and_batch_in_one_axis(way: str) -> None:
+    require_right(Program(lambda: louder(MergedConvolutions(APART[way]))))
+
+
 class TimeInTheBatch(nn.Module):
     """Batch and time share the first axis of the input, as in networks meant for a chip: only the model knows how."""
 

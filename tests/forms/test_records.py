@@ -147,11 +147,40 @@ class ReadInOtherWays(Net):
         return torch.stack(outs[::-1]), torch.stack(outs[::2]) + outs[0]
 
 
+class BurnInFromZero(Net):
+    """Sums that begin in some step, from Python's own zero."""
+
+    def forward(self, x: Tensor) -> tuple[Any, Any, Any]:
+        v = x.new_zeros(x.shape[1], HIDDEN)
+        total, count, penalty = 0, 0, 0.0
+        for t in range(x.shape[0]):
+            z, v = self.step(x[t], v)
+            if t >= 2:
+                total, count = total + z, count + 1
+            if t % 2 == 0:
+                penalty += 0.1 * self.out(z).pow(2).mean()
+        return total / max(count, 1), penalty, v
+
+
+class BurnInFromNothing(Net):
+    """A sum that begins as its first value, in the second half."""
+
+    def forward(self, x: Tensor) -> Any:
+        v, total = x.new_zeros(x.shape[1], HIDDEN), None
+        for t in range(x.shape[0]):
+            z, v = self.step(x[t], v)
+            out = self.out(z)
+            if t >= x.shape[0] // 2:
+                total = out if total is None else total + out
+        return total
+
+
 PROGRAMS = {
     kind.__name__: Program(kind)
     for kind in (
         *(BeginsWithTheStart, BeginsWithLearnedStart, AStepBehind, ListOfStates),
         *(DelayLine, MembraneHistory, WrittenTwice, LastAxis, BooleanRaster, ReadInOtherWays),
+        *(BurnInFromZero, BurnInFromNothing),
     )
 }
 

@@ -227,9 +227,9 @@ class Executor:
         found = []
         for anchor, output in zip(anchors, self.program.outputs, strict=True):
             if anchor is not None and output.chosen is not None:
-                chosen = list(output.chosen.of(anchor.shape[0]))
+                chosen = output.chosen.of(anchor.shape[0])
                 # A sum of no step is the zero that it starts from.
-                anchor = anchor[chosen].sum(0) if chosen else None
+                anchor = anchor[as_slice(chosen)].sum(0) if chosen else None
             found.append(anchor)
         return found
 
@@ -350,6 +350,13 @@ def _stand_in(value: Any, stand_ins: StandIns) -> Any:
     if not isinstance(value, nn.Parameter):
         return value
     return stand_ins.setdefault(value, value.detach().requires_grad_(value.requires_grad))
+
+
+def as_slice(steps: Sequence[int]) -> slice | list[int]:
+    """Returns numbers of steps as a slice, where they are at one distance: of a slice autograd keeps nothing."""
+    distance = steps[1] - steps[0] if len(steps) > 1 else 1
+    even = distance > 0 and all(after - before == distance for before, after in itertools.pairwise(steps))
+    return slice(steps[0], steps[-1] + 1, distance) if even else list(steps)
 
 
 def _apart(value: Any) -> Any:
