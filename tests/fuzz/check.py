@@ -127,7 +127,7 @@ def as_program(rendered: Rendered, module: ModuleType, file: Path) -> Program:
         prepare=run_before,
         precise=not rendered.single,
         trained=False,
-        lengths=(12, 36),
+        lengths=(20, 44),  # half as many steps fill the bins as well
         runs=RUNS if rendered.normalised else ONE_SAMPLE,
         file=file,
     )

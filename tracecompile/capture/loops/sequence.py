@@ -19,6 +19,7 @@ from tracecompile.capture.loops.own_state import noted, require_own_state, with_
 from tracecompile.capture.loops.places import visit_counts
 from tracecompile.capture.loops.resizing import length_of, time_sources
 from tracecompile.capture.loops.traced import Traces, growth_of
+from tracecompile.capture.steps.step import capture_call
 from tracecompile.capture.tracing.build import same_graph
 from tracecompile.capture.tracing.draws import with_all_draws
 from tracecompile.capture.tracing.step_mode import in_single_steps
@@ -102,7 +103,8 @@ def capture_at_length(
     if pair is not None and steps_left_out(pair[0], length, growth_of(pair)) is not None:
         (program,) = _rolled(traces, pair, (length,))
     else:
-        program = capture_fixed_loop(model, args, kwargs)
+        # A loop of one or two steps is not seen to be one.
+        program = capture_fixed_loop(model, args, kwargs) or capture_call(model, args, kwargs)
     if program is None:
         return None
     program = program.evolve(time=(source.axis, source.number), length_bound=True, notes=(*program.notes, AT_LENGTH))
