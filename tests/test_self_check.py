@@ -191,7 +191,7 @@ def refusal_of(model: nn.Module, x: Tensor | None = None, **options: Any) -> Con
 
 def test_a_frozen_batch_size_is_caught_at_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
     frozen(monkeypatch, freeze_numbers, "prologue")
-    assert "With 3 samples" in str(refusal_of(Read()))
+    assert "With 5 samples" in str(refusal_of(Read()))
 
 
 def test_a_body_that_changes_late_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:

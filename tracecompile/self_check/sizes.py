@@ -30,7 +30,7 @@ LAST_PLACES = 64
 LONGER = (23, 11)
 """Numbers of steps that are tried until the model takes one: more than any short trace has."""
 SHORTER = (3, 2, 1)
-BATCHES = (3, 5)
+BATCHES = (5, 3)
 STEP_CALLS, CALLS = 3, 23
 """Calls of a model of one step, recorded and not: what it does from the fifth or the twentieth on is seen."""
 

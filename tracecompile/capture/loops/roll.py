@@ -73,7 +73,7 @@ class Roller:
         for step in range(self.loop.steps):
             node = self.loop.at(site, step)
             rows.append(list(leaves_of((node.args, node.kwargs))) if node is not None else None)
-        if site in self.loop.sometimes:
+        if rows[0] is None:
             self._turned(site, template, rows)
         for step, row in enumerate(rows):
             if row is not None and len(row) != len(slots):
@@ -95,7 +95,7 @@ class Roller:
 
     def _turned(self, site: Site, template: fx.Node, rows: list[Any]) -> None:
         """Turns a sum around that Python begins the other way round: ``0 + z`` is ``z + 0`` to a tensor."""
-        first = rows[self.loop.chosen(site)[0]]
+        first = next(row for row in rows if row is not None)
         numbers = [place for place, leaf in enumerate(first) if isinstance(leaf, (int, float))]
         own = [
             place for place, leaf in enumerate(leaves_of((template.args, template.kwargs))) if self._is_own(leaf, site)

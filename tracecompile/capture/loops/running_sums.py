@@ -50,16 +50,17 @@ def _sum_of(loop: Loop, roller: Roller, frontier: list[fx.Node], site: Site) -> 
         return None
     made_now = [arg for arg in node.args if isinstance(arg, fx.Node) and loop.when.get(arg, (-1, site))[0] == last]
     others = [arg for arg in made_now if loop.when[arg][1] != site]
-    visited = loop.chosen(site)
-    if site in roller.held:
-        initial, before = _start(loop, site, others)
-        visited = (*before, *visited)
-    else:
+    visited, initial = loop.chosen(site), None
+    if site not in roller.held:
         pasts = [roller.past(site, position) for position, _ in enumerate(leaves_of((node.args, node.kwargs)))]
         own = [past for past in pasts if past is not None]
         if len(own) != 1 or own[0].site != site or own[0].distance != 1:
             return None
         initial = own[0].initial
+    late = visited[0] > 0 or site in roller.held
+    if late:
+        initial, before = _start(loop, site, others)
+        visited = (*before, *visited)
     if len(others) != 1:
         return None
     readers = {loop.when[user][1] for visit in loop.visits[site] if visit for user in visit.users if user in loop.when}
@@ -69,7 +70,7 @@ def _sum_of(loop: Loop, roller: Roller, frontier: list[fx.Node], site: Site) -> 
         return None
     if not starts_at_zero(initial, node, others[0]):
         return None
-    chosen = chosen_steps(visited, loop.steps) if site in loop.sometimes else None
+    chosen = chosen_steps(visited, loop.steps) if late or site in loop.sometimes else None
     return RunningSum(loop.when[others[0]][1], chosen)
 
 

@@ -36,6 +36,10 @@ class OperationRecorder(NodeWriter):
         name = getattr(function, "__name__", "")
         if name in ("__get__", "__set__"):
             return self.record_property(function, args, kwargs)
+        if name == "unbind" and self.counts(args[0]):
+            # ``for t in torch.arange(T)`` counts as ``range(T)`` does.
+            numbers = self.really(torch.Tensor.tolist, args[:1], {})
+            return tuple(StepNumber(number, self, len(numbers)) for number in numbers)
         if name in READS_VALUE:
             return self.read_value(function, name, args, kwargs)
         if name in PASSED_THROUGH:
@@ -63,6 +67,10 @@ class OperationRecorder(NodeWriter):
         spelling = ("call_method", name) if method else ("call_function", function)
         op, target, args, kwargs = canonical(spelling[0], spelling[1], args, kwargs)
         return self.write_down(op, target, args, kwargs, value)
+
+    def counts(self, tensor: torch.Tensor) -> bool:
+        """Tells whether a tensor is one of whole numbers that ``torch.arange`` counted."""
+        return self.node_of(tensor).target is torch.arange and not tensor.is_floating_point()
 
     def record_property(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Answers a question such as ``x.shape`` or ``x.device``."""
