@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -114,13 +115,14 @@ def labelled(executor: Executor, watch: Watch) -> Iterator[None]:
         executor.emitted = emitted
 
 
-def held_by_line(pair: Pair, calls: Sequence[Arguments], bins: int) -> Held:
+def held_by_line(pair: Pair, calls: Sequence[Arguments], bins: int, collecting: bool) -> Held:
     """Runs the converted module and returns the bytes that it holds for backward, by what made or saved them.
 
     Args:
         pair: What runs.
         calls: The arguments.
         bins: Time bins.
+        collecting: Whether what waits for the garbage collector is collected first, which takes a while.
     """
     watch = Watch()
     converted = pair.rewound(settings=replace(pair.settings, bins=bins))
@@ -132,6 +134,8 @@ def held_by_line(pair: Pair, calls: Sequence[Arguments], bins: int) -> Held:
         watch,
     ):
         found = pair.call(converted, calls)
+    if collecting:
+        gc.collect()
     return watch.held([*found, *pytree.tree_leaves(list(calls))])
 
 

@@ -8,26 +8,25 @@ the last the values stay those of the whole, see ``tracecompile.exact``; between
 from __future__ import annotations
 
 import operator
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from tracecompile.analysis.pointwise import acts_alone
+from tracecompile.capture.layerwise.asked import Asked
+from tracecompile.capture.layerwise.editing import Editor
 from tracecompile.capture.layerwise.refusals import mixes_steps, operation
 from tracecompile.capture.layerwise.stacks import spell_as_stacks
 from tracecompile.capture.layerwise.whole import Whole, WholeSequences
 from tracecompile.capture.layerwise.writing import StepWriter
 from tracecompile.capture.loops.slices import Pick
-from tracecompile.capture.steps.shapes import kind_of, only_shape_matters, same_shape_above
+from tracecompile.capture.steps.shapes import only_shape_matters
 from tracecompile.capture.tracing.build import cone, is_random
 from tracecompile.capture.tracing.tape import Tape
 from tracecompile.exact import exact_value
 
 FEWEST_STEPS = 3
-EXACT = "exact value"
-"""The role of what is written beside the user's code."""
 
 
 def work_step_by_step(tape: Tape, root: nn.Module, steps: int, axis: int | None) -> Tape:
@@ -53,6 +52,7 @@ class _StepByStep:
         self.sequences = sequences
         self.wholes = sequences.find()
         self.writer = StepWriter(tape, self.wholes, sequences.prober)
+        self.editor = Editor(tape, sequences.prober)
         self.changed: set[fx.Node] = set()
         self.noted: set[fx.Node] = set()
         self.fixed: dict[fx.Node, fx.Node] = {}
@@ -68,15 +68,9 @@ class _StepByStep:
                 picks[node] = pick
         picks = self._without_mixed(picks, live)
         ends = [node for node in self.wholes if node in live and self._is_end(node, picks)]
-        sizes = [node for node in self.graph.nodes if self._is_size(node) and node.args[0] in live]
-        likened = [node for node in self.graph.nodes if self._is_made_like(node) and kind_of(node) in live]
-        asked = [*(node.args[0] for node in sizes), *map(kind_of, likened)]
-        asked_nodes = [one for one in asked if isinstance(one, fx.Node)]
-        self.writer.write([*(pick.sequence for pick in picks.values()), *ends, *asked_nodes])
-        for node in sizes:
-            self._replace_size(node)
-        for node in likened:
-            self._replace_kind(node)
+        asked = Asked(self.editor, self.sequences, self.writer, live)
+        self.writer.write([*(pick.sequence for pick in picks.values()), *ends, *asked.sequences])
+        asked.replace()
         for node, pick in picks.items():
             self._replace_pick(node, pick)
         for node in ends:
@@ -126,53 +120,11 @@ class _StepByStep:
             )
         return False
 
-    def _is_size(self, node: fx.Node) -> bool:
-        """Tells whether a node is a size of what a loop computes, other than the number of steps."""
-        whole = self.wholes.get(node.args[0]) if node.target == "size" and len(node.args) == 2 else None  # type: ignore[arg-type]
-        if whole is None or not whole.from_loop or whole.mixing is not None:
-            return False
-        dim: Any = node.args[1]
-        return isinstance(dim, int) and dim % node.args[0].meta["val"].dim() != whole.layout.axis  # type: ignore[union-attr]
-
-    def _replace_size(self, node: fx.Node) -> None:
-        """Takes a size from what is there before the loop, where arithmetic alone lies between, else from a step."""
-        sequence, dim = node.args
-        assert isinstance(sequence, fx.Node)
-        assert isinstance(dim, int)
-        layout = self.wholes[sequence].layout
-        dim %= sequence.meta["val"].dim()
-        item = self.writer.parts(sequence, "item")[0]
-        above = same_shape_above(item)
-        earlier = (one for one in self.graph.nodes if one in above and one not in self.sequences.later)
-        of = next((one for one in earlier if one.op != "get_attr"), item)
-        with self.graph.inserting_before(node):
-            size = self._new(node, "call_method", "size", (of, dim - (not layout.merged and dim > layout.axis)), "size")
-        self._replace(node, size)
-
-    def _is_made_like(self, node: fx.Node) -> bool:
-        """Tells whether a node takes the type and the device of what a loop computes, and nothing else."""
-        whole = self.wholes.get(kind_of(node))  # type: ignore[arg-type]
-        return whole is not None and (whole.from_loop or (whole.learns and node in self.sequences.inside))
-
-    def _replace_kind(self, node: fx.Node) -> None:
-        """Takes type and device from what is there before the loop, if something is of the same, else from a step."""
-        sequence = kind_of(node)
-        assert sequence is not None
-        like, above = sequence.meta["val"], cone([sequence])
-        earlier = (one for one in self.graph.nodes if one in above and one not in self.sequences.later)
-        values = ((one, one.meta["val"]) for one in earlier if one.op != "get_attr")
-        alike = (
-            one for one, value in values
-            if isinstance(value, Tensor) and (value.dtype, value.device) == (like.dtype, like.device)
-        )  # fmt: skip
-        of = next(alike, None) or self.writer.parts(sequence, "item")[0]
-        node.replace_input_with(sequence, of)
-
     def _replace_pick(self, node: fx.Node, pick: Pick) -> None:
         """Puts what one step computes in the place of what was taken out of the whole."""
         whole = self.wholes[pick.sequence]
-        returned = any(node is leaf for leaf in [*pytree.tree_leaves(self.tape.result), *self.tape.attributes.values()])
-        step = 0 if only_shape_matters(node) and not returned else pick.number % whole.layout.steps
+        shaped = only_shape_matters(node) and not self.editor.is_returned(node)
+        step = 0 if shaped else pick.number % whole.layout.steps
         if whole.alone or (whole.from_loop and self._reaches_a_loop(node)):
             item = self.writer.parts(pick.sequence, "kept" if pick.keep else "item")[step]
             if whole.from_loop:
@@ -180,17 +132,17 @@ class _StepByStep:
         else:
             fixed = self._detached(pick.sequence)
             with self.graph.inserting_before(node):
-                value = self._new(node, "call_method", "select", (fixed, pick.dim, step), "value")
+                value = self.editor.new(node, "call_method", "select", (fixed, pick.dim, step), "value")
                 part = self.writer.parts(pick.sequence, "item")[step]
-                item = self._new(node, "call_function", exact_value, (part, value), "exact")
+                item = self.editor.new(node, "call_function", exact_value, (part, value), "exact")
                 if pick.keep:
-                    item = self._new(node, "call_method", "unsqueeze", (item, pick.dim), "kept")
+                    item = self.editor.new(node, "call_method", "unsqueeze", (item, pick.dim), "kept")
         if pick.rest:
             with self.graph.inserting_before(node):
-                item = self._new(node, "call_function", operator.getitem, (item, pick.rest), "rest")
+                item = self.editor.new(node, "call_function", operator.getitem, (item, pick.rest), "rest")
         if not torch.equal(item.meta["val"], node.meta["val"]):
             self.changed.add(item)
-        self._replace(node, item)
+        self.editor.replace(node, item)
 
     def _replace_end(self, node: fx.Node) -> None:
         """Lets the loop compute what is computed of all its stacked values afterwards."""
@@ -199,16 +151,16 @@ class _StepByStep:
         with self.graph.inserting_before((anchor or self.writer.last(node)).next):
             value = self._together(node, whole)
             if anchor is not None:
-                value = self._new(node, "call_function", exact_value, (value, anchor), None)
-        self._replace(node, value, keep=anchor)
+                value = self.editor.new(node, "call_function", exact_value, (value, anchor), None)
+        self.editor.replace(node, value, keep=anchor)
 
     def _together(self, node: fx.Node, whole: Whole) -> fx.Node:
         """Puts the values of all steps together, laid out as the whole."""
         layout = whole.layout
         items = self.writer.parts(node, "item")
-        made = self._new(node, "call_function", torch.stack, (items, layout.stacking_axis), None)
+        made = self.editor.new(node, "call_function", torch.stack, (items, layout.stacking_axis), None)
         if layout.merged:
-            made = self._new(node, "call_method", "flatten", (made, layout.axis, layout.axis + 1), None)
+            made = self.editor.new(node, "call_method", "flatten", (made, layout.axis, layout.axis + 1), None)
         return made
 
     def _detached(self, node: fx.Node) -> fx.Node:
@@ -228,30 +180,15 @@ class _StepByStep:
                 made = node
                 if recipe is not None:
                     args, kwargs = fx.map_arg((call.args, call.kwargs), operands.__getitem__)
-                    made = self._new(node, call.op, call.target, args, "value", kwargs)
+                    made = self.editor.new(node, call.op, call.target, args, "value", kwargs)
                 if recipe is not None and recipe.index is not None:
-                    made = self._new(node, "call_function", operator.getitem, (made, recipe.index), "picked value")
+                    made = self.editor.new(
+                        node, "call_function", operator.getitem, (made, recipe.index), "picked value"
+                    )
                 if recipe is None or call.op == "call_module":
-                    made = self._new(node, "call_method", "detach", (made,), None)
+                    made = self.editor.new(node, "call_method", "detach", (made,), None)
             self.fixed[node] = made
         return self.fixed[node]
-
-    def _new(
-        self, like: fx.Node, op: str, target: Any, args: tuple[Any, ...], role: str | None, kwargs: Any = None
-    ) -> fx.Node:
-        node = self.graph.create_node(op, target, args, kwargs or {})
-        node.meta.update(where=like.meta.get("where"), place=(like.meta.get("place"), role or EXACT))
-        values, named = fx.map_arg((args, kwargs or {}), lambda used: used.meta["val"])
-        with torch.no_grad():
-            node.meta["val"] = self.sequences.prober.run(node, values, named)
-        return node
-
-    def _replace(self, node: fx.Node, value: fx.Node, keep: fx.Node | None = None) -> None:
-        """Puts a value in the place of a node, in what the user returns too."""
-        made = cone([value]) if keep is not None else set()
-        node.replace_all_uses_with(value, delete_user_cb=lambda user: user is not keep and user not in made)
-        self.tape.result = pytree.tree_map(lambda leaf: value if leaf is node else leaf, self.tape.result)
-        self.tape.attributes = {name: value if held is node else held for name, held in self.tape.attributes.items()}
 
     def _note(self, node: fx.Node) -> None:
         """Says in the report what may round otherwise."""

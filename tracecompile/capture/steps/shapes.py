@@ -20,7 +20,8 @@ OF_A_TYPE = frozenset({"new_zeros", "new_ones", "new_full", "new_empty", "new_te
 
 def only_shape_matters(node: fx.Node) -> bool:
     """Tells whether all that is done with a tensor is to make others of its shape or its type."""
-    return all(_name(user) in LIKE | OF_A_TYPE or kind_of(user) is node for user in node.users)
+    asked = (_name(user) in LIKE | OF_A_TYPE or kind_of(user) is node for user in node.users)
+    return bool(node.users) and all(asked)
 
 
 def kind_of(node: fx.Node) -> fx.Node | None:
