@@ -206,17 +206,29 @@ class ByPosition(Net):
         return m[[0, 1, x.shape[0] - 1]]
 
 
+class CountedByTorch(Net):
+    """Step numbers that are tensors: to index with, to compare, to read."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        (v, y), late, record = self.start(x), 0.0, x.new_zeros(x.shape[0], x.shape[1], OUTPUTS)
+        for t in torch.arange(x.shape[0]):
+            v, y = self.step(x[t], v, y)
+            record[t] = y
+            if t > 2 and t.item() % 2 == 0:
+                late = late + y
+        return late + y, record
+
+
 LONG = ((7, 1), (11, 5), (23, 2))
 RIGHT = {
     kind.__name__: Program(kind)
     for kind in (
         *(Scheduled, SumAfterBurnIn, EveryThird, SumOfEverySecond, TheLastFew, NamedSteps),
-        *(FromTheThird, FromTheEnd, BackwardsIntoPlace),
+        *(FromTheThird, FromTheEnd, BackwardsIntoPlace, EverySecondFrame, CountedByTorch),
         *(Halves, InWindows, TheMiddle, WarmUpOfLongOnes, AtMostTen, ByPosition),
     )
 } | {
     "AfterBurnIn": Program(AfterBurnIn, runs=LONG),
-    "EverySecondFrame": Program(EverySecondFrame, runs=LONG),
     "StopsInTime": Program(StopsInTime, flat=False),
 }
 
@@ -276,6 +288,19 @@ class AnnealedByTime(Body):
 @pytest.mark.parametrize("kind", [KickedOnce, ForgetsEverySixth, AnnealedByTime])
 def test_a_body_that_changes_with_time_is_refused_at_its_line(kind: type[nn.Module]) -> None:
     require_refused(replace(Program(kind), fires=False), line="to blame")
+
+
+class AnnealedByTensor(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        v, y = self.start(x)
+        for t in torch.arange(x.shape[0]):
+            v, y = self.step(x[t], v, y)
+            v = v * torch.exp(-t / 20)
+        return y
+
+
+def test_a_step_number_that_is_computed_with_as_a_tensor_is_refused() -> None:
+    require_refused(replace(Program(AnnealedByTensor), fires=False))
 
 
 def test_the_builtins_are_as_before() -> None:

@@ -126,6 +126,7 @@ def as_program(rendered: Rendered, module: ModuleType, file: Path) -> Program:
         fixed_steps=rendered.form in ("static image", "fixed steps"),
         prepare=run_before,
         precise=not rendered.single,
+        coarse=rendered.coarse,
         trained=False,
         lengths=(20, 44),  # half as many steps fill the bins as well
         runs=RUNS if rendered.normalised else ONE_SAMPLE,

@@ -11,7 +11,7 @@ PLAIN = (
     "{c} - {c}.mean(1, keepdim=True)", "{c} / ({c}.norm(dim=1, keepdim=True) + 1)", "2 * F.normalize({c}, dim=1)",
     "{c}.sort(dim=1)[0]", "torch.cumsum({c}, dim=1) * 0.5", "F.softmax({c}, dim=1) * 3",
     "torch.where({c} > 0, {c}, 0.1 * {c})", "{c}.masked_fill({c} < -2, -2.0)", "torch.maximum({c}, -0.5 * {c})",
-    "{c}.double().to({c}.dtype)", "{c}.T.T", "torch.cat({c}.chunk(2, dim=1)[::-1], dim=1)",
+    "{c}.half().to({c}.dtype)", "{c}.T.T", "torch.cat({c}.chunk(2, dim=1)[::-1], dim=1)",
     "{c}.reshape(-1, 2, {h}).transpose(1, 2).reshape(-1, {n})", "torch.stack([{c}, {c}.detach()]).mean(0)",
     "{c}.unsqueeze(-1).repeat(1, 1, 2).mean(-1)", "{c}.contiguous().view_as({c})", "torch.autograd.Variable({c})",
     "F.pad({c}, (1, 0))[:, :-1]", "{c} * torch.ones_like({c})", "{c} + torch.zeros({c}.shape)",
@@ -24,7 +24,7 @@ PLAIN = (
     "torch.min({c}, torch.full_like({c}, 2.5))", "{c}.cos() + {c}", "torch.rsub({c}, 0.2)",
     "F.avg_pool1d({c}.unsqueeze(1), 3, 1, 1).squeeze(1) * 2",
     "F.interpolate({c}.unsqueeze(1), scale_factor=2)[:, 0, ::2]", "{c} * ({c}.abs() < 3)",
-    "torch.where({c}.isnan(), torch.zeros_like({c}), {c})", "{c}.abs() - 0.3", "{c}.double().to({c}.dtype)",
+    "torch.where({c}.isnan(), torch.zeros_like({c}), {c})", "{c}.abs() - 0.3", "{c}.half().to({c}.dtype)",
     "torch.outer(torch.ones({c}.shape[0]), torch.linspace(0.5, 1.5, {n})) * {c}",
     "torch.diff({c}, dim=1, prepend={c}[:, :1])", "torch.addcdiv({c}, {c}, {c}.abs() + 1)",
     "torch.hypot({c}, {c}) - 0.5", "{c}.unfold(1, 2, 2).flatten(1)", "{c}.float().to({c})",
@@ -58,6 +58,7 @@ def odd(choose: Choices, draft: Draft, owner: Module, name: str, c: str, size: i
     lines = []
     if plain := choose(f"odd {name}", PLAIN, 0.8):
         lines.append(f"{c} = {plain.format(**places)}")
+        draft.notes["coarse"] = bool(draft.notes.get("coarse")) or ".half()" in plain
     written = choose(f"odd writes {name}", WRITES, 0.9)
     if any("damp" in line for line in written):
         draft.define("damp", DAMP)

@@ -25,6 +25,7 @@ class Rendered:
         form: How the model is called.
         axis: Where time is, in the input.
         single: It does not run in float64.
+        coarse: It rounds to half precision on the way.
         normalised: It needs more than one sample.
         refused: It must be refused.
         ran: It is run before it is converted.
@@ -35,6 +36,7 @@ class Rendered:
     form: str
     axis: str = "first"
     single: bool = False
+    coarse: bool = False
     normalised: bool = False
     refused: bool = False
     ran: bool = False
@@ -58,7 +60,8 @@ def render(choose: Choices) -> Rendered:
         one_loop(choose, draft, form, made.axis, layers)
     made.ran = choose("ran before", (False, True), 0.85)
     notes: dict[str, Any] = draft.notes
-    made.single, made.normalised = bool(notes.get("single")), bool(notes.get("normalised"))
+    made.single, made.coarse = bool(notes.get("single")), bool(notes.get("coarse"))
+    made.normalised = bool(notes.get("normalised"))
     made.refused = made.refused or bool(notes.get("refused"))
     made.source, made.taken = draft.render(), dict(choose.taken)
     return made

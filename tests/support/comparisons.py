@@ -15,8 +15,7 @@ from support.program import Program, seed
 from support.soundness import Unsound
 from support.values import all_equal, equal, gradients, leaves, loss_of, structure
 
-SINGLE = 1e-8
-"""Errors above it are those of single precision."""
+LAST_PLACES = 2
 GRADIENT_SIZE, CHUNK_SIZE, MEMORY_BATCH = (9, 3), (11, 3), 3
 Convert = Callable[..., nn.Module]
 
@@ -122,14 +121,13 @@ def _require_same_gradients(program: Program, pair: Pair, rounding: float) -> No
     found = gradients(pair.model, program.drive(pair.net, drawn))
     scale = max((float(each.norm()) for each in wanted.values() if each is not None), default=0.0)
     for name, gradient in wanted.items():
-        # Where a gradient is next to nothing, its rounding is that of the largest.
-        _require_same_gradient(name, found[name], gradient, rounding, (1e-3 if rounding < SINGLE else 0.3) * scale)
+        _require_same_gradient(name, found[name], gradient, rounding, scale)
 
 
 def _require_same_gradient(
-    name: str, found: Tensor | None, wanted: Tensor | None, rounding: float, least: float
+    name: str, found: Tensor | None, wanted: Tensor | None, rounding: float, scale: float
 ) -> None:
-    """Requires that an error is rounding, measured by the norm of the gradient or by the least that counts."""
+    """Requires that an error is rounding: of the gradient, or what additions leave of the largest where it cancels."""
     if found is None or wanted is None:
         given = wanted if found is None else found
         if given is not None and bool(given.any()):
@@ -137,9 +135,9 @@ def _require_same_gradient(
         return
     if not bool(wanted.isfinite().all()):
         raise Unsound(f"the model's own gradient of {name} is not finite")
-    error = float((found - wanted).norm()) / max(float(wanted.norm()), least)
-    if not error <= rounding:
-        raise Wrong(f"gradient of {name} off by {error:.1e}")
+    error, norm = float((found - wanted).norm()), max(float(wanted.norm()), 1e-3 * scale)
+    if not error <= max(rounding * norm, LAST_PLACES * torch.finfo(wanted.dtype).eps * scale):
+        raise Wrong(f"gradient of {name} off by {error / norm:.1e}")
 
 
 def require_flat(program: Program, convert: Convert) -> None:

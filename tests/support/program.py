@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 INPUTS, HIDDEN, OUTPUTS = 6, 10, 4
-EXACT, SINGLE = 1e-9, 1e-5
-"""Relative errors of gradients that are rounding, in float64 and in float32."""
+EXACT, SINGLE, HALF = 1e-9, 1e-5, 1e-3
+"""Relative errors of gradients that are rounding, in float64, in float32, and where a step rounds to float16."""
 
 
 class FastSigmoid(torch.autograd.Function):
@@ -68,6 +68,7 @@ class Program:
         runs: (steps, batch) that are compared, none of which the conversion sees.
         lengths: The two numbers of steps at which memory is measured.
         precise: The model runs in float64.
+        coarse: Its step rounds to half precision on the way.
         trained: Every parameter gets a gradient.
         fires: Neurons fire and stay silent by comparisons that torch's dispatcher sees.
         flat: Memory must not grow with the number of steps.
@@ -88,6 +89,7 @@ class Program:
     runs: tuple[tuple[int, int], ...] = ((3, 1), (11, 5), (23, 2))
     lengths: tuple[int, int] = (16, 64)
     precise: bool = True
+    coarse: bool = False
     trained: bool = True
     fires: bool = True
     flat: bool = True
@@ -140,7 +142,7 @@ class Program:
         before = torch.get_default_dtype()
         torch.set_default_dtype(torch.float64 if self.precise else torch.float32)
         try:
-            yield EXACT if self.precise else SINGLE
+            yield HALF if self.coarse else EXACT if self.precise else SINGLE
         finally:
             torch.set_default_dtype(before)
 

@@ -15,8 +15,8 @@ from tracecompile.self_check.results import layer_of, line_of
 if TYPE_CHECKING:
     from tracecompile.runtime.module import TracedModule
 
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3}
-"""How far a gradient with a bin per step may be from backpropagation through time, relative to its norm."""
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3, torch.float16: 0.05, torch.bfloat16: 0.2}
+"""How far a gradient with a bin per step may be from backpropagation through time, relative to its norm, by type."""
 CANCELS = 1e-3
 """Gradients below this share of the largest one may be nothing but rounding: that of a bias before a norm is."""
 ROUNDING = 16
@@ -36,6 +36,7 @@ def require_same_gradients(net: TracedModule, run: Run, exact: bool) -> None:
     found = gradients(run.converted, run.found)
     report, rule = net.report, net._settings.rule
     largest = max((float(gradient.norm()) for gradient in expected.values() if gradient is not None), default=0.0)
+    dtypes = dtypes_of(net._ready.program)
     for name, gradient in expected.items():
         other = found.get(name)
         if gradient is None or not bool(gradient.any()) or not bool(gradient.isfinite().all()):
@@ -47,26 +48,26 @@ def require_same_gradients(net: TracedModule, run: Run, exact: bool) -> None:
             if rule == "analytic" and (other is not None or explained):
                 continue  # a rate curve has flat parts
             raise failed_parameter(net._ready.program, name, "gets no gradient, though the model trains it")
-        coarsest = coarsest_of(net._ready.program, gradient.dtype)
-        if exact and float((other - gradient).norm()) > tolerated(gradient, coarsest, largest):
+        if exact and float((other - gradient).norm()) > tolerated(gradient, dtypes, largest):
             raise failed_parameter(net._ready.program, name, "gets another gradient than the model gives it")
 
 
-def coarsest_of(program: StepProgram, dtype: torch.dtype) -> torch.dtype:
-    """Returns the coarsest floating-point type that the step computes in, that of a parameter included."""
+def dtypes_of(program: StepProgram) -> set[torch.dtype]:
+    """Returns the floating-point types that the step computes in."""
     values = (node.meta.get("val") for node in program.step.graph.nodes)
-    dtypes = [value.dtype for value in values if isinstance(value, Tensor) and value.is_floating_point()]
-    return max([dtype, *dtypes], key=lambda each: torch.finfo(each).eps)
+    return {value.dtype for value in values if isinstance(value, Tensor) and value.is_floating_point()}
 
 
-def tolerated(gradient: Tensor, coarsest: torch.dtype, largest: float) -> float:
+def tolerated(gradient: Tensor, dtypes: set[torch.dtype], largest: float) -> float:
     """Returns the error that rounding may make in a gradient, one that cancels (a bias before a norm) included.
 
-    Under autocast the model's own gradients are those of half precision, which say little at this length.
+    It is that of the coarsest type which the step computes in. Under autocast the model's own gradients are those of
+    half precision, which say little at this length.
     """
     if torch.is_autocast_enabled(gradient.device.type):
         return float("inf")
-    return TOLERANCE.get(coarsest, float("inf")) * max(float(gradient.norm()), CANCELS * largest)
+    coarsest = max({gradient.dtype, *dtypes}, key=lambda each: torch.finfo(each).eps)
+    return TOLERANCE[coarsest] * max(float(gradient.norm()), CANCELS * largest)
 
 
 def gradients(module: nn.Module, results: list[Any]) -> dict[str, Tensor | None]:

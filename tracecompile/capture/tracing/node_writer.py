@@ -13,6 +13,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from tracecompile.capture.copying.copies import tensor_attributes
+from tracecompile.capture.tracing.counted import CountedTensors
 from tracecompile.capture.tracing.draws import TorchDraws
 from tracecompile.capture.tracing.memory import Memory
 from tracecompile.capture.tracing.names import valid_name
@@ -36,6 +37,7 @@ class NodeWriter(fx.Tracer):
         self.graph = fx.Graph()
         self.tape = Tape(self.graph)
         self.memory = Memory(self)
+        self.counted = CountedTensors()
         self.paths = {module: path for path, module in model.named_modules()}
         self.parameters = {id(value): name for name, value in model.named_parameters(remove_duplicate=False)}
         self.kept = [value for _, value in tensor_attributes(model)]

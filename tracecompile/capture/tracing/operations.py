@@ -11,7 +11,9 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
+from tracecompile.capture.tracing import counted
 from tracecompile.capture.tracing.build import cone, is_random
+from tracecompile.capture.tracing.counted import INDEXING
 from tracecompile.capture.tracing.functionalize import canonical, is_in_place
 from tracecompile.capture.tracing.node_writer import NodeWriter
 from tracecompile.capture.tracing.source import current_place
@@ -36,10 +38,10 @@ class OperationRecorder(NodeWriter):
         name = getattr(function, "__name__", "")
         if name in ("__get__", "__set__"):
             return self.record_property(function, args, kwargs)
-        if name == "unbind" and self.counts(args[0]):
-            # ``for t in torch.arange(T)`` counts as ``range(T)`` does.
-            numbers = self.really(torch.Tensor.tolist, args[:1], {})
-            return tuple(StepNumber(number, self, len(numbers)) for number in numbers)
+        if name in INDEXING:
+            args, kwargs = (args[0], *map(self.counted.number, args[1:])), pytree.tree_map(self.counted.number, kwargs)
+        if args and self.counted.may_read(name, args[0]):
+            return self.counted.read(name, args[0])
         if name in READS_VALUE:
             return self.read_value(function, name, args, kwargs)
         if name in PASSED_THROUGH:
@@ -64,13 +66,17 @@ class OperationRecorder(NodeWriter):
         if isinstance(value, torch.Tensor) and only_of_numpy((args, kwargs)):
             self.node_of(value)
             return value
+        self.counted.follow(name, args, value)
+        if name == "unbind" and self.counts(args[0]):
+            self.counted.count(value, self.really(torch.Tensor.tolist, args[:1], {}), self)
         spelling = ("call_method", name) if method else ("call_function", function)
         op, target, args, kwargs = canonical(spelling[0], spelling[1], args, kwargs)
         return self.write_down(op, target, args, kwargs, value)
 
     def counts(self, tensor: torch.Tensor) -> bool:
         """Tells whether a tensor is one of whole numbers that ``torch.arange`` counted."""
-        return self.node_of(tensor).target is torch.arange and not tensor.is_floating_point()
+        known = self.memory.knows(tensor) and not tensor.is_floating_point()
+        return known and self.memory.node(tensor).target is torch.arange
 
     def record_property(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Answers a question such as ``x.shape`` or ``x.device``."""
@@ -127,7 +133,7 @@ class OperationRecorder(NodeWriter):
 
     def note_condition(self, number: StepNumber, other: Any, outcome: bool) -> None:
         """Notes that the user's code compares a step number."""
-        if is_users(sys._getframe(2).f_code.co_filename):
+        if is_users(file := sys._getframe(2).f_code.co_filename) or file == counted.__file__:
             place, where = current_place(self.running[-1])
             # What a size is compared with moves with the length; a plain number stays.
             kept = other if isinstance(other, (TracedInt, TracedFloat)) else plain(other)

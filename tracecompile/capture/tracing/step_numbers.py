@@ -61,10 +61,6 @@ class StepNumber(int):
 
     __hash__ = int.__hash__
 
-    def item(self) -> StepNumber:
-        """Returns itself: it may have been counted by ``torch.arange``."""
-        return self
-
 
 def _arithmetic(name: str, reflected: bool) -> Callable[[StepNumber, Any], Any]:
     function = getattr(operator, name)
