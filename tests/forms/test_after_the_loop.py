@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from support.held import live_bytes
 from support.oracle import HIDDEN, INPUTS, OUTPUTS, Program, require_right, spike
 from torch import Tensor, nn
 
 import tracecompile
+from tracecompile.exact import exact_value
 
 
 class Net(nn.Module):
@@ -99,6 +101,13 @@ class ForTheRecord(Net):
         return outs, spikes.detach(), outs.pow(3).sum(0)
 
 
+class DetachedBeside(Net):
+    """What is detached comes back without a graph, though backward runs again for what is beside it."""
+
+    def after(self, outs: Tensor, spikes: Tensor) -> Any:
+        return spikes.detach(), outs.detach().var(0), outs.pow(3).sum(0)
+
+
 class WrittenInto(Net):
     def after(self, outs: Tensor, spikes: Tensor) -> Any:
         outs = outs * 1.5
@@ -109,13 +118,38 @@ class WrittenInto(Net):
 
 FORMS = (
     Spread, Power, SoftMaximum, SigmoidMean, AttentionOverTime, ReadoutOfRunningMean, Pooled, PerLength, ForTheRecord,
-    WrittenInto,
+    DetachedBeside, WrittenInto,
 )  # fmt: skip
 
 
 @pytest.mark.parametrize("make", FORMS, ids=lambda make: make.__name__)
 def test_the_net_is_the_model(make: Callable[[], nn.Module]) -> None:
     require_right(Program(make))
+
+
+class ALastRow(Net):
+    def after(self, outs: Tensor, spikes: Tensor) -> Any:
+        return torch.tanh(self.out(spikes))[-1]
+
+
+def test_a_row_of_work_on_the_whole_has_the_values_of_the_whole() -> None:
+    net = tracecompile.convert(ALastRow(), torch.randn(6, 2, INPUTS))
+    nodes = net._compiled.program.epilogue.graph.nodes
+    exact = [node for node in nodes if node.target is exact_value]
+    assert exact
+    assert any(node.target == "out" for node in nodes)  # the product of all steps, for its bits
+
+
+def test_conversion_leaves_nothing_behind() -> None:
+    class Squashed(Net):
+        def after(self, outs: Tensor, spikes: Tensor) -> Any:
+            return torch.sigmoid(outs)
+
+    model, x, alive = Squashed(), torch.randn(6, 2, INPUTS), []
+    for _ in range(3):
+        tracecompile.convert(model, x)
+        alive.append(live_bytes([]))
+    assert alive[2] == alive[1]
 
 
 def test_it_is_said_in_the_report() -> None:
