@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tracecompile.analysis.linearity import refuse_active_dropout
+from tracecompile.analysis.linearity import draws_random, refuse_active_dropout
 from tracecompile.diagnostics.report import ExecutionReport
 from tracecompile.errors import InvalidInput
 from tracecompile.exact import only_exact_value
@@ -45,6 +45,7 @@ class Executor:
         self.ports = find_ports(program)
         self.flow = GradientFlow(program)
         self.rule = program.settings.rule
+        self.draws = any(draws_random(program, node) for node in program.prologue.graph.nodes)
         self.observer: Callable[..., None] = Record.add
         """Takes every recorded step; a diagnostic may put itself in front."""
         self.stepped = False
@@ -156,7 +157,7 @@ class Executor:
         Returns:
             The leaves of the model's result, the window where it was recorded, and the last states.
         """
-        drawn = random_states()
+        drawn = random_states() if self.draws else []
         prepared = self.prepare(leaves)
         # A state that starts as a row of a tensor of all steps would hold the whole tensor.
         apart = [tuple(map(_apart, values)) for values in (prepared.initial, prepared.invariants)]

@@ -16,7 +16,10 @@ def random_states() -> list[Tensor]:
 
 @contextmanager
 def drawn_again(states: Sequence[Tensor]) -> Iterator[None]:
-    """Sets torch's generators to earlier states while the context is open, and then back."""
+    """Sets torch's generators to earlier states while the context is open, and then back; nothing where none are."""
+    if not states:
+        yield
+        return
     present = random_states()
     _restore(states)
     try:
