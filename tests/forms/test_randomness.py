@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from support.oracle import HIDDEN, Program, require_refused, require_right, spike
+from support.oracle import HIDDEN, INPUTS, Program, require_refused, require_right, spike
 from torch import Tensor, nn
 
 import tracecompile
@@ -179,3 +179,27 @@ def test_rule_bptt_draws_what_the_model_draws() -> None:
     wanted = module(x)
     torch.manual_seed(5)
     assert torch.equal(net(x), wanted)
+
+
+class NoisyInput(Cell):
+    """Noise and a dropout before the loop, which a second pass has to draw again."""
+
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(F.dropout(x + 0.5 * torch.randn_like(x), 0.3, self.training))
+
+    def step(self, current: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        v = 0.9 * v + current
+        z = spike(v - 0.8)
+        return z, v - 0.8 * z
+
+
+def test_a_second_pass_draws_what_the_first_one_drew() -> None:
+    torch.manual_seed(0)
+    model, x = NoisyInput().double(), 2 * torch.randn(12, 3, INPUTS, dtype=torch.float64)
+    net, found = tracecompile.convert(model, x, bins=2), []
+    for module in (model, net):
+        model.zero_grad()
+        torch.manual_seed(1)
+        module(x)[5].sum().backward()  # one step in the middle of a bin
+        found.append(model.inp.weight.grad.clone())
+    assert float(torch.cosine_similarity(found[0].flatten(), found[1].flatten(), 0)) > 0.999
