@@ -63,6 +63,17 @@ def acts_on_elements(node: fx.Node, module: Callable[..., Any] | None = None) ->
     return bool(node.meta["acts_on_elements"])
 
 
+def has_shape_of_operands(node: fx.Node) -> bool:
+    """Tells whether a value has the shape that its operands are broadcast to."""
+    # What a tensor is only made like, such as the input in x.to(input), has no say in its shape.
+    sources = node.all_input_nodes[:1] if node.target in ("to", "type_as") else node.all_input_nodes
+    shapes = [value.shape for value in map(example_value, sources) if isinstance(value, Tensor)]
+    try:
+        return bool(shapes) and torch.broadcast_shapes(*shapes) == example_value(node).shape
+    except RuntimeError:
+        return False
+
+
 def _found_out(node: fx.Node, module: Callable[..., Any] | None) -> bool:
     operators: list[Any] = []
     try:
@@ -72,6 +83,8 @@ def _found_out(node: fx.Node, module: Callable[..., Any] | None) -> bool:
         return False
     if all(map(_elementwise, operators)):
         return bool(operators)
+    if not has_shape_of_operands(node):
+        return False
     table = _decompositions()
     if any(not _elementwise(operator) and operator not in table for operator in operators):
         return False
@@ -121,6 +134,11 @@ class _Listening(TorchDispatchMode):
     def __init__(self, heard: list[Any]) -> None:
         super().__init__()
         self.heard = heard
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Is torch's own way to have no import of ``torch._dynamo``, which takes a second, at the first operation."""
+        return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         self.heard.append(func)

@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from tracecompile.analysis.core_operators import acts_on_elements
+from tracecompile.analysis.core_operators import acts_on_elements, has_shape_of_operands
 from tracecompile.neuron_step import NeuronStep
 from tracecompile.program import StepProgram, example_value, is_tensor
 
@@ -62,12 +62,12 @@ def is_pointwise(program: StepProgram, node: fx.Node) -> bool:
     if not isinstance(example_value(node), torch.Tensor):
         return False
     if node.op != "call_module":
-        return acts_alone(node) and _keeps_shape(node)
+        return acts_alone(node) and has_shape_of_operands(node)
     module = program.resolve(str(node.target))
     if is_surrogate(program, node):
         # Looked into, it would lose its own backward.
-        return acts_elementwise(module, node) and _keeps_shape(node)
-    if not _keeps_shape(node) or any(True for _ in module.parameters()) or any(True for _ in module.buffers()):
+        return acts_elementwise(module, node) and has_shape_of_operands(node)
+    if not has_shape_of_operands(node) or any(True for _ in module.parameters()) or any(True for _ in module.buffers()):
         return False
     return isinstance(module, _MODULES) or (not isinstance(module, _DRAWING) and acts_on_elements(node, module))
 
@@ -79,16 +79,6 @@ def acts_alone(node: fx.Node) -> bool:
     if node.op == "call_function" and node.target in _FUNCTIONS:
         return True
     return node.op in ("call_function", "call_method") and is_tensor(node) and acts_on_elements(node)
-
-
-def _keeps_shape(node: fx.Node) -> bool:
-    # What a tensor is only made like, such as the input in x.to(input), has no say in its shape.
-    sources = node.all_input_nodes[:1] if node.target in ("to", "type_as") else node.all_input_nodes
-    shapes = [value.shape for value in map(example_value, sources) if isinstance(value, torch.Tensor)]
-    try:
-        return bool(shapes) and torch.broadcast_shapes(*shapes) == example_value(node).shape
-    except RuntimeError:
-        return False
 
 
 def acts_elementwise(function: Callable[..., Any], node: fx.Node) -> bool:

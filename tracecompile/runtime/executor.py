@@ -255,7 +255,8 @@ class Executor:
         inputs_of = [value.detach() for value in prepared.inputs]
         values = [_detached(value) for value in self._argument_statics(statics)]
         invariants = [_detached(value) for value in prepared.invariants]
-        with in_sequence([self.emitted.traced]):
+        # The reference calls the user's functions as they are; writing them down takes longer than a few steps do.
+        with in_sequence([] if self.stepped else [self.emitted.traced]):
             for time in range(self._length(prepared)):
                 inputs = self._slices(inputs_of, time)
                 (outputs, states), *recorded = self.emitted.traced(*inputs, *invariants, *states, *values)

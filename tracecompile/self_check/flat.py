@@ -54,9 +54,10 @@ def require_flat_memory(pair: Pair, example: Arguments, varied: Varied, lengths:
         return ()
     if program.length is None and not program.length_bound:
         spans = sorted(steps for steps in lengths if steps >= FEWEST)
-        made = [Sequence(n, varied.make(*example, Size(steps=n)), pair.compiled) for n in (spans[:1] + spans[-1:])]
         if len(spans) > 1:
-            _compare(pair, made)
+            longer = next((steps for steps in spans if steps >= 2 * spans[0]), spans[-1])
+            calls = ((steps, varied.make(*example, Size(steps=steps))) for steps in (spans[0], longer))
+            _compare(pair, [Sequence(steps, call, pair.compiled) for steps, call in calls])
         return ()
     ways = _at_two_lengths(pair, example) if program.length_bound else _for_two_lengths(pair, example, varied.source)
     for sequences in ways:

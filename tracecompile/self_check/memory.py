@@ -50,6 +50,11 @@ class Watch(TorchDispatchMode):
         self.saved_by: dict[int, fx.Node] = {}
         self.node: fx.Node | None = None
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Is torch's own way to have no import of ``torch._dynamo``, which takes a second, at the first operation."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         given = {_address(leaf) for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}

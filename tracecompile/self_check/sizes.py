@@ -30,6 +30,8 @@ LAST_PLACES = 64
 LONGER = (23, 11)
 """Numbers of steps that are tried until the model takes one: more than any short trace has."""
 SHORTER = (3, 2, 1)
+SHORT = (5, 11)
+"""Numbers of steps between these, for what need not be seen over many."""
 BATCHES = (5, 3)
 STEP_CALLS, CALLS = 3, 23
 """Calls of a model of one step, recorded and not: what it does from the fifth or the twentieth on is seen."""
@@ -67,7 +69,7 @@ class Sizes:
         self.compare_batches()
         self.compare_chunks()
         if memory:
-            lengths = {*self.lengths, LONGER[-1]} if len(self.lengths) > 1 else set()
+            lengths = {*self.lengths, *SHORT} if len(self.lengths) > 1 else set()
             self.memory = require_flat_memory(self.pair, self.example, self.varied, lengths)
         self.watch_spikes()
 
@@ -128,7 +130,7 @@ class Sizes:
 
     def few_steps(self) -> int | None:
         """Returns the number of steps to cut a long example to."""
-        return LONGER[0] if self.free and self.steps > LONGER[0] else None
+        return SHORT[-1] if self.free and self.steps > SHORT[-1] else None
 
     def first_that_runs(self, sizes: Iterable[Size], learning: bool = True) -> None:
         """Compares both at the first of some sizes that the model takes."""
