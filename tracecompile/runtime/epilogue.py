@@ -7,47 +7,46 @@ more, from the inputs that the caller holds anyway, and what follows it with a g
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.autograd.function import once_differentiable
 
+from tracecompile.program import StepOutput
 from tracecompile.runtime.replay import drawn_again, random_states
 from tracecompile.runtime.rerun import Rerun
 
-Epilogue = Callable[[Sequence[Any]], list[Any]]
-"""Maps attributes, what was collected, last states and invariants, in one list, to the leaves of the result."""
-
 
 class Again:
-    """One epilogue that is to be run twice."""
+    """One epilogue that is to be run twice.
+
+    Its operands are attributes, what was collected, last states and invariants; after them the parameters of its
+    modules, for their gradients alone.
+    """
 
     def __init__(
-        self,
-        run: Epilogue,
-        parameters: Sequence[Tensor],
-        rerun: Rerun,
-        steps: int,
-        collected: range,
-        stacked: Sequence[bool],
+        self, epilogue: fx.GraphModule, outputs: Sequence[StepOutput], rerun: Rerun, steps: int, first: int
     ) -> None:
         """Remembers the circumstances.
 
         Args:
-            run: The epilogue.
-            parameters: Of its modules; its last operands, for their gradients alone.
+            epilogue: Maps its operands to the leaves of the result.
+            outputs: What was collected.
             rerun: Runs the sequence once more.
             steps: Number of time steps.
-            collected: Where in the list of its operands that is what was collected.
-            stacked: Which of it holds all steps.
+            first: Which of the operands is the first of what was collected.
         """
-        self.run, self.parameters, self.rerun, self.steps = run, list(parameters), rerun, steps
-        self.stacked = [place for place, holds in zip(collected, stacked, strict=True) if holds]
-        self.collected = collected
+        self.epilogue, self.rerun, self.steps, self.first = epilogue, rerun, steps, first
+        self.parameters = list(epilogue.parameters())
+        self.stacked = [place for place, output in enumerate(outputs, first) if output.collect == "stack"]
         self.drawn = random_states()
         self.kept: list[Any] = []
+
+    def run(self, operands: Sequence[Any]) -> list[Any]:
+        """Returns the leaves of the result, and keeps nothing that holds all steps for their gradients."""
+        return list(EpilogueFunction.apply(self, *operands, *self.parameters))
 
     def leaves(self, given: Sequence[Any], wanted: Sequence[bool]) -> tuple[list[Any], list[Tensor]]:
         """Runs it with a graph; returns the leaves of the result, and the operands that need a gradient."""
@@ -58,7 +57,7 @@ class Again:
         with torch.enable_grad():
             # Not the sources themselves: the user's code may write into what it is given.
             passed = [value.clone() if need else value for value, need in zip(operands, wanted, strict=False)]
-            return self.run(passed), sources
+            return list(self.epilogue(*passed)), sources
 
     def keep(self, given: Sequence[Any]) -> None:
         """Keeps the operands that do not hold all steps."""
@@ -70,7 +69,7 @@ class Again:
         found = list(self.kept)
         values = self.rerun.collected(self.steps)
         for place in self.stacked:
-            found[place] = values[place - self.collected.start]
+            found[place] = values[place - self.first]
         return found
 
 

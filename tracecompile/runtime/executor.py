@@ -16,6 +16,7 @@ from tracecompile.errors import InvalidInput
 from tracecompile.exact import only_exact_value
 from tracecompile.program import StepProgram
 from tracecompile.rules.written import in_sequence
+from tracecompile.runtime.anchors import of_chosen, with_anchors
 from tracecompile.runtime.backward import StandIns
 from tracecompile.runtime.bins import Bins, Clock, SequenceClock
 from tracecompile.runtime.chunked.choice import Choice, choose
@@ -24,7 +25,7 @@ from tracecompile.runtime.chunked.run import ChunkRun
 from tracecompile.runtime.chunked.scans import Scans
 from tracecompile.runtime.collector import Collector
 from tracecompile.runtime.differentiable import GradientFlow
-from tracecompile.runtime.epilogue import Again, EpilogueFunction
+from tracecompile.runtime.epilogue import Again
 from tracecompile.runtime.ports import find_ports
 from tracecompile.runtime.record import Record
 from tracecompile.runtime.replay import random_states
@@ -124,11 +125,7 @@ class Executor:
         if rerun is None:
             leaves = list(self.emitted.epilogue(*given))
         else:
-            places = range(len(attributes), len(attributes) + len(collected))
-            stacked = [output.collect == "stack" for output in self.program.outputs]
-            owned = list(self.emitted.epilogue.parameters())
-            again = Again(lambda values: list(self.emitted.epilogue(*values)), owned, rerun, steps, places, stacked)
-            leaves = list(EpilogueFunction.apply(again, *given, *owned))
+            leaves = Again(self.emitted.epilogue, self.program.outputs, rerun, steps, len(attributes)).run(given)
         count = len(leaves) - len(self.program.statistics)
         self.move_statistics(self.program.statistics, leaves[count:])
         if self.program.kind == "sequence":
@@ -218,21 +215,10 @@ class Executor:
         ports = [port if learns else None for port, learns in zip(self.ports, itertools.chain(*flags), strict=True)]
         anchors = window.sequence_anchors(ports, [*collector.latest, *states], axes)
         last = _all_detached(states)
-        results = with_anchors(collected, self._of_chosen(anchors[: len(collected)]))
+        results = with_anchors(collected, of_chosen(self.program, anchors[: len(collected)]))
         states = with_anchors(states, anchors[len(collected) :])
         again = rerun if self.program.epilogue_again else None
         return self.finish(results, states, prepared.invariants, again, steps), window, last
-
-    def _of_chosen(self, anchors: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """Adds up the anchors of the steps that a sum takes, as the sum does with the values."""
-        found = []
-        for anchor, output in zip(anchors, self.program.outputs, strict=True):
-            if anchor is not None and output.chosen is not None:
-                chosen = output.chosen.of(anchor.shape[0])
-                # A sum of no step is the zero that it starts from.
-                anchor = anchor[as_slice(chosen)].sum(0) if chosen else None
-            found.append(anchor)
-        return found
 
     def _chunked(self, prepared: Prepared, window: Window, collector: Collector, choice: Choice) -> list[Tensor]:
         """Runs a recorded sequence in chunks; returns the last states."""
@@ -342,23 +328,11 @@ class Executor:
         return list(outputs), list(states)
 
 
-def with_anchors(values: Sequence[Tensor], anchors: Sequence[Tensor | None]) -> list[Tensor]:
-    """Adds to each of one step's values its anchor."""
-    return [value if anchor is None else value + anchor for value, anchor in zip(values, anchors, strict=True)]
-
-
 def _stand_in(value: Any, stand_ins: StandIns) -> Any:
     """Returns a leaf for a Parameter: its hooks must see its whole gradient once, and not a part of it."""
     if not isinstance(value, nn.Parameter):
         return value
     return stand_ins.setdefault(value, value.detach().requires_grad_(value.requires_grad))
-
-
-def as_slice(steps: Sequence[int]) -> slice | list[int]:
-    """Returns numbers of steps as a slice, where they are at one distance: of a slice autograd keeps nothing."""
-    distance = steps[1] - steps[0] if len(steps) > 1 else 1
-    even = distance > 0 and all(after - before == distance for before, after in itertools.pairwise(steps))
-    return slice(steps[0], steps[-1] + 1, distance) if even else list(steps)
 
 
 def _apart(value: Any) -> Any:

@@ -20,10 +20,11 @@ from tracecompile.compile import Compiled, compile_model, going_again, shape_of,
 from tracecompile.diagnostics.report import ConversionReport
 from tracecompile.errors import ConversionError, InvalidInput, UnsupportedOperation
 from tracecompile.program import Settings
+from tracecompile.runtime.anchors import with_anchors
 from tracecompile.runtime.arguments import Call
 from tracecompile.runtime.bins import StreamClock
 from tracecompile.runtime.chunked.compiled import Kernels
-from tracecompile.runtime.executor import Executor, with_anchors
+from tracecompile.runtime.executor import Executor
 from tracecompile.runtime.live import LiveState, count_states
 from tracecompile.runtime.rerun import Prepared
 from tracecompile.self_check import Checked, check_against_model
