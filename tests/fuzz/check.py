@@ -128,7 +128,7 @@ def as_program(rendered: Rendered, module: ModuleType, file: Path) -> Program:
         precise=not rendered.single,
         coarse=rendered.coarse,
         trained=False,
-        lengths=(20, 44),  # half as many steps fill the bins as well
+        lengths=(18, 36),  # half as many steps fill the bins as well
         runs=RUNS if rendered.normalised else ONE_SAMPLE,
         file=file,
     )
