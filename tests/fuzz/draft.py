@@ -56,7 +56,7 @@ class Draft:
     net: Module
     imports: list[str] = field(default_factory=list)
     definitions: dict[str, str] = field(default_factory=dict)
-    notes: dict[str, object] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
 
     def use(self, line: str) -> None:
         """Adds an import."""

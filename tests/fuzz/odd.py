@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from support.program import HALF, SINGLE
+
 from fuzz.choices import Choices
 from fuzz.draft import Draft, Module
 
@@ -49,6 +51,7 @@ WRITES = (
     ("{c}.data = {c}.data * 1.0",),
     ("scale = {c}.detach().abs().amax(1, keepdim=True).clamp(min=1.0)", "{c} = {c} / scale"),
 )  # fmt: skip
+CASTS = {".half()": HALF, ".float()": SINGLE}
 DAMP = "def damp(u):\n    return 0.9 * u + 0.1 * torch.tanh(u)"
 
 
@@ -58,7 +61,8 @@ def odd(choose: Choices, draft: Draft, owner: Module, name: str, c: str, size: i
     lines = []
     if plain := choose(f"odd {name}", PLAIN, 0.8):
         lines.append(f"{c} = {plain.format(**places)}")
-        draft.notes["coarse"] = bool(draft.notes.get("coarse")) or ".half()" in plain
+        coarse = next((error for cast, error in CASTS.items() if cast in plain), 0.0)
+        draft.notes["coarse"] = max(coarse, draft.notes.get("coarse", 0.0))
     written = choose(f"odd writes {name}", WRITES, 0.9)
     if any("damp" in line for line in written):
         draft.define("damp", DAMP)

@@ -25,7 +25,7 @@ class Rendered:
         form: How the model is called.
         axis: Where time is, in the input.
         single: It does not run in float64.
-        coarse: It rounds to half precision on the way.
+        coarse: The relative error of the coarsest type that it rounds to on the way.
         normalised: It needs more than one sample.
         refused: It must be refused.
         ran: It is run before it is converted.
@@ -36,7 +36,7 @@ class Rendered:
     form: str
     axis: str = "first"
     single: bool = False
-    coarse: bool = False
+    coarse: float = 0.0
     normalised: bool = False
     refused: bool = False
     ran: bool = False
@@ -60,7 +60,7 @@ def render(choose: Choices) -> Rendered:
         one_loop(choose, draft, form, made.axis, layers)
     made.ran = choose("ran before", (False, True), 0.85)
     notes: dict[str, Any] = draft.notes
-    made.single, made.coarse = bool(notes.get("single")), bool(notes.get("coarse"))
+    made.single, made.coarse = bool(notes.get("single")), notes.get("coarse", 0.0)
     made.normalised = bool(notes.get("normalised"))
     made.refused = made.refused or bool(notes.get("refused"))
     made.source, made.taken = draft.render(), dict(choose.taken)

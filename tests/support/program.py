@@ -68,7 +68,7 @@ class Program:
         runs: (steps, batch) that are compared, none of which the conversion sees.
         lengths: The two numbers of steps at which memory is measured.
         precise: The model runs in float64.
-        coarse: Its step rounds to half precision on the way.
+        coarse: The relative error of the coarsest type that its step rounds to on the way, ``HALF`` say.
         trained: Every parameter gets a gradient.
         fires: Neurons fire and stay silent by comparisons that torch's dispatcher sees.
         flat: Memory must not grow with the number of steps.
@@ -89,7 +89,7 @@ class Program:
     runs: tuple[tuple[int, int], ...] = ((3, 1), (11, 5), (23, 2))
     lengths: tuple[int, int] = (16, 64)
     precise: bool = True
-    coarse: bool = False
+    coarse: float = 0.0
     trained: bool = True
     fires: bool = True
     flat: bool = True
@@ -142,7 +142,7 @@ class Program:
         before = torch.get_default_dtype()
         torch.set_default_dtype(torch.float64 if self.precise else torch.float32)
         try:
-            yield HALF if self.coarse else EXACT if self.precise else SINGLE
+            yield max(self.coarse, EXACT if self.precise else SINGLE)
         finally:
             torch.set_default_dtype(before)
 
