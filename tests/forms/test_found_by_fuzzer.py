@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from support.oracle import HIDDEN, INPUTS, OUTPUTS, Program, require_refused, require_right, spike
+from support.oracle import HIDDEN, INPUTS, OUTPUTS, Program, require_right, spike
 from torch import Tensor, nn
+
+import tracecompile
+from tracecompile.errors import ConversionError
 
 
 class Net(nn.Module):
@@ -63,7 +66,89 @@ class ReturnsNestedDataclasses(Net):
 
 class ReturnsNamespace(Net):
     def returned(self, outputs: Tensor, spikes: Tensor) -> Any:
-        return SimpleNamespace(outputs=outputs, spikes=spikes)
+        return SimpleNamespace(outputs=outputs, more=[SimpleNamespace(spikes=spikes, mean=spikes.mean(0))], note="all")
+
+
+class ClampedData(Net):
+    """The membrane is given another value, and keeps its gradient."""
+
+    def reset_by(self, v: Tensor, z: Tensor) -> Tensor:
+        v = v - 0.5 * z
+        v.data = v.data.clamp(-1, 1)
+        return v
+
+
+class SpikesByData(nn.Module):
+    """A smooth function that is given the values of spikes: a surrogate gradient without a function of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inp, self.out = nn.Linear(INPUTS, HIDDEN), nn.Linear(HIDDEN, OUTPUTS)
+
+    def forward(self, x: Tensor) -> Any:
+        v, outputs = x.new_zeros(x.shape[1], HIDDEN), []
+        for x_t in x:
+            v = 0.8 * v + self.inp(x_t)
+            z = torch.sigmoid(4 * (v - 0.5))
+            z.data = (v > 0.5).to(v.dtype)
+            v = v - 0.5 * z
+            outputs.append(self.out(z))
+        return torch.stack(outputs)
+
+
+class PartOfData(Net):
+    """What was taken of the membrane before it gets another value stays what it was."""
+
+    def reset_by(self, v: Tensor, z: Tensor) -> Tensor:
+        v = v - 0.5 * z
+        part = v[:, :2]
+        v.data = v.data * 0.5
+        return v + 0.1 * part.sum(1, keepdim=True)
+
+
+class Resetting(nn.Module):
+    """A neuron that keeps its membrane, and starts afresh with one like the last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("v", torch.zeros(0))
+
+    def restart(self) -> None:
+        self.v = torch.zeros_like(self.v)
+
+    def forward(self, current: Tensor) -> Tensor:
+        if self.v.shape != current.shape:
+            self.v = torch.zeros_like(current)
+        v = 0.8 * self.v + current
+        z = spike(v - 0.5)
+        self.v = v - 0.5 * z
+        return z
+
+
+class EverySecondOfAResetting(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inp, self.out = nn.Linear(INPUTS, HIDDEN), nn.Linear(HIDDEN, OUTPUTS)
+        self.neuron = Resetting()
+
+    def forward(self, x: Tensor) -> Any:
+        self.neuron.restart()
+        total = 0.0
+        for t in range(0, x.shape[0], 2):
+            total = total + 0.1 * self.out(self.neuron(self.inp(x[t]))).pow(2).mean()
+        return total
+
+
+class Answer:
+    """An object of the user's."""
+
+    def __init__(self, outputs: Tensor) -> None:
+        self.outputs = outputs
+
+
+class ReturnsAnObject(Net):
+    def returned(self, outputs: Tensor, spikes: Tensor) -> Any:
+        return Answer(outputs)
 
 
 class MaskOf32Bits(Net):
@@ -98,13 +183,23 @@ class Twice(nn.Module):
         return {"out": z, "spikes": z, "all": [z, z.sum(1)]}, v
 
 
-@pytest.mark.parametrize("model", [ReturnsDataclass, ReturnsNestedDataclasses])
-def test_dataclasses_are_returned_as_the_model_returns_them(model: Callable[[], nn.Module]) -> None:
+@pytest.mark.parametrize("model", [ReturnsDataclass, ReturnsNestedDataclasses, ReturnsNamespace])
+def test_objects_of_fields_are_returned_as_the_model_returns_them(model: Callable[[], nn.Module]) -> None:
     require_right(Program(model))
 
 
 def test_tensors_inside_other_objects_are_refused() -> None:
-    require_refused(Program(ReturnsNamespace), line="def forward(self, x: Tensor)")
+    with pytest.raises(ConversionError, match=r"(?s)object of type Answer.*def forward"):
+        tracecompile.convert(ReturnsAnObject(), torch.randn(6, 2, INPUTS))
+
+
+@pytest.mark.parametrize("model", [ClampedData, SpikesByData, PartOfData])
+def test_assigned_data_is_a_value_with_the_gradient_that_was_there(model: Callable[[], nn.Module]) -> None:
+    require_right(Program(model))
+
+
+def test_a_short_call_starts_afresh_as_a_long_one_does() -> None:
+    require_right(Program(EverySecondOfAResetting, runs=((1, 3), (2, 1), (3, 2), (11, 5))))
 
 
 @pytest.mark.parametrize("model", [MaskOf32Bits, MaskOfBooleans, MaskOf32BitsFirst])

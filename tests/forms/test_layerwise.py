@@ -193,6 +193,15 @@ class SummedReadouts(Net):
         return self.out(spikes) + grouped
 
 
+class AroundBothLoops(Net):
+    """What goes into each loop is added to what comes out of it."""
+
+    def forward(self, x: Tensor) -> Any:
+        first = self.inp(x)
+        second = self.hidden(torch.stack(fire(first)) + first)
+        return self.out(torch.stack(fire(second)) + second)
+
+
 def batch_first(steps: int, batch: int) -> Tensor:
     return 2 * torch.randn(batch, steps, INPUTS)
 
@@ -208,6 +217,7 @@ RIGHT = {
     "three layers": Program(lambda: louder(ThreeLayers())),
     "normalised readout": Program(NormalisedReadout),
     "summed readouts": Program(SummedReadouts),
+    "around both loops": Program(AroundBothLoops),
 }
 
 

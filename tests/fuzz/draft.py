@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from textwrap import indent
+from typing import Any
 
 INPUTS, HIDDEN, OUTPUTS = 6, 8, 4
 

@@ -81,9 +81,12 @@ class Rerun:
         # Inputs that the prologue has computed are not kept: it is run again, with the same random numbers.
         self.leaves = None if _are_views(prepared.inputs, leaves) else list(leaves)
         self.drawn = drawn
-        self.prepared = prepared
-        if self.leaves is not None:
-            self.prepared = Prepared((), prepared.invariants, prepared.initial, prepared.device)
+        # What the epilogue alone reads may be as long as the sequence.
+        read = {node.name for node in executor.program.step.graph.nodes if node.users}
+        named = zip(executor.program.invariants, prepared.invariants, strict=True)
+        invariants = tuple(value if name in read else None for name, value in named)
+        inputs = prepared.inputs if self.leaves is None else ()
+        self.prepared = Prepared(inputs, invariants, prepared.initial, prepared.device)
         kept = [value for value in (*leaves, *self.prepared.inputs) if isinstance(value, Tensor)]
         self.versions = [(value, value._version) for value in kept if not value.is_inference()]
 

@@ -68,7 +68,7 @@ class Asked:
     def _is_made_like(self, node: fx.Node) -> bool:
         """Tells whether a node takes the type and the device of what a loop computes, and nothing else."""
         whole = self.wholes.get(kind_of(node))  # type: ignore[arg-type]
-        return whole is not None and (whole.from_loop or (whole.learns and node in self.inside))
+        return whole is not None and (whole.from_loop or node in self.inside)
 
     def _replace_kind(self, node: fx.Node) -> None:
         """Takes type and device from what is there before the loop, if something is of the same, else from a step."""

@@ -64,8 +64,12 @@ class _StepByStep:
         for node in self.graph.nodes:
             # What the last steps take may not be read any more: the loop is the same there all the same.
             pick = self.sequences.picked(node)
-            if pick is not None and pick.sequence in live and self._is_computed(self.wholes[pick.sequence]):
+            if pick is None or pick.sequence not in live:
+                continue
+            if self._is_computed(self.wholes[pick.sequence]):
                 picks[node] = pick
+            elif pick.sequence.op != "placeholder" and node not in self.sequences.inside:
+                self._copy(node)
         picks = self._without_mixed(picks, live)
         ends = [node for node in self.wholes if node in live and self._is_end(node, picks)]
         asked = Asked(self.editor, self.sequences, self.writer, live)
@@ -189,6 +193,12 @@ class _StepByStep:
                     made = self.editor.new(node, "call_method", "detach", (made,), None)
             self.fixed[node] = made
         return self.fixed[node]
+
+    def _copy(self, node: fx.Node) -> None:
+        """Makes a tensor of its own of a step taken out before the loop: what holds a view holds the whole sequence."""
+        with self.graph.inserting_before(node.next):
+            own = self.editor.new(node, "call_method", "clone", (node,), "own")
+        self.editor.replace(node, own, keep=own)
 
     def _note(self, node: fx.Node) -> None:
         """Says in the report what may round otherwise."""

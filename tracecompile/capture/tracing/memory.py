@@ -13,6 +13,7 @@ from tracecompile.capture.tracing.functionalize import on_copy, out_of_place, wr
 from tracecompile.capture.tracing.masked import masked_write
 from tracecompile.capture.tracing.writer import Writer
 from tracecompile.errors import UnsupportedState
+from tracecompile.exact import exact_value
 
 
 @dataclass
@@ -101,12 +102,7 @@ class Memory:
         """Runs an in-place call and records the value that it leaves behind."""
         recorder = self.recorder
         tensor = args[0]
-        if self._address(tensor) in {self._address(parameter) for parameter in recorder.root.parameters()}:
-            raise recorder.refusal(
-                UnsupportedState,
-                f"The model writes one of its Parameters ({name}) in forward.",
-                "Compute with a new value: clamp or normalise the parameter where it is used.",
-            )
+        self._require_no_parameter(tensor, name)
         if name == "requires_grad_":
             if recorder.may_require_grad(tensor, args[1] if len(args) > 1 else kwargs.get("requires_grad", True)):
                 return recorder.really(function, args, kwargs)
@@ -124,6 +120,30 @@ class Memory:
         node = self._value_left(function, name, args, kwargs)
         self._written(id(tensor), node, group)
         return None if name == "__setitem__" else tensor
+
+    def _require_no_parameter(self, tensor: torch.Tensor, name: str) -> None:
+        if self._address(tensor) in {self._address(parameter) for parameter in self.recorder.root.parameters()}:
+            raise self.recorder.refusal(
+                UnsupportedState,
+                f"The model writes one of its Parameters ({name}) in forward.",
+                "Compute with a new value: clamp or normalise the parameter where it is used.",
+            )
+
+    def set_data(self, function: Callable[..., Any], tensor: torch.Tensor, value: torch.Tensor) -> None:
+        """Records ``tensor.data = value``: another value in memory of its own, with the gradient of the one before."""
+        self._require_no_parameter(tensor, "data")
+        recorder = self.recorder
+        before, given = recorder.node_of(tensor), recorder.node_of(value)
+        group = self.shared.get(self._address(tensor), [id(tensor)])
+        group.remove(id(tensor))
+        for key in group:
+            if self.entries[key].base == id(tensor):  # what was taken of it stays as it is
+                self.entries[key].base = None
+        recorder.really(function, (tensor, value), {})
+        held = tensor.detach().clone()
+        node = recorder.add_node("call_function", exact_value, (before, given), {}, held)
+        self.bind(tensor, node)
+        self.entries[id(tensor)].written = True
 
     def _value_left(self, function: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: Any) -> fx.Node:
         """Runs an in-place call and returns the node of what the tensor holds then."""

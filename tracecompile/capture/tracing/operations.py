@@ -15,6 +15,7 @@ from tracecompile.capture.tracing import counted
 from tracecompile.capture.tracing.build import cone, is_random
 from tracecompile.capture.tracing.counted import INDEXING
 from tracecompile.capture.tracing.functionalize import canonical, is_in_place
+from tracecompile.capture.tracing.memory import same_kind
 from tracecompile.capture.tracing.node_writer import NodeWriter
 from tracecompile.capture.tracing.source import current_place
 from tracecompile.capture.tracing.step_numbers import StepNumber, is_users
@@ -84,6 +85,8 @@ class OperationRecorder(NodeWriter):
         if function.__name__ == "__set__":
             if name == "requires_grad" and self.may_require_grad(args[0], args[1]):
                 return self.really(function, args, kwargs)
+            if name == "data" and same_kind(args[0], args[1]):
+                return self.memory.set_data(function, *args)
             if name in ("data", "requires_grad", "names"):
                 raise self.refusal(
                     UnsupportedState,

@@ -1,9 +1,11 @@
-"""What a user's forward may return: tensors in tuples, lists, dictionaries, named tuples and dataclasses."""
+"""What a user's forward may return: tensors in tuples, lists, dictionaries, named tuples, dataclasses, namespaces."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
+from collections.abc import Iterable
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -15,7 +17,7 @@ from tracecompile.errors import SourceLine, UnsupportedOperation
 
 
 def open_result(model: nn.Module, result: Any) -> None:
-    """Makes the dataclasses in a result known to torch, as containers, so that their tensors are found.
+    """Makes the dataclasses and namespaces in a result known to torch, as containers, so that their tensors are found.
 
     Args:
         model: The model that returned it.
@@ -31,12 +33,26 @@ def open_result(model: nn.Module, result: Any) -> None:
             if type(leaf) not in pytree.SUPPORTED_NODES:  # there may be several of one class
                 pytree.register_dataclass(type(leaf))
             open_result(model, leaf)
+        elif type(leaf) is SimpleNamespace:
+            if SimpleNamespace not in pytree.SUPPORTED_NODES:
+                pytree.register_pytree_node(
+                    SimpleNamespace, _fields, _namespace, serialized_type_name="types.SimpleNamespace"
+                )
+            open_result(model, leaf)
         elif any(isinstance(held, torch.Tensor) for held in pytree.tree_leaves(getattr(leaf, "__dict__", {}))):
             raise UnsupportedOperation(
                 f"The model returns tensors inside an object of type {type(leaf).__name__}.",
-                "Return them in a tuple, a list, a dictionary, a named tuple or a dataclass.",
+                "Return them in a tuple, a list, a dictionary, a named tuple, a dataclass or a SimpleNamespace.",
                 _line_of_forward(model),
             )
+
+
+def _fields(namespace: SimpleNamespace) -> tuple[list[Any], list[str]]:
+    return list(vars(namespace).values()), list(vars(namespace))
+
+
+def _namespace(values: Iterable[Any], names: list[str]) -> SimpleNamespace:
+    return SimpleNamespace(**dict(zip(names, values, strict=True)))
 
 
 def _line_of_forward(model: nn.Module) -> SourceLine | None:
