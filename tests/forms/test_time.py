@@ -219,12 +219,59 @@ class CountedByTorch(Net):
         return late + y, record
 
 
+class CountedIntoAList(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        (v, y), outs = self.start(x), [torch.empty(0)] * x.shape[0]
+        for t in torch.arange(x.shape[0]):
+            v, y = self.step(x[t], v, y)
+            outs[t] = y
+        return torch.stack(outs)
+
+
+class EverySecondIntoPlace(Net):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        steps, batch, _ = x.shape
+        (v, y), record, last = self.start(x), x.new_zeros(steps, batch, OUTPUTS), torch.ones(batch, OUTPUTS, steps)
+        for t in range(0, steps, 2):
+            v, y = self.step(x[t], v, y)
+            record[t], last[..., t] = y, y
+        return record, last
+
+
+class EveryThirdFromTheSecond(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        (v, y), record = self.start(x), x.new_zeros(*x.shape[:2], OUTPUTS)
+        for t, x_t in enumerate(x):
+            v, y = self.step(x_t, v, y)
+            if t % 3 == 1:
+                record[t] = y
+        return record
+
+
+class EverySecondByDetach(Net):
+    """Spikes without a function of their own, in a loop that makes but a step or two of a short sequence."""
+
+    def step(self, x_t: Tensor, v: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        v = 0.9 * v + self.inp(x_t)
+        soft = torch.sigmoid(4 * (v - 0.8))
+        z = torch.where(v > 0.8, 1.0, 0.0).detach() + soft - soft.detach()
+        return v - 0.8 * z, 0.8 * y + self.out(z)
+
+    def forward(self, x: Tensor) -> Tensor:
+        (v, y), outs = self.start(x), []
+        for t in range(0, x.shape[0], 2):
+            v, y = self.step(x[t], v, y)
+            outs.append(y)
+        return torch.stack(outs)
+
+
 LONG = ((7, 1), (11, 5), (23, 2))
 RIGHT = {
     kind.__name__: Program(kind)
     for kind in (
         *(Scheduled, SumAfterBurnIn, EveryThird, SumOfEverySecond, TheLastFew, NamedSteps),
         *(FromTheThird, FromTheEnd, BackwardsIntoPlace, EverySecondFrame, CountedByTorch),
+        *(CountedIntoAList, EverySecondIntoPlace, EveryThirdFromTheSecond, EverySecondByDetach),
         *(Halves, InWindows, TheMiddle, WarmUpOfLongOnes, AtMostTen, ByPosition),
     )
 } | {

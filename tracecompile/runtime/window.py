@@ -162,11 +162,14 @@ class Window:
 
     def _refuse_unreachable_initial(self) -> None:
         held = {state for layer in self.program.layers for state in layer.states}
-        for carry, state in zip(self.program.carries, self.initial, strict=True):
+        output = next(node for node in reversed(self.program.prologue.graph.nodes) if node.op == "output")
+        for carry, state, node in zip(self.program.carries, self.initial, output.args[0][2], strict=True):
             if state.requires_grad and carry.placeholder not in held:
                 raise UnsupportedState(
-                    f"The initial value of {carry.name} requires a gradient, but it is only a delayed value.",
-                    "Detach the initial value of delayed spikes.",
+                    f"The initial value of {carry.name} requires a gradient, but no neuron keeps it: the step before "
+                    "reaches this one through a synapse only.",
+                    "Detach the initial value, or let the neuron add up its state by elementwise operations.",
+                    node.meta.get("where"),
                 )
 
     def _backward(

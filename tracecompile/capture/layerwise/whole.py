@@ -14,6 +14,7 @@ from tracecompile.capture.layerwise.recipe import Recipe, RecipeFinder
 from tracecompile.capture.layerwise.stacks import stacked
 from tracecompile.capture.loops.places import place_key, visit_counts
 from tracecompile.capture.loops.slices import Pick, picked
+from tracecompile.capture.steps.shapes import kind_of
 from tracecompile.capture.tracing.build import find
 from tracecompile.capture.tracing.tape import Tape
 
@@ -110,7 +111,8 @@ class WholeSequences:
 
     def _computed(self, node: fx.Node) -> Whole | None:
         """Returns an operation on whole sequences as one."""
-        operands = self.finder.call(node).all_input_nodes
+        kind = kind_of(node)  # a type and a device are nothing of the steps
+        operands = [operand for operand in self.finder.call(node).all_input_nodes if operand is not kind]
         sources = {source: self.found[source] for source in operands if source in self.found}
         others = [source for source in operands if source not in sources]
         if not sources:

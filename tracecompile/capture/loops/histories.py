@@ -7,6 +7,7 @@ after the last write is the stack of their values.
 
 from __future__ import annotations
 
+import itertools
 import operator
 from bisect import bisect_left
 from dataclasses import dataclass, field
@@ -140,6 +141,9 @@ class _Forwarding:
         self._replace(node, whole, keep=self.of)
 
     def _whole(self, node: fx.Node, history: History, values: list[fx.Node | None]) -> fx.Node:
+        spread = self._spread(node, history, values)
+        if spread is not None:
+            return spread
         parts: list[fx.Node] = []
         row = 0
         while row < len(values):
@@ -152,6 +156,21 @@ class _Forwarding:
             return parts[0]
         joined = torch.cat([part.meta["val"] for part in parts], history.dim)
         return self._last(node, "call_function", torch.cat, (parts, history.dim), joined)
+
+    def _spread(self, node: fx.Node, history: History, values: list[fx.Node | None]) -> fx.Node | None:
+        """Writes the rows of a loop of every second step, say, at once; None where the rows are others."""
+        written = [row for row, value in enumerate(values) if value is not None]
+        strides = {later - row for row, later in itertools.pairwise(written)}
+        if len(strides) != 1 or strides == {1}:
+            return None
+        (stride,) = strides
+        stop = written[-1] + 1 if written[-1] + stride < len(values) else None  # to the end at any length
+        index = (*(slice(None),) * history.dim, slice(written[0], stop, stride))
+        rows = [value for value in values if value is not None]
+        stacked = torch.stack([value.meta["val"] for value in rows], history.dim)
+        stack = self._last(node, "call_function", torch.stack, (rows, history.dim), stacked)
+        whole = set_item(history.root.meta["val"], index, stacked)
+        return self._last(node, "call_function", set_item, (history.root, index, stack), whole)
 
     def _part(self, node: fx.Node, history: History, values: list[fx.Node | None], start: int, end: int) -> fx.Node:
         rows = [value for value in values[start:end] if value is not None]

@@ -104,7 +104,7 @@ def capture_at_length(
         (program,) = _rolled(traces, pair, (length,))
     else:
         # A loop of one or two steps is not seen to be one.
-        program = capture_fixed_loop(model, args, kwargs) or capture_call(model, args, kwargs)
+        program = capture_fixed_loop(model, args, kwargs) or capture_call(model, args, kwargs, in_time=True)
     if program is None:
         return None
     program = program.evolve(time=(source.axis, source.number), length_bound=True, notes=(*program.notes, AT_LENGTH))

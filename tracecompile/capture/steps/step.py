@@ -36,16 +36,26 @@ def capture_step(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     return _captured(model, args, kwargs, stateful=True)
 
 
-def capture_call(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepProgram | None:
+def capture_call(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], in_time: bool = False
+) -> StepProgram | None:
     """Captures a call whose time is over after a step or two: one image shown once, say. It is a sequence of one step.
 
-    None where the call starts no state, or loops: then it is no matter of time.
+    None where the call starts no state, spikes nowhere, or loops: then it is no matter of time, unless longer calls
+    have shown that it is one.
+
+    Args:
+        in_time: They have.
     """
-    program = _captured(model, args, kwargs, stateful=False)
-    return as_sequence_of_one(program) if program is not None and program.inputs and program.leaves else None
+    program = _captured(model, args, kwargs, stateful=False, in_time=in_time)
+    if program is None or not program.inputs or not (program.leaves or in_time):
+        return None
+    return as_sequence_of_one(program)
 
 
-def _captured(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], stateful: bool) -> StepProgram | None:
+def _captured(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], stateful: bool, in_time: bool = False
+) -> StepProgram | None:
     model = share_parameters(model)
     notes = start_afresh(model)
     arguments = find_state_arguments(model, args, kwargs)
@@ -60,7 +70,7 @@ def _captured(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], s
     warm = share_parameters(first_copy)
     steady = run_steady(warm, arguments, first)
     states = live_states(steady, arguments, statistics)
-    if any(not state.statistic for state in states) != stateful or not (stateful or starts_a_state(first)):
+    if any(not state.statistic for state in states) != stateful or not (stateful or in_time or starts_a_state(first)):
         return None
     require_few_rounds(first)
     again = share_parameters(warm)

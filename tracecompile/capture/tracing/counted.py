@@ -67,12 +67,12 @@ class CountedTensors:
             self._numbers[id(value)] = (value, number)
 
     def may_read(self, name: str, value: Any) -> bool:
-        """Tells whether Python may ask a tensor for its value, by ``__bool__`` or ``item``."""
-        return name in ("__bool__", "item") and (id(value) in self._numbers or id(value) in self._outcomes)
+        """Tells whether Python may ask a tensor for its value, by ``bool``, ``item`` or as an index."""
+        return name in ("__bool__", "__index__", "item") and (id(value) in self._numbers or id(value) in self._outcomes)
 
     def read(self, name: str, value: Any) -> Any:
         """Returns the value of a tensor; a condition on it is noted."""
         if id(value) in self._outcomes:
             return self._outcomes[id(value)][1]()
         number = self.number(value)
-        return bool(number) if name == "__bool__" else number
+        return {"__bool__": bool, "__index__": operator.index}.get(name, lambda read: read)(number)

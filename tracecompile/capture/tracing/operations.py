@@ -115,7 +115,11 @@ class OperationRecorder(NodeWriter):
         if isinstance(value, int):
             dim = plain(args[1] if len(args) > 1 else kwargs["dim"])
             return self.size_along(tensor, dim, value)
-        return torch.Size([self.size_along(tensor, dim, length) for dim, length in enumerate(value)])
+        sizes = [self.size_along(tensor, dim, length) for dim, length in enumerate(value)]
+        for dim, size in enumerate(sizes):
+            # Not as many rounds of a loop as there are dimensions.
+            size.node.meta["place"] = (size.node.meta["place"], dim)
+        return torch.Size(sizes)
 
     def size_along(self, tensor: torch.Tensor, dim: int, value: int) -> TracedInt:
         """Returns one size as a traced integer."""
