@@ -110,6 +110,19 @@ class PythonDrawBeforeLoop(Cell):
         return z, v - 0.8 * z
 
 
+class CountedFromNothing(Cell):
+    """The sum begins as a number, so that the first step is not written as the others are."""
+
+    def forward(self, x: Tensor) -> Any:
+        v, total = x.new_zeros(x.shape[1], HIDDEN), 0
+        for x_t in x:
+            current = F.dropout(self.inp(x_t), 0.2, self.training)  # drawn
+            v = 0.9 * v + current
+            z = spike(v - 0.8)
+            v, total = v - 0.8 * z, total + self.out(z)
+        return total
+
+
 class DiscardedAfterLoop(PythonDrawBeforeLoop):
     def forward(self, x: Tensor) -> Any:
         y = Cell.forward(self, x)
@@ -120,7 +133,7 @@ class DiscardedAfterLoop(PythonDrawBeforeLoop):
 REFUSED: list[type[nn.Module]] = [
     FilledInPlace, FilledByInit, SameForAllSamples, FromDistribution, Gumbel, RandomSlopes, DropoutFunction,
     DiscardedDraw, DiscardedDropout, PythonDraw, NumpyDraw, DiscardedPythonDraw, PythonDrawBeforeLoop,
-    DiscardedAfterLoop,
+    DiscardedAfterLoop, CountedFromNothing,
 ]  # fmt: skip
 
 

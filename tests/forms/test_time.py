@@ -333,7 +333,20 @@ class AnnealedByTime(Body):
         return v * math.exp(-t / 20), y  # to blame
 
 
-@pytest.mark.parametrize("kind", [KickedOnce, ForgetsEverySixth, AnnealedByTime])
+class QuietAtFirst(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        v, total = self.start(x)[0], 0
+        for t, x_t in enumerate(x):
+            current = self.inp(x_t)
+            if t == 0:
+                current = current * 0.5  # to blame
+            v = 0.9 * v + current
+            z = spike(v - 0.8)
+            v, total = v - 0.8 * z, total + self.out(z)
+        return total
+
+
+@pytest.mark.parametrize("kind", [KickedOnce, ForgetsEverySixth, AnnealedByTime, QuietAtFirst])
 def test_a_body_that_changes_with_time_is_refused_at_its_line(kind: type[nn.Module]) -> None:
     require_refused(replace(Program(kind), fires=False), line="to blame")
 

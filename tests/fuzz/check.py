@@ -22,7 +22,7 @@ from torch import nn
 from fuzz.render import Rendered
 from tracecompile.errors import ConversionError
 
-SECONDS, SECONDS_IN_FULL = 10, 40
+SECONDS, SECONDS_IN_FULL = 20, 60
 """Processor time that a program may take to be converted and compared, with all parts of the oracle as well."""
 MISSING = "a library is not installed"
 QUICK, FULL = (require_at_once,), PARTS

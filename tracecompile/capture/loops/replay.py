@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import fx
 
-from tracecompile.capture.loops.loop_body import first_line
+from tracecompile.capture.loops.loop_body import Loop, body_changes, first_line
 from tracecompile.capture.loops.loop_plan import LoopPlan
-from tracecompile.capture.tracing.build import evaluate
+from tracecompile.capture.loops.places import written_place
+from tracecompile.capture.tracing.build import cone, evaluate, is_dropout, is_random
 from tracecompile.errors import UnrollableLoop
 from tracecompile.program import StepProgram
+
+LAST_PLACES = 64
+"""Rounding errors that a value of one step may have gathered."""
 
 
 def require_same_values(program: StepProgram, owner: LoopPlan) -> None:
@@ -21,6 +26,8 @@ def require_same_values(program: StepProgram, owner: LoopPlan) -> None:
     Python number). That is fine as long as it computes the same values.
     """
     loop = owner.loop
+    if any(is_random(node) or is_dropout(node, owner.root) for node in program.step.graph.nodes):
+        return  # no step draws what another one drew
     given = [node.meta["val"] for node in loop.tape.inputs if node is not None]
     with torch.no_grad():
         sequences, invariants, states = evaluate(
@@ -42,14 +49,49 @@ def require_same_values(program: StepProgram, owner: LoopPlan) -> None:
 
 
 def same(first: Any, second: Any) -> bool:
-    """Compares two values bit for bit."""
-    return isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor) and torch.equal(first, second)
+    """Compares two values up to rounding: a product may round by where its operand begins in memory.
+
+    Whether the converted module returns the model's values bit for bit is asked when it is run as a whole.
+    """
+    if not isinstance(first, torch.Tensor) or not isinstance(second, torch.Tensor) or first.shape != second.shape:
+        return False
+    if not first.is_floating_point() or first.dtype != second.dtype:
+        return torch.equal(first, second)
+    near = LAST_PLACES * torch.finfo(first.dtype).eps
+    return torch.allclose(first, second, rtol=near, atol=near, equal_nan=True)
 
 
 def different_start(node: fx.Node, owner: LoopPlan) -> UnrollableLoop:
-    """Makes the refusal."""
+    """Makes the refusal, at the line that is there for the first step alone if there is one."""
+    alone = next(_of_first_step_alone(node, owner.loop), None)
+    if alone is not None:
+        return body_changes(alone, "runs in the first time step only")
     return UnrollableLoop(
         "The first time step computes something else than the later ones do from a zero state.",
         "Start every state as a tensor before the loop (torch.zeros) and treat all steps alike.",
         node.meta.get("where") or first_line(owner.loop),
     )
+
+
+def _of_first_step_alone(node: fx.Node, loop: Loop) -> Iterator[fx.Node]:
+    """Yields what a node is computed from that stands between the lines of the loop, and that no later step visits."""
+    spans: dict[Any, tuple[int, int]] = {}
+    for site in loop.body:
+        found = _line(loop.template(site))
+        if found is not None:
+            function, line = found
+            first, last = spans.get(function, (line, line))
+            spans[function] = min(first, line), max(last, line)
+    needed = cone([node])
+    for each in loop.tape.graph.nodes:
+        found = _line(each) if each in needed and each not in loop.when and each.op.startswith("call_") else None
+        if found is not None and found[0] in spans:
+            first, last = spans[found[0]]
+            if first < found[1] < last:
+                yield each
+
+
+def _line(node: fx.Node) -> tuple[Any, int] | None:
+    """Returns the function that a node stands in, and its line."""
+    place, where = written_place(node), node.meta.get("where")
+    return None if place is None or where is None else (place.frames[-1][:2], where.line)

@@ -98,7 +98,7 @@ def capture_at_length(
     """Captures a loop as it is at the length of this call alone; None where there is none."""
     model = share_parameters(model)
     notes = start_afresh(model)
-    traces, length = Traces(model, args, kwargs, source), length_of(args, kwargs, source)
+    traces, length = Traces(model, args, kwargs, source, at_length=True), length_of(args, kwargs, source)
     pair = traces.pair(length)
     if pair is not None and steps_left_out(pair[0], length, growth_of(pair)) is not None:
         (program,) = _rolled(traces, pair, (length,))

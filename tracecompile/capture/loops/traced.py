@@ -18,7 +18,7 @@ from tracecompile.capture.signature import leaf_names
 from tracecompile.capture.steps.leftovers import shape_by_input
 from tracecompile.capture.tracing.tape import Tape
 from tracecompile.capture.tracing.trace_errors import ModelFailure, TooManySteps
-from tracecompile.capture.tracing.tracer import Recorder
+from tracecompile.capture.tracing.tracer import Recorder, settle
 from tracecompile.capture.tracing.unpacking import separate_unpacked
 from tracecompile.errors import LengthMatters
 
@@ -35,17 +35,27 @@ class Traces:
     Attributes:
         model: A copy that stands where its library's own reset leaves it.
         source: What says how many steps there are.
+        at_length: Whether the program is that of one length alone.
         signature: Of the call.
         endless: Whether a trace was given up because it ran far longer than it was cut: at no length is it another.
     """
 
-    def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], source: TimeSource) -> None:
-        self.model, self.source = model, source
+    def __init__(
+        self,
+        model: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        source: TimeSource,
+        at_length: bool = False,
+    ) -> None:
+        self.model, self.source, self.at_length = model, source, at_length
         self.args, self.kwargs = args, kwargs
         self.names = leaf_names(model, args, kwargs)
         self.signature = pytree.tree_structure((args, kwargs))
         self.endless = False
         self._raw: dict[int, tuple[nn.Module, Tape] | None] = {}
+        self._unsettled: dict[int, list[tuple[Tape, nn.Module]]] = {}
+        """By length the traces that were taken, each with the model as it was before."""
 
     def pair(self, length: int) -> tuple[Tape, Tape] | None:
         """Returns the traces of a length and of one step more; None where there is no loop over so many steps.
@@ -57,10 +67,8 @@ class Traces:
             return None
         if not any(growth_of((short, longer)).values()):
             return short, longer
-        self._raw |= {each: self._run(each, settled=True) for each in (length, length + 1)}
-        short, longer = self.raw(length), self.raw(length + 1)
-        if short is None or longer is None:
-            return None
+        self._settle(length)
+        self._settle(length + 1)
         separate_unpacked(short, longer)
         separate_unpacked(longer, short)
         growth = growth_of((short, longer))
@@ -102,15 +110,18 @@ class Traces:
         found = self._raw[length]
         return None if found is None else found[1]
 
-    def _run(self, length: int, settled: bool = False) -> tuple[nn.Module, Tape] | None:
+    def _run(self, length: int) -> tuple[nn.Module, Tape] | None:
         try:
             copy = share_parameters(self.model)
             args, kwargs = resized(self.args, self.kwargs, self.source, length)
             before = plain_attributes(copy)
-            tape = self._traced(copy, length, args, kwargs, settled)
+            tape = self._traced(copy, length, args, kwargs)
+            self._unsettled[length] = [(tape, self.model)]
             statistics = find_statistics(self.model, tape, args, kwargs, self.source.axis)
             if tape.written or plain_attributes(copy) != before:
-                again = self._traced(share_parameters(copy), length, args, kwargs, settled)
+                warm = share_parameters(copy)
+                again = self._traced(share_parameters(warm), length, args, kwargs)
+                self._unsettled[length].append((again, warm))
                 tape.again = with_statistics(again, statistics)
             return copy, with_statistics(tape, statistics)
         except TooManySteps:
@@ -119,9 +130,14 @@ class Traces:
         except ModelFailure:
             return None
 
-    def _traced(self, copy: nn.Module, length: int, args: Any, kwargs: Any, settled: bool) -> Tape:
-        recorder = Recorder(copy, VISITS * length)
-        return recorder.run(args, kwargs, self.names) if settled else recorder.run_once(args, kwargs, self.names)
+    def _traced(self, copy: nn.Module, length: int, args: Any, kwargs: Any) -> Tape:
+        return Recorder(copy, VISITS * length).run_once(args, kwargs, self.names)
+
+    def _settle(self, length: int) -> None:
+        call = resized(self.args, self.kwargs, self.source, length)
+        for tape, before in self._unsettled.pop(length):
+            fixed = self.source.axis if self.at_length else None
+            settle(tape, before, VISITS * length, *call, self.names, fixed=fixed)
 
     def _forwarded(self, length: int) -> Tape:
         found = self._raw.pop(length)

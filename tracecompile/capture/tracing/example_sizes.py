@@ -32,12 +32,13 @@ TraceAt = Callable[[int, int], Tape | None]
 """Traces the same call with so many entries along an axis of the first tensor; None where the model cannot."""
 
 
-def free_sizes(tape: Tape, trace_at: TraceAt) -> None:
+def free_sizes(tape: Tape, trace_at: TraceAt, fixed: int | None = None) -> None:
     """Replaces what a trace has built in of the sizes of its first input by these sizes.
 
     Args:
         tape: The trace; sizes that its operations mention are looked into, and no others.
         trace_at: Takes the second trace.
+        fixed: An axis whose size stays.
     """
     first = next(
         (node for node in tape.inputs if node is not None and isinstance(node.meta["val"], torch.Tensor)), None
@@ -45,7 +46,7 @@ def free_sizes(tape: Tape, trace_at: TraceAt) -> None:
     if first is None:
         return
     for axis, size in enumerate(first.meta["val"].shape):
-        if not any(mentions(node, size, tape) for node in tape.graph.nodes):
+        if axis == fixed or not any(mentions(node, size, tape) for node in tape.graph.nodes):
             continue
         other = trace_at(axis, size + MORE)
         if other is None:

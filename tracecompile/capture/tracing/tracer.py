@@ -55,17 +55,8 @@ class Recorder(CallRecorder):
             state_leaves: Positions of the argument leaves that are states.
         """
         before = share_parameters(self.root)
-
-        def trace_at(axis: int, size: int) -> Tape | None:
-            again = Recorder(share_parameters(before), self.visits)
-            changed_args, changed_kwargs = resized_along((args, kwargs), axis, size)
-            try:
-                return again.run_once(changed_args, changed_kwargs, names, states, state_leaves)
-            except (ConversionError, TooManySteps):
-                return None
-
         tape = self.run_once(args, kwargs, names, states, state_leaves)
-        free_sizes(tape, trace_at)
+        settle(tape, before, self.visits, args, kwargs, names, states, state_leaves)
         return tape
 
     def run_once(
@@ -180,6 +171,38 @@ class Recorder(CallRecorder):
                 yield
         finally:
             nn.Module.__call__ = original  # type: ignore[method-assign]
+
+
+def settle(
+    tape: Tape,
+    model: nn.Module,
+    visits: int | None,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    names: list[str],
+    states: Mapping[str, bool] | None = None,
+    state_leaves: tuple[int, ...] = (),
+    fixed: int | None = None,
+) -> None:
+    """Replaces the sizes of the example that a tape has built in, as far as the model takes others.
+
+    Args:
+        tape: As ``run_once`` has taken it.
+        model: As it was before; copies of it are run.
+        visits: Of the recorder.
+        args, kwargs, names, states, state_leaves: Of the run.
+        fixed: An axis of the first input whose size stays.
+    """
+
+    def trace_at(axis: int, size: int) -> Tape | None:
+        again = Recorder(share_parameters(model), visits)
+        changed_args, changed_kwargs = resized_along((args, kwargs), axis, size)
+        try:
+            return again.run_once(changed_args, changed_kwargs, names, states, state_leaves)
+        except (ConversionError, TooManySteps):
+            return None
+
+    free_sizes(tape, trace_at, fixed)
 
 
 @contextmanager
