@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import torch
 from torch import fx, nn
+from torch.utils import _pytree as pytree
 
 from tracecompile.layers import Layer
 from tracecompile.passes.base import Pass
@@ -87,11 +88,15 @@ def _is_truth(node: fx.Node) -> bool:
 def trainable_statics(program: StepProgram) -> frozenset[str]:
     """Returns the names of the step's static nodes that depend on a Parameter and are floating tensors."""
     found: set[str] = set()
+    reached: set[fx.Node] = set()
     for node in program.step.graph.nodes:
         own = node.op == "get_attr" and isinstance(program.resolve(str(node.target)), nn.Parameter)
         own |= node.op == "call_module" and any(True for _ in program.resolve(str(node.target)).parameters())
-        if own or any(source.name in found for source in node.all_input_nodes):
-            value = example_value(node)
-            if value is not None and getattr(value, "is_floating_point", lambda: False)():
+        if not own and not any(source in reached for source in node.all_input_nodes):
+            continue
+        value = example_value(node)  # of several tensors where a static value is taken apart
+        if any(isinstance(leaf, torch.Tensor) and leaf.is_floating_point() for leaf in pytree.tree_leaves(value)):
+            reached.add(node)
+            if isinstance(value, torch.Tensor):
                 found.add(node.name)
     return frozenset(found)

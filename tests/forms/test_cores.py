@@ -197,11 +197,40 @@ class MaskInSinglePrecision(Cell):
         return spike(v - 0.8), v * (~(v > 0.8)).float()
 
 
+class ParametersTakenApart(Cell):
+    """Leak and gain of every neuron are the halves of one parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both = nn.Parameter(torch.cat([torch.zeros(HIDDEN) + 1.5, torch.ones(HIDDEN)]))
+
+    def step(self, current: Tensor, v: Tensor) -> State:
+        leak, gain = self.both.chunk(2)
+        v = torch.sigmoid(leak) * v + gain * current
+        z = spike(v - 0.8)
+        return z, v - 0.8 * z
+
+
+class CurrentOfAnImageTakenApart(Cell):
+    """The same current at every step, put together of its columns again."""
+
+    def forward(self, x: Tensor) -> Any:
+        image, v, outs = x[0], x.new_zeros(x.shape[1], HIDDEN), []
+        for x_t in x:
+            columns = list(self.inp(image).unbind(1))
+            columns[0] = columns[0] * 0.5
+            v = 0.9 * v + torch.stack(columns, 1) + 0.1 * x_t.mean(1, keepdim=True)
+            z = spike(v - 0.8)
+            v = v - 0.8 * z
+            outs.append(self.out(z))
+        return torch.stack(outs)
+
+
 WORKING: list[type[nn.Module]] = [
     ComparisonBesideSurrogate, TernaryByMask, TruthBetweenLayers, SpikesFromTheLastMembrane, LateralInhibitionAtOnce,
     SharedInhibitionAtOnce, NormalisedMembrane, WinnerTakesAll, AnySpikeHalvesAll, FeedbackWithinTheStep, Refractory,
     Countdown, Episodes, EpisodesByRows, EpisodesByWhere, MaskInSinglePrecision, InhibitedByTheLoudest,
-    LearnedThresholdOfMixedMembranes,
+    LearnedThresholdOfMixedMembranes, ParametersTakenApart, CurrentOfAnImageTakenApart,
 ]  # fmt: skip
 
 
