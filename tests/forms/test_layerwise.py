@@ -202,6 +202,15 @@ class AroundBothLoops(Net):
         return self.out(torch.stack(fire(second)) + second)
 
 
+class LastSamples(Net):
+    """The last three samples of a batch, which are all of a small one."""
+
+    def forward(self, x: Tensor) -> Any:
+        first = torch.stack(fire(self.inp(x).unbind(1)), 1)
+        second = torch.stack(fire(self.hidden(first).unbind(1)), 1)
+        return self.out(second)[-3:]
+
+
 def batch_first(steps: int, batch: int) -> Tensor:
     return 2 * torch.randn(batch, steps, INPUTS)
 
@@ -218,6 +227,7 @@ RIGHT = {
     "normalised readout": Program(NormalisedReadout),
     "summed readouts": Program(SummedReadouts),
     "around both loops": Program(AroundBothLoops),
+    "last samples": Program(lambda: louder(LastSamples()), inputs=batch_first),
 }
 
 

@@ -81,7 +81,7 @@ class RecipeFinder:
     def _tried(self, trial: _Trial, call: fx.Node, layouts: Mapping[fx.Node, Layout]) -> Recipe | None:
         if trial.whole is None:
             return None
-        if len(layouts) == 1 and trial.hands_on():
+        if len(layouts) == 1 and not _is_bounded(call) and trial.hands_on():
             return trial.found
         for form in self._forms(call, layouts):
             for arguments in self._arguments(call, trial.steps):
@@ -123,6 +123,13 @@ class RecipeFinder:
                 if type(leaf) is int and leaf >= steps and leaf % steps == 0:
                     for value in (1,) if leaf == steps else (-1, leaf // steps):
                         yield replaced(base, place, value)
+
+
+def _is_bounded(call: fx.Node) -> bool:
+    """Tells whether a node is a slice between bounds: that it leaves nothing out may be a matter of the batch size."""
+    index = call.args[1] if call.target is operator.getitem else ()
+    items = index if isinstance(index, tuple) else (index,)
+    return any(isinstance(item, slice) and (item.start or item.stop is not None) for item in items)
 
 
 class _Trial:
