@@ -128,6 +128,7 @@ def as_program(rendered: Rendered, module: ModuleType, file: Path) -> Program:
         prepare=run_before,
         precise=not rendered.single,
         coarse=rendered.coarse,
+        rounds=True,
         trained=False,
         lengths=(18, 36),  # half as many steps fill the bins as well
         runs=RUNS if rendered.normalised else ONE_SAMPLE,
