@@ -248,7 +248,7 @@ class EveryThirdFromTheSecond(Net):
         return record
 
 
-class EverySecondByDetach(Net):
+class EverySecondByDetach(EverySecondFrame):
     """Spikes without a function of their own, in a loop that makes but a step or two of a short sequence."""
 
     def step(self, x_t: Tensor, v: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -256,13 +256,6 @@ class EverySecondByDetach(Net):
         soft = torch.sigmoid(4 * (v - 0.8))
         z = torch.where(v > 0.8, 1.0, 0.0).detach() + soft - soft.detach()
         return v - 0.8 * z, 0.8 * y + self.out(z)
-
-    def forward(self, x: Tensor) -> Tensor:
-        (v, y), outs = self.start(x), []
-        for t in range(0, x.shape[0], 2):
-            v, y = self.step(x[t], v, y)
-            outs.append(y)
-        return torch.stack(outs)
 
 
 LONG = ((7, 1), (11, 5), (23, 2))
