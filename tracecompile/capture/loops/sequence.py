@@ -49,8 +49,9 @@ def capture_sequence(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
         except LengthMatters as refusal:
             try:
                 program = capture_at_length(model, args, kwargs, source)
-            except UnrollableLoop:
-                program = None
+            except UnrollableLoop as at_length:
+                # Why it is no loop at this length either says more than that its length matters.
+                raise at_length from None
             if program is None:
                 raise refusal from None
             return program
