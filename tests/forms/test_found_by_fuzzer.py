@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.oracle import HIDDEN, INPUTS, OUTPUTS, Program, require_right, spike
+from support.oracle import HIDDEN, INPUTS, OUTPUTS, Program, require_refused, require_right, spike
 from torch import Tensor, nn
 
 import tracecompile
@@ -139,6 +139,24 @@ class EverySecondOfAResetting(nn.Module):
         return total
 
 
+class LearnedStartOfASynapse(nn.Module):
+    """The membrane reaches the next step through a stack only, which is no elementwise operation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inp, self.out = nn.Linear(INPUTS, HIDDEN), nn.Linear(HIDDEN, OUTPUTS)
+        self.first = nn.Parameter(torch.full((1, HIDDEN), 0.1))
+
+    def forward(self, x: Tensor) -> Any:
+        v, outputs = self.first.repeat(x.shape[1], 1), []  # learned
+        for x_t in x:
+            v = torch.stack([0.8 * v, self.inp(x_t)]).sum(0)
+            z = spike(v - 0.5)
+            v = v - 0.5 * z
+            outputs.append(self.out(z))
+        return torch.stack(outputs)
+
+
 class Answer:
     """An object of the user's."""
 
@@ -196,6 +214,10 @@ def test_tensors_inside_other_objects_are_refused() -> None:
 @pytest.mark.parametrize("model", [ClampedData, SpikesByData, PartOfData])
 def test_assigned_data_is_a_value_with_the_gradient_that_was_there(model: Callable[[], nn.Module]) -> None:
     require_right(Program(model))
+
+
+def test_the_start_of_what_no_neuron_keeps_cannot_be_learned() -> None:
+    require_refused(Program(LearnedStartOfASynapse), line="# learned")
 
 
 def test_a_short_call_starts_afresh_as_a_long_one_does() -> None:

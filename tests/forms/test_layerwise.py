@@ -202,15 +202,6 @@ class AroundBothLoops(Net):
         return self.out(torch.stack(fire(second)) + second)
 
 
-class LastSamples(Net):
-    """The last three samples of a batch, which are all of a small one."""
-
-    def forward(self, x: Tensor) -> Any:
-        first = torch.stack(fire(self.inp(x).unbind(1)), 1)
-        second = torch.stack(fire(self.hidden(first).unbind(1)), 1)
-        return self.out(second)[-3:]
-
-
 def batch_first(steps: int, batch: int) -> Tensor:
     return 2 * torch.randn(batch, steps, INPUTS)
 
@@ -227,13 +218,45 @@ RIGHT = {
     "normalised readout": Program(NormalisedReadout),
     "summed readouts": Program(SummedReadouts),
     "around both loops": Program(AroundBothLoops),
-    "last samples": Program(lambda: louder(LastSamples()), inputs=batch_first),
 }
 
 
 @pytest.mark.parametrize("program", RIGHT.values(), ids=RIGHT.keys())
 def test_the_net_is_the_model(program: Program) -> None:
     require_right(program)
+
+
+# What leaves the numbers of one example as they are, and not those of another batch.
+
+
+class AcrossSamples(Net):
+    """Spikes, of time, samples and neurons, on which something is done between two loops."""
+
+    def __init__(self, between: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.between = between
+
+    def forward(self, x: Tensor) -> Any:
+        spikes = self.between(torch.stack(fire(self.inp(x))))
+        return self.out(torch.stack(fire(self.hidden(spikes))))
+
+
+ACROSS_SAMPLES: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {
+    "a roll": (2, lambda s: s.roll(2, 1)),
+    "the last three": (2, lambda s: s[:, -3:]),
+    "the first": (1, lambda s: s.narrow(1, 0, 1)),
+    "a mean": (1, lambda s: s.mean(1, keepdim=True)),
+    "a running sum": (1, lambda s: s.cumsum(1)),
+    "sorted": (1, lambda s: s.sort(1)[0]),
+    "the largest": (1, lambda s: s.topk(1, 1)[0]),
+    "turned round": (1, lambda s: s.flip(1)),
+}
+
+
+@pytest.mark.parametrize("what", ACROSS_SAMPLES)
+def test_what_a_small_batch_hides(what: str) -> None:
+    samples, between = ACROSS_SAMPLES[what]
+    require_right(Program(lambda: louder(AcrossSamples(between)), example=(6, samples)))
 
 
 # What no single step can do.

@@ -20,7 +20,6 @@ from support.oracle import (
     require_right_or_refused,
     spike,
 )
-from support.values import all_equal_up_to_rounding
 from torch import Tensor, nn
 
 from tracecompile.errors import ConversionError, PassError, SourceLine
@@ -303,12 +302,3 @@ def test_a_program_that_tells_nothing_is_a_fault_of_the_test(model: Callable[[],
 @pytest.mark.parametrize("program", [PROGRAM, STEPPED], ids=["sequence", "step"])
 def test_simple_models_are_converted_right(program: Program) -> None:
     require_right(program)
-
-
-def test_rounding_is_a_matter_of_last_places_and_none_of_spikes() -> None:
-    spikes, values = torch.tensor([0.0, 1.0, 1.0]), torch.tensor([0.3, -2.0, 1e-12])
-    last = 1 + 2 * torch.finfo(values.dtype).eps
-    assert all_equal_up_to_rounding([values * last], [values])
-    assert not all_equal_up_to_rounding([values * (1 + 1e-5)], [values])
-    assert not all_equal_up_to_rounding([spikes * last], [spikes])
-    assert not all_equal_up_to_rounding([values * last, spikes], [values, 1 - spikes])

@@ -238,6 +238,31 @@ class EverySecondIntoPlace(Net):
         return record, last
 
 
+class FirstAndLastIntoPlace(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        (v, y), record = self.start(x), x.new_zeros(*x.shape[:2], OUTPUTS)
+        for t, x_t in enumerate(x):
+            v, y = self.step(x_t, v, y)
+            if t in (0, len(x) - 1):
+                record[t] = y
+        return record
+
+
+class BackwardsFromNothing(Net):
+    """Each step begins elsewhere in memory than in a sequence that is turned round, which a product may round by."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        v, total = None, 0
+        for t in reversed(range(x.shape[0])):
+            current = self.inp(x[t])
+            if v is None:
+                v = torch.zeros_like(current)
+            v = 0.9 * v + current
+            z = spike(v - 0.8)
+            v, total = v - 0.8 * z, total + self.out(z)
+        return total
+
+
 class EveryThirdFromTheSecond(Net):
     def forward(self, x: Tensor) -> Tensor:
         (v, y), record = self.start(x), x.new_zeros(*x.shape[:2], OUTPUTS)
@@ -265,10 +290,12 @@ RIGHT = {
         *(Scheduled, SumAfterBurnIn, EveryThird, SumOfEverySecond, TheLastFew, NamedSteps),
         *(FromTheThird, FromTheEnd, BackwardsIntoPlace, EverySecondFrame, CountedByTorch),
         *(CountedIntoAList, EverySecondIntoPlace, EveryThirdFromTheSecond, EverySecondByDetach),
+        FirstAndLastIntoPlace,
         *(Halves, InWindows, TheMiddle, WarmUpOfLongOnes, AtMostTen, ByPosition),
     )
 } | {
     "AfterBurnIn": Program(AfterBurnIn, runs=LONG),
+    "BackwardsFromNothing": Program(BackwardsFromNothing, precise=False, example=(6, 3)),
     "StopsInTime": Program(StopsInTime, flat=False),
 }
 
@@ -287,7 +314,7 @@ def test_what_depends_on_the_length_is_captured_anew_and_kept() -> None:
     assert len(net._programs) == programs + 1
 
 
-@pytest.mark.parametrize("kind", [SumOfEverySecond, CountedByTorch])
+@pytest.mark.parametrize("kind", [SumOfEverySecond, CountedByTorch, FirstAndLastIntoPlace])
 def test_a_choice_of_steps_is_the_same_program_at_every_length(kind: type[nn.Module]) -> None:
     net = tracecompile.convert(kind(), torch.randn(6, 2, INPUTS))
     for steps in (9, 20):
@@ -339,7 +366,16 @@ class QuietAtFirst(Net):
         return total
 
 
-@pytest.mark.parametrize("kind", [KickedOnce, ForgetsEverySixth, AnnealedByTime, QuietAtFirst])
+class MeanOfEverySecond(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        (v, y), mean = self.start(x), x.new_zeros(x.shape[1], OUTPUTS)
+        for t in range(0, x.shape[0], 2):
+            v, y = self.step(x[t], v, y)
+            mean = mean + (y - mean) / (t + 1)  # to blame
+        return mean
+
+
+@pytest.mark.parametrize("kind", [KickedOnce, ForgetsEverySixth, AnnealedByTime, QuietAtFirst, MeanOfEverySecond])
 def test_a_body_that_changes_with_time_is_refused_at_its_line(kind: type[nn.Module]) -> None:
     require_refused(replace(Program(kind), fires=False), line="to blame")
 

@@ -22,8 +22,8 @@ from torch import nn
 from fuzz.render import Rendered
 from tracecompile.errors import ConversionError
 
-SECONDS, SECONDS_IN_FULL = 20, 60
-"""Processor time that a program may take to be converted and compared, with all parts of the oracle as well."""
+SECONDS = 10
+"""Processor time that a program may take to be converted and compared."""
 MISSING = "a library is not installed"
 QUICK, FULL = (require_at_once,), PARTS
 RUNS = ((3, 3), (11, 5), (23, 2))
@@ -59,11 +59,10 @@ def check(rendered: Rendered, full: bool = False, folder: Path | None = None) ->
         full: All parts of the oracle with a conversion each; otherwise all but chunks with one.
         folder: Where its file is written; None for a temporary one.
     """
-    seconds = SECONDS_IN_FULL if full else SECONDS
     with tempfile.TemporaryDirectory() as temporary:
         file = (folder or Path(temporary)) / f"program_{abs(hash(rendered.source)):x}.py"
         try:
-            with warnings.catch_warnings(), limited(seconds):
+            with warnings.catch_warnings(), limited(SECONDS):
                 warnings.simplefilter("ignore")  # libraries warn when they are imported
                 with module_from(rendered.source, file) as module:
                     _check(rendered, module, file, full)
@@ -81,7 +80,7 @@ def check(rendered: Rendered, full: bool = False, folder: Path | None = None) ->
                 return Verdict("refused", template(refusal.explanation), str(refusal), rendered)
             return Verdict("fault", template(str(fault)), str(fault), rendered)
         except TooSlow:
-            return Verdict("fault", "too slow", f"more than {seconds} s", rendered)
+            return Verdict("fault", "too slow", f"more than {SECONDS} s", rendered)
     if rendered.refused:
         return Verdict("fault", "accepted, but must be refused", "accepted, but must be refused", rendered)
     return Verdict("right", "", "", rendered)
@@ -128,7 +127,6 @@ def as_program(rendered: Rendered, module: ModuleType, file: Path) -> Program:
         prepare=run_before,
         precise=not rendered.single,
         coarse=rendered.coarse,
-        rounds=True,
         trained=False,
         lengths=(18, 36),  # half as many steps fill the bins as well
         runs=RUNS if rendered.normalised else ONE_SAMPLE,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from support.program import HALF, SINGLE
+import torch
+from support.program import HALF
 
 from fuzz.choices import Choices
 from fuzz.draft import Draft, Module
@@ -51,7 +52,7 @@ WRITES = (
     ("{c}.data = {c}.data * 1.0",),
     ("scale = {c}.detach().abs().amax(1, keepdim=True).clamp(min=1.0)", "{c} = {c} / scale"),
 )  # fmt: skip
-CASTS = {".half()": HALF, ".float()": SINGLE}
+CASTS = {".half()": HALF, ".float()": torch.finfo(torch.float32).eps}
 DAMP = "def damp(u):\n    return 0.9 * u + 0.1 * torch.tanh(u)"
 
 

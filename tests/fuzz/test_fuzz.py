@@ -27,8 +27,7 @@ MOST_UNSOUND = 0.2
 
 @pytest.mark.parametrize("first", FIRSTS)
 def test_programs_are_converted_right_or_refused_at_a_line(first: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fuzz.check, "SECONDS", 120)
-    monkeypatch.setattr(fuzz.check, "SECONDS_IN_FULL", 120)  # how fast this machine is, is no matter of a test
+    monkeypatch.setattr(fuzz.check, "SECONDS", 120)  # how fast this machine is, is no matter of a test
     found = [check(rendered) for seed in range(first, first + SEEDS) for rendered in drawn_from(seed)]
     faults = [each for each in found if each.outcome == "fault"]
     for fault in {each.reason: each for each in faults}.values():

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from support.held import held_for_backward, live_bytes, only_what_is_new
 from support.program import Program, seed
 from support.soundness import Unsound
-from support.values import all_equal, all_equal_up_to_rounding, equal, gradients, leaves, loss_of, structure
+from support.values import all_equal, equal, gradients, leaves, loss_of, structure
 
 LAST_PLACES = 2
 GRADIENT_SIZE, CHUNK_SIZE, MEMORY_BATCH = (9, 3), (11, 3), 3
@@ -69,9 +69,7 @@ def _require_same_run(program: Program, pair: Pair, steps: int, batch: int, trai
         found, state_of_net = program.drive(pair.net, drawn), torch.get_rng_state()
     if structure(found) != structure(wanted):
         raise Wrong(f"{where}: returns {_brief(structure(found))} for {_brief(structure(wanted))}")
-    notes: Any = pair.net.report.notes  # type: ignore[union-attr]
-    said = program.rounds and any("step by step: equal up to rounding" in note for note in notes)
-    if not (all_equal_up_to_rounding if said else all_equal)(found, wanted):
+    if not all_equal(found, wanted):
         raise Wrong(f"{where}: other values")
     if not torch.equal(state, state_of_net):
         raise Wrong(f"{where}: leaves torch's generator elsewhere than the model does")

@@ -69,7 +69,6 @@ class Program:
         lengths: The two numbers of steps at which memory is measured.
         precise: The model runs in float64.
         coarse: The relative error of the coarsest type that its step rounds to on the way, ``HALF`` say.
-        rounds: Values may differ in their last places where the net's report says that they do.
         trained: Every parameter gets a gradient.
         fires: Neurons fire and stay silent by comparisons that torch's dispatcher sees.
         flat: Memory must not grow with the number of steps.
@@ -91,7 +90,6 @@ class Program:
     lengths: tuple[int, int] = (16, 64)
     precise: bool = True
     coarse: float = 0.0
-    rounds: bool = False
     trained: bool = True
     fires: bool = True
     flat: bool = True

@@ -10,9 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-ROUNDED_PLACES = 16
-"""Of the largest number in a tensor: what the order of additions in two products makes."""
-
 
 def leaves(value: Any) -> Iterator[Tensor]:
     """Yields the tensors of a nested value, in order."""
@@ -53,20 +50,6 @@ def all_equal(one: Any, other: Any) -> bool:
     """Compares the tensors of two nested values bit for bit."""
     pairs = zip(leaves(one), leaves(other), strict=True)
     return structure(one) == structure(other) and all(equal(*pair) for pair in pairs)
-
-
-def all_equal_up_to_rounding(one: Any, other: Any) -> bool:
-    """Compares the tensors of two nested values but for their last places; spikes bit for bit."""
-    pairs = zip(leaves(one), leaves(other), strict=True)
-    return structure(one) == structure(other) and all(_near(*pair) for pair in pairs)
-
-
-def _near(one: Tensor, other: Tensor) -> bool:
-    if equal(one, other):
-        return True
-    spikes = not other.is_floating_point() or bool(((other == 0) | (other == 1)).all())
-    near = 0.0 if spikes else ROUNDED_PLACES * torch.finfo(other.dtype).eps
-    return torch.allclose(one, other, rtol=near, atol=near * float(other.detach().abs().max()), equal_nan=True)
 
 
 def loss_of(results: Any) -> Tensor:

@@ -10,6 +10,7 @@ meet the signals as they go by; the bins are placed anew where the signals are. 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -82,7 +83,8 @@ class Rerun:
         self.leaves = None if _are_views(prepared.inputs, leaves) else list(leaves)
         self.drawn = drawn
         # What the epilogue alone reads may be as long as the sequence.
-        read = {node.name for node in executor.program.step.graph.nodes if node.users}
+        placeholders = itertools.takewhile(lambda node: node.op == "placeholder", executor.program.step.graph.nodes)
+        read = {node.name for node in placeholders if node.users}
         named = zip(executor.program.invariants, prepared.invariants, strict=True)
         invariants = tuple(value if name in read else None for name, value in named)
         inputs = prepared.inputs if self.leaves is None else ()

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from tracecompile.analysis.pointwise import acts_alone
@@ -25,6 +25,12 @@ from tracecompile.capture.layerwise.layout import Form, Layout, fitting_layouts
 from tracecompile.capture.layerwise.numbers import Numbers, number_value
 from tracecompile.capture.layerwise.probing import FAILURES, Prober
 from tracecompile.capture.loops.lengths import rebuild
+
+LAYOUTS = frozenset(
+    """view reshape flatten unflatten ravel permute transpose swapaxes swapdims movedim moveaxis t squeeze unsqueeze
+    view_as reshape_as contiguous clone Flatten Unflatten""".split()
+)
+"""Operations and modules of torch that move numbers without making others."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +87,7 @@ class RecipeFinder:
     def _tried(self, trial: _Trial, call: fx.Node, layouts: Mapping[fx.Node, Layout]) -> Recipe | None:
         if trial.whole is None:
             return None
-        if len(layouts) == 1 and not _is_bounded(call) and trial.hands_on():
+        if len(layouts) == 1 and lays_out(call, self.prober.module(call)) and trial.hands_on():
             return trial.found
         for form in self._forms(call, layouts):
             for arguments in self._arguments(call, trial.steps):
@@ -125,11 +131,18 @@ class RecipeFinder:
                         yield replaced(base, place, value)
 
 
-def _is_bounded(call: fx.Node) -> bool:
-    """Tells whether a node is a slice between bounds: that it leaves nothing out may be a matter of the batch size."""
-    index = call.args[1] if call.target is operator.getitem else ()
-    items = index if isinstance(index, tuple) else (index,)
-    return any(isinstance(item, slice) and (item.start or item.stop is not None) for item in items)
+def lays_out(call: fx.Node, module: nn.Module | None) -> bool:
+    """Tells whether an operation lays the same numbers out in another way, at any batch size.
+
+    Many others leave the numbers of an example as they are: a mean over one sample, ``[-3:]`` of two, a roll by as many
+    samples as there are.
+    """
+    if call.target is operator.getitem:
+        index = call.args[1]
+        whole = (None, Ellipsis, slice(None))
+        return all(item in whole for item in (index if isinstance(index, tuple) else (index,)))
+    name = type(module).__name__ if module is not None else getattr(call.target, "__name__", call.target)
+    return name in LAYOUTS
 
 
 class _Trial:

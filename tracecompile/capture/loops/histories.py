@@ -21,6 +21,8 @@ from tracecompile.capture.loops.slices import Pick, picked
 from tracecompile.capture.tracing.functionalize import set_item, write_through
 from tracecompile.capture.tracing.tape import Tape
 
+FEWEST_SPREAD = 3
+"""Rows that tell a loop of every second step from the first and the last."""
 ROWS = "rows"
 """Of a node, ``meta[ROWS]`` says (values, axis): that it is the stack of these values, however it is written."""
 
@@ -160,6 +162,8 @@ class _Forwarding:
     def _spread(self, node: fx.Node, history: History, values: list[fx.Node | None]) -> fx.Node | None:
         """Writes the rows of a loop of every second step, say, at once; None where the rows are others."""
         written = [row for row, value in enumerate(values) if value is not None]
+        if len(written) < FEWEST_SPREAD:
+            return None
         strides = {later - row for row, later in itertools.pairwise(written)}
         if len(strides) != 1 or strides == {1}:
             return None

@@ -47,16 +47,15 @@ def capture_sequence(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
         try:
             program = _of_source(Traces(alone, args, kwargs, source))
         except LengthMatters as refusal:
-            try:
-                program = capture_at_length(model, args, kwargs, source)
-            except UnrollableLoop as at_length:
-                # Why it is no loop at this length either says more than that its length matters.
-                raise at_length from None
+            matters = refusal
+        else:
             if program is None:
-                raise refusal from None
-            return program
-        if program is not None:
+                continue
             return noted(program.evolve(time=(source.axis, source.number)), notes)
+        program = capture_at_length(model, args, kwargs, source)
+        if program is None:
+            raise matters
+        return program
     return None
 
 

@@ -31,6 +31,12 @@ class Stream:
     backwards: bool = False
     stride: int = 1
 
+    def taken(self, step: int) -> torch.Tensor:
+        """Returns what a step took in the trace."""
+        value: torch.Tensor = self.sequence.meta["val"]
+        number = self.first + self.stride * step
+        return value.select(self.dim, value.shape[self.dim] - 1 - number if self.backwards else number)
+
     def index(self, steps: int, fixed: bool) -> tuple[slice, ...] | None:
         """Returns what cuts the sequence (turned round where the loop goes backwards) to the steps of the loop.
 

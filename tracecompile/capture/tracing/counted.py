@@ -22,6 +22,7 @@ _ARITHMETIC: dict[str, Callable[[Any, Any], Any]] = {
 _COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
     name: getattr(operator, name) for name in ("lt", "le", "gt", "ge", "eq", "ne")
 }
+_READING: dict[str, Callable[[Any], Any]] = {"__bool__": bool, "__index__": operator.index}
 
 
 class CountedTensors:
@@ -75,4 +76,4 @@ class CountedTensors:
         if id(value) in self._outcomes:
             return self._outcomes[id(value)][1]()
         number = self.number(value)
-        return {"__bool__": bool, "__index__": operator.index}.get(name, lambda read: read)(number)
+        return number if name == "item" else _READING[name](number)
