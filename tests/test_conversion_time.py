@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
+import sys
 import time
 from itertools import pairwise
 
@@ -56,3 +59,33 @@ def test_twenty_convolutional_layers_convert_in_seconds() -> None:
     net = tracecompile.convert(model, x)
     assert time.process_time() - start < 10
     assert len([layer for layer in net.report.layers if layer.kind == "spiking"]) == 20
+
+
+class Deep(nn.Module):
+    """Many dense layers with skip connections."""
+
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(6, 6) for _ in range(layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        membranes, outs = [x.new_zeros(x.shape[1], 6) for _ in self.layers], []
+        for signal in x:
+            for index, layer in enumerate(self.layers):
+                mem = 0.8 * membranes[index] + layer(signal)
+                fired = FastSigmoid.apply(mem - 0.3)
+                membranes[index], signal = mem - 0.3 * fired, signal + fired
+            outs.append(signal)
+        return torch.stack(outs)
+
+
+def test_a_copy_does_not_go_from_operation_to_operation() -> None:
+    net = tracecompile.convert(Deep(30), torch.randn(6, 2, 6))
+    before = sys.getrecursionlimit()
+    try:
+        sys.setrecursionlimit(len(inspect.stack()) + 250)  # fewer than a model of two hundred operations would take
+        other = copy.deepcopy(net)
+    finally:
+        sys.setrecursionlimit(before)
+    x = torch.randn(9, 3, 6)
+    assert torch.equal(other(x), net(x))

@@ -139,6 +139,36 @@ class EverySecondOfAResetting(nn.Module):
         return total
 
 
+class WrittenPartOfData(Net):
+    """What was taken of the membrane is written in place afterwards, and is no part of it any more."""
+
+    def reset_by(self, v: Tensor, z: Tensor) -> Tensor:
+        v = v - 0.5 * z
+        part = v.detach()[:, :2]
+        v.data = v.data * 0.5
+        part.mul_(2.0)
+        return v + 0.1 * part.sum(1, keepdim=True)
+
+
+class ThresholdByData(nn.Module):
+    """A buffer that is assigned by its data: thresholds that grow with the spikes, from sequence to sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inp, self.out = nn.Linear(INPUTS, HIDDEN), nn.Linear(HIDDEN, OUTPUTS)
+        self.register_buffer("extra", torch.zeros(HIDDEN))
+
+    def forward(self, x: Tensor) -> Any:
+        v, outputs = x.new_zeros(x.shape[1], HIDDEN), []
+        for x_t in x:
+            v = 0.8 * v + self.inp(x_t)
+            z = spike(v - 0.5 - self.extra)
+            self.extra.data = 0.9 * self.extra.data + 0.1 * z.detach().mean(0)
+            v = v - 0.5 * z
+            outputs.append(self.out(z))
+        return torch.stack(outputs)
+
+
 class LearnedStartOfASynapse(nn.Module):
     """The membrane reaches the next step through a stack only, which is no elementwise operation."""
 
@@ -211,7 +241,7 @@ def test_tensors_inside_other_objects_are_refused() -> None:
         tracecompile.convert(ReturnsAnObject(), torch.randn(6, 2, INPUTS))
 
 
-@pytest.mark.parametrize("model", [ClampedData, SpikesByData, PartOfData])
+@pytest.mark.parametrize("model", [ClampedData, SpikesByData, PartOfData, WrittenPartOfData, ThresholdByData])
 def test_assigned_data_is_a_value_with_the_gradient_that_was_there(model: Callable[[], nn.Module]) -> None:
     require_right(Program(model))
 

@@ -322,6 +322,15 @@ def test_a_choice_of_steps_is_the_same_program_at_every_length(kind: type[nn.Mod
     assert len(net._programs) == 1
 
 
+def test_a_record_of_every_second_step_is_written_at_once() -> None:
+    net = tracecompile.convert(EverySecondIntoPlace(), torch.randn(12, 2, INPUTS))
+    sizes = []
+    for steps in (12, 30):
+        net(torch.randn(steps, 2, INPUTS))
+        sizes.append(len(net._executor.program.epilogue.graph.nodes))
+    assert sizes[0] == sizes[1]
+
+
 # A body that is another one at some steps.
 
 

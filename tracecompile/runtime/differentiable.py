@@ -7,7 +7,9 @@ model: without a graph.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, fx, nn
 
@@ -31,6 +33,10 @@ class GradientFlow:
         self.nodes: list[fx.Node] = [node for node in program.step.graph.nodes if node.op != "output"]
         self.outputs, self.following = step_results(program.step)
         self._known: dict[tuple[Flags, Flags, Flags, Flags, int], tuple[Flags, Flags]] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> GradientFlow:
+        """Returns that of the copied program: nodes of a graph hang together, and are copied by their graph alone."""
+        return GradientFlow(copy.deepcopy(self.program, memo))
 
     def over(
         self, inputs: Sequence[object], invariants: Sequence[object], states: Sequence[object], steps: int
