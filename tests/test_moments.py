@@ -238,6 +238,27 @@ def test_the_second_pass_repeats_autocast() -> None:
     assert all(p.grad is not None and p.grad.norm() > 0 for p in net.parameters())
 
 
+class Backwards(Net):
+    """What the loop reads is computed of the whole input, with a matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mixing", torch.randn(6, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward((x @ self.mixing).flip(0))
+
+
+def test_the_second_pass_repeats_autocast_before_the_loop() -> None:
+    torch.manual_seed(0)
+    net = tracecompile.convert(Backwards(), bins=2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = loss_of(net(torch.randn(STEPS, BATCH, 6)).float(), "maximum")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # that the second pass came to other states
+        loss.backward()
+
+
 def test_memory_is_flat_in_the_number_of_steps() -> None:
     _, net, _ = make()
     held = []

@@ -7,14 +7,14 @@ more, from the inputs that the caller holds anyway, and what follows it with a g
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.autograd.function import once_differentiable
 
-from tracecompile.program import StepOutput
+from tracecompile.program import StepProgram
 from tracecompile.runtime.replay import drawn_again, random_states
 from tracecompile.runtime.rerun import Rerun
 
@@ -27,20 +27,29 @@ class Again:
     """
 
     def __init__(
-        self, epilogue: fx.GraphModule, outputs: Sequence[StepOutput], rerun: Rerun, steps: int, first: int
+        self,
+        epilogue: fx.GraphModule,
+        program: StepProgram,
+        rerun: Rerun,
+        steps: int,
+        first: int,
+        anew: Collection[int],
     ) -> None:
         """Remembers the circumstances.
 
         Args:
             epilogue: Maps its operands to the leaves of the result.
-            outputs: What was collected.
+            program: Whose epilogue it is.
             rerun: Runs the sequence once more.
             steps: Number of time steps.
             first: Which of the operands is the first of what was collected.
+            anew: Positions of the invariants that the prologue makes anew.
         """
         self.epilogue, self.rerun, self.steps, self.first = epilogue, rerun, steps, first
         self.parameters = list(epilogue.parameters())
-        self.stacked = [place for place, output in enumerate(outputs, first) if output.collect == "stack"]
+        self.stacked = [place for place, output in enumerate(program.outputs, first) if output.collect == "stack"]
+        before = first + len(program.outputs) + len(program.carries)
+        self.anew = {before + position: position for position in anew}
         self.drawn = random_states()
         self.kept: list[Any] = []
 
@@ -60,8 +69,9 @@ class Again:
             return list(self.epilogue(*passed)), sources
 
     def keep(self, given: Sequence[Any]) -> None:
-        """Keeps the operands that do not hold all steps."""
-        held = [None if place in self.stacked else value for place, value in enumerate(given)]
+        """Keeps the operands that can not be as long as the sequence."""
+        long = {*self.stacked, *self.anew}
+        held = [None if place in long else value for place, value in enumerate(given)]
         self.kept = [value.detach() if isinstance(value, Tensor) else value for value in held]
 
     def given(self) -> list[Any]:
@@ -70,6 +80,9 @@ class Again:
         values = self.rerun.collected(self.steps)
         for place in self.stacked:
             found[place] = values[place - self.first]
+        invariants = self.rerun.invariants() if self.anew else ()
+        for place, position in self.anew.items():
+            found[place] = invariants[position]
         return found
 
 

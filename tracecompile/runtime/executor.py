@@ -17,6 +17,7 @@ from tracecompile.exact import only_exact_value
 from tracecompile.program import StepProgram
 from tracecompile.rules.written import in_sequence
 from tracecompile.runtime.anchors import of_chosen, with_anchors
+from tracecompile.runtime.anew import made_anew
 from tracecompile.runtime.backward import StandIns
 from tracecompile.runtime.bins import Bins, Clock, SequenceClock
 from tracecompile.runtime.chunked.choice import Choice, choose
@@ -45,6 +46,7 @@ class Executor:
         self.static_code = program.statics
         self.ports = find_ports(program)
         self.flow = GradientFlow(program)
+        self.anew = made_anew(program) if program.epilogue_again else frozenset[int]()
         self.rule = program.settings.rule
         self.draws = any(draws_random(program, node) for node in program.prologue.graph.nodes)
         self.observer: Callable[..., None] = Record.add
@@ -125,7 +127,8 @@ class Executor:
         if rerun is None:
             leaves = list(self.emitted.epilogue(*given))
         else:
-            leaves = Again(self.emitted.epilogue, self.program.outputs, rerun, steps, len(attributes)).run(given)
+            again = Again(self.emitted.epilogue, self.program, rerun, steps, len(attributes), self.anew)
+            leaves = again.run(given)
         count = len(leaves) - len(self.program.statistics)
         self.move_statistics(self.program.statistics, leaves[count:])
         if self.program.kind == "sequence":

@@ -10,7 +10,6 @@ meet the signals as they go by; the bins are placed anew where the signals are. 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from tracecompile.layers import Jacobian, Layer
 from tracecompile.program import StepProgram
+from tracecompile.runtime.anew import read_by_steps
 from tracecompile.runtime.collector import Collector
 from tracecompile.runtime.record import Moment, Record, rows_of
 from tracecompile.runtime.replay import drawn_again
@@ -80,14 +80,13 @@ class Rerun:
         self.final: Sequence[Tensor] | None = None
         """The last states, to see whether the second pass comes to the same; None where it may round differently."""
         # Inputs that the prologue has computed are not kept: it is run again, with the same random numbers.
-        self.leaves = None if _are_views(prepared.inputs, leaves) else list(leaves)
+        self.leaves, self.computed = list(leaves), not _are_views(prepared.inputs, leaves)
         self.drawn = drawn
         # What the epilogue alone reads may be as long as the sequence.
-        placeholders = itertools.takewhile(lambda node: node.op == "placeholder", executor.program.step.graph.nodes)
-        read = {node.name for node in placeholders if node.users}
+        read = read_by_steps(executor.program)
         named = zip(executor.program.invariants, prepared.invariants, strict=True)
         invariants = tuple(value if name in read else None for name, value in named)
-        inputs = prepared.inputs if self.leaves is None else ()
+        inputs = () if self.computed else prepared.inputs
         self.prepared = Prepared(inputs, invariants, prepared.initial, prepared.device)
         kept = [value for value in (*leaves, *self.prepared.inputs) if isinstance(value, Tensor)]
         self.versions = [(value, value._version) for value in kept if not value.is_inference()]
@@ -116,6 +115,12 @@ class Rerun:
             collector.add(outputs)
         return collector.results()
 
+    def invariants(self) -> tuple[Any, ...]:
+        """Returns what the prologue makes that does not change over time; for errors see ``_steps``."""
+        self._check()
+        with self.circumstances():
+            return self._prepared_again().invariants
+
     @contextlib.contextmanager
     def circumstances(self) -> Iterator[None]:
         """Runs what follows under the autocast of the first pass; what it moves of the buffers is put back."""
@@ -131,14 +136,10 @@ class Rerun:
             RuntimeError: An input was modified in place, or the model's mode changed, since the sequence was run.
         """
         self._check()
-        executor = self.executor
-        prepared = self.prepared
-        if self.leaves is not None:
-            with drawn_again(self.drawn):
-                prepared = executor.prepare(self.leaves)
         states: Sequence[Tensor] = ()
         with self.circumstances():
-            for outputs, states, recorded in executor.steps(prepared, self.prepared.initial, self.statics):
+            prepared = self._prepared_again() if self.computed else self.prepared
+            for outputs, states, recorded in self.executor.steps(prepared, self.prepared.initial, self.statics):
                 yield outputs, states, recorded
         if self.final is not None and not _same(states, self.final):
             warnings.warn(
@@ -147,6 +148,10 @@ class Rerun:
                 RuntimeWarning,
                 stacklevel=2,
             )
+
+    def _prepared_again(self) -> Prepared:
+        with drawn_again(self.drawn):
+            return self.executor.prepare(self.leaves)
 
     def _check(self) -> None:
         if any(value._version != version for value, version in self.versions):

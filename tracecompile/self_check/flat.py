@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 
+from torch import Tensor
+
 from tracecompile.capture.loops.lengths import TimeSource
-from tracecompile.capture.loops.resizing import resized
+from tracecompile.capture.loops.resizing import first_tensor, resized
 from tracecompile.compile import Compiled, compile_model, going_again
 from tracecompile.errors import ConversionError, UnsupportedOperation
+from tracecompile.runtime.anew import read_by_steps
+from tracecompile.self_check.generators import generators_kept
 from tracecompile.self_check.inputs import Arguments, Size, Varied
 from tracecompile.self_check.memory import Held, held_by_line, require_flat
 from tracecompile.self_check.pair import Pair, undisturbed
@@ -59,7 +63,15 @@ def require_flat_memory(pair: Pair, example: Arguments, varied: Varied, lengths:
             calls = ((steps, varied.make(*example, Size(steps=steps))) for steps in (spans[0], longer))
             _compare(pair, [Sequence(steps, call, pair.compiled) for steps, call in calls])
         return ()
-    ways = _at_two_lengths(pair, example) if program.length_bound else _for_two_lengths(pair, example, varied.source)
+    if program.length_bound:
+        return () if _first_that_runs(pair, _at_two_lengths(pair, example)) else (NOT_COMPARED,)
+    steps = _first_that_runs(pair, _for_two_lengths(pair, example, varied.source))
+    inputs = _first_that_runs(pair, _of_two_inputs(pair, example))
+    return () if steps or inputs else (NOT_COMPARED,)
+
+
+def _first_that_runs(pair: Pair, ways: Iterable[list[Sequence]]) -> bool:
+    """Compares the memory in the first of some ways in which the net runs; False where it does in none."""
     for sequences in ways:
         try:
             _compare(pair, sequences)
@@ -67,8 +79,8 @@ def require_flat_memory(pair: Pair, example: Arguments, varied: Varied, lengths:
             raise
         except Exception:  # whatever the user's code says to a number of steps that is not its own
             continue
-        return ()
-    return (NOT_COMPARED,)
+        return True
+    return False
 
 
 def _at_two_lengths(pair: Pair, example: Arguments) -> Iterator[list[Sequence]]:
@@ -92,6 +104,38 @@ def _for_two_lengths(pair: Pair, example: Arguments, source: TimeSource) -> Iter
     for of in (source, TimeSource(None)) if source.axis is not None else (source,):
         calls = [resized(*example, of, steps) for steps in LENGTHS]
         yield [Sequence(*each) for each in zip(LENGTHS, calls, programs, strict=True)]
+
+
+def _of_two_inputs(pair: Pair, example: Arguments) -> Iterator[list[Sequence]]:
+    """Yields one program with inputs of two lengths, of which the loop takes as many steps, and what follows it more.
+
+    A loop that is left early fills no more than the beginning of a record that is as long as the input.
+    """
+    first = first_tensor(*example)
+    if first is None:
+        return
+    compiled = pair.compiled
+    for axis, size in enumerate(first.shape):
+        spans = (size, 2 * size + FEWEST)
+        calls = [resized(*example, TimeSource(axis), span) for span in spans]
+        try:
+            short, longer = (_read_by_steps(pair, call) for call in calls)
+        except Exception:  # an axis that has to be as long as it is
+            continue
+        if short == longer:
+            yield [Sequence(span, call, compiled) for span, call in zip(spans, calls, strict=True)]
+
+
+def _read_by_steps(pair: Pair, call: Arguments) -> list[tuple[int, ...] | None]:
+    """Returns the sizes of all that the steps of a call start from and read."""
+    executor, bound = pair.rewound()._executor, pair.compiled.arguments.bind(*call)
+    assert executor is not None
+    with generators_kept(), undisturbed(learning=False):
+        prepared = executor.prepare(bound.leaves)
+    read = read_by_steps(pair.program)
+    named = zip(pair.program.invariants, prepared.invariants, strict=True)
+    values = [*prepared.inputs, *prepared.initial, *(value for name, value in named if name in read)]
+    return [tuple(value.shape) if isinstance(value, Tensor) else None for value in values]
 
 
 def _compare(pair: Pair, sequences: list[Sequence]) -> None:
