@@ -276,15 +276,15 @@ class TemporalConvolution(Net):
         return self.out(torch.stack(fire(currents))).mean(0)
 
 
-class AddedUp(Net):
-    """Currents are added up over time before the loop."""
+class Multiplied(Net):
+    """Currents are multiplied over time before the loop."""
 
     def __init__(self) -> None:
         super().__init__()
         del self.hidden
 
     def forward(self, x: Tensor) -> Any:
-        currents = self.inp(x).cumsum(0)
+        currents = self.inp(x).cumprod(0)
         return self.out(torch.stack(fire(currents))).mean(0)
 
 
@@ -299,7 +299,7 @@ class DroppedOut(Net):
 
 REFUSED = {
     "a convolution along time": (TemporalConvolution, "self.conv(z.permute"),
-    "a sum that runs": (AddedUp, "cumsum(0)"),
+    "a product that runs": (Multiplied, "cumprod(0)"),
     "one mask for all steps": (DroppedOut, "nn.functional.dropout"),
 }
 

@@ -45,6 +45,7 @@ class Recipe:
         same: The operand whose part its value is, where nothing is to be computed.
         call: What is called, where the node only picks one of several values.
         index: Which one.
+        running: Whether its value at a step is what all steps up to it add up to.
     """
 
     layout: Layout
@@ -54,6 +55,7 @@ class Recipe:
     same: fx.Node | None = None
     call: fx.Node | None = None
     index: int | None = None
+    running: bool = False
 
 
 class RecipeFinder:
@@ -129,6 +131,8 @@ class RecipeFinder:
                 if type(leaf) is int and leaf >= steps and leaf % steps == 0:
                     for value in (1,) if leaf == steps else (-1, leaf // steps):
                         yield replaced(base, place, value)
+        if numbers:
+            yield given  # what is divided by the number of steps is so at each of them
 
 
 def lays_out(call: fx.Node, module: nn.Module | None) -> bool:

@@ -17,6 +17,7 @@ from tracecompile.analysis.pointwise import acts_alone
 from tracecompile.capture.layerwise.asked import Asked
 from tracecompile.capture.layerwise.editing import Editor
 from tracecompile.capture.layerwise.refusals import mixes_steps, operation
+from tracecompile.capture.layerwise.running import rounds_alike
 from tracecompile.capture.layerwise.stacks import spell_as_stacks
 from tracecompile.capture.layerwise.whole import Whole, WholeSequences
 from tracecompile.capture.layerwise.writing import StepWriter
@@ -210,7 +211,8 @@ class _StepByStep:
                 continue
             self.noted.add(current)
             waiting += current.all_input_nodes
-            if not acts_alone(current) and whole.recipe.same is None:
+            exact = whole.recipe.running and rounds_alike(current.meta["val"])
+            if not acts_alone(current) and whole.recipe.same is None and not exact:
                 what = f"The model computes {operation(current)} for all steps at once, this network step by step"
                 self.tape.notes = tuple(dict.fromkeys([*self.tape.notes, f"{what}: equal up to rounding."]))
 

@@ -11,6 +11,7 @@ from tracecompile.capture.layerwise.layout import Layout, layout_of_axis
 from tracecompile.capture.layerwise.numbers import Numbers
 from tracecompile.capture.layerwise.probing import Prober
 from tracecompile.capture.layerwise.recipe import Recipe, RecipeFinder
+from tracecompile.capture.layerwise.running import running_sum
 from tracecompile.capture.layerwise.stacks import stacked
 from tracecompile.capture.loops.places import place_key, visit_counts
 from tracecompile.capture.loops.slices import Pick, picked
@@ -123,7 +124,7 @@ class WholeSequences:
         mixing = next((source.mixing for source in sources.values() if source.mixing is not None), None)
         late = any(source in self.later and isinstance(source.meta["val"], Tensor) for source in others)
         layouts = {source: whole.layout for source, whole in sources.items()}
-        recipe = None if late else self.finder.find(node, layouts)
+        recipe = None if late else self.finder.find(node, layouts) or running_sum(node, layouts)
         if recipe is not None:
             alone = all(source.alone for source in sources.values()) and (recipe.same is not None or acts_alone(node))
             layout = recipe.layout

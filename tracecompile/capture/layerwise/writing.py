@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -14,10 +14,14 @@ from tracecompile.capture.layerwise.layout import Form
 from tracecompile.capture.layerwise.numbers import Computed, SizeOf
 from tracecompile.capture.layerwise.probing import Prober
 from tracecompile.capture.layerwise.recipe import Recipe, leaves_of
+from tracecompile.capture.layerwise.running import casts
 from tracecompile.capture.layerwise.whole import Whole
 from tracecompile.capture.loops.lengths import rebuild
 from tracecompile.capture.loops.places import place_key
 from tracecompile.capture.tracing.tape import Tape
+
+Spelled = tuple[Any, ...]
+"""What a node is made of: (op, target, args, kwargs)."""
 
 
 class StepWriter:
@@ -108,6 +112,9 @@ class StepWriter:
 
     def _compute(self, node: fx.Node, recipe: Recipe) -> None:
         """Writes an operation down once for each step."""
+        if recipe.running:
+            self.made[node, "item"] = self._added_up(node, *leaves_of(recipe.arguments))
+            return
         call = recipe.call or node
         module = self.prober.module(call)
         if module is not None and any(isinstance(m, (*NORMS, nn.modules.dropout._DropoutNd)) for m in module.modules()):
@@ -137,6 +144,19 @@ class StepWriter:
             )
         self.made[node, recipe.result if not recipe.layout.merged else "item"] = made
 
+    def _added_up(self, node: fx.Node, source: fx.Node) -> list[fx.Node]:
+        """Writes down, for each step, what all steps up to it add up to."""
+        added, result = self.parts(source, "item"), node.meta["val"]
+        for dtype in casts(source.meta["val"], result):
+            added = self._cast(node, f"as {dtype}", added, dtype)
+        sums = self._chain(
+            node, "added up", lambda step, before: ("call_function", operator.add, (before or 0, added[step]), {})
+        )
+        return sums if sums[0].meta["val"].dtype == result.dtype else self._cast(node, "rounded", sums, result.dtype)
+
+    def _cast(self, node: fx.Node, role: str, values: list[fx.Node], dtype: torch.dtype) -> list[fx.Node]:
+        return self._each(node, role, lambda step: ("call_method", "to", (values[step], dtype), {}))
+
     def _numbers(self, node: fx.Node, number: Any) -> list[Any]:
         """Writes a size, or arithmetic on sizes, down for each step."""
         if isinstance(number, SizeOf):
@@ -153,15 +173,19 @@ class StepWriter:
             lambda step: ("call_function", target, tuple(each[step] for each in operands), {}),
         )
 
-    def _each(self, node: fx.Node, role: str, spelled: Any) -> list[fx.Node]:
-        made = []
+    def _each(self, node: fx.Node, role: str, spelled: Callable[[int], Spelled]) -> list[fx.Node]:
+        return self._chain(node, role, lambda step, before: spelled(step))
+
+    def _chain(self, node: fx.Node, role: str, spelled: Callable[[int, fx.Node | None], Spelled]) -> list[fx.Node]:
+        """Writes a node for each step, which may read that of the step before."""
+        made: list[fx.Node] = []
         with self.graph.inserting_before(self.last(node).next):
             for step in range(self.wholes[node].layout.steps):
-                made.append(self._new(node, role, spelled(step)))
+                made.append(self._new(node, role, spelled(step, made[-1] if made else None)))
         self.ends[node] = made[-1]
         return made
 
-    def _new(self, like: fx.Node, role: str, spelled: tuple[Any, ...]) -> fx.Node:
+    def _new(self, like: fx.Node, role: str, spelled: Spelled) -> fx.Node:
         op, target, args, kwargs = spelled
         node = self.graph.create_node(op, target, tuple(args), dict(kwargs))
         place = ("at one step", like.meta.get("place"), self.turn[like], role)
