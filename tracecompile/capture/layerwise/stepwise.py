@@ -21,6 +21,7 @@ from tracecompile.capture.layerwise.running import rounds_alike
 from tracecompile.capture.layerwise.stacks import spell_as_stacks
 from tracecompile.capture.layerwise.whole import Whole, WholeSequences
 from tracecompile.capture.layerwise.writing import StepWriter
+from tracecompile.capture.loops.backwards import begins_with_the_last
 from tracecompile.capture.loops.slices import Pick
 from tracecompile.capture.steps.shapes import only_shape_matters
 from tracecompile.capture.tracing.build import cone, is_random
@@ -94,6 +95,8 @@ class _StepByStep:
         for node, pick in picks.items():
             mixing = self.wholes[pick.sequence].mixing
             if mixing is not None and node in live and self._reaches_a_loop(node):
+                if self.sequences.turns_round(mixing):
+                    raise begins_with_the_last(mixing.meta.get("where"))
                 raise mixes_steps(mixing, self.sequences.prober.module(mixing))
         return {node: pick for node, pick in picks.items() if self.wholes[pick.sequence].mixing is None}
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, fx, nn
 
 from tracecompile.analysis.pointwise import acts_alone
 from tracecompile.capture.layerwise.layout import Layout, layout_of_axis
 from tracecompile.capture.layerwise.numbers import Numbers
-from tracecompile.capture.layerwise.probing import Prober
+from tracecompile.capture.layerwise.probing import FAILURES, Prober
 from tracecompile.capture.layerwise.recipe import Recipe, RecipeFinder
 from tracecompile.capture.layerwise.running import running_sum
 from tracecompile.capture.layerwise.stacks import stacked
@@ -94,6 +95,24 @@ class WholeSequences:
             if whole is not None and not whole.layout.merged and whole.layout.axis == pick.dim:
                 return pick if -whole.layout.steps <= pick.number < whole.layout.steps else None
         return None
+
+    def turns_round(self, mixing: fx.Node) -> bool:
+        """Tells whether an operation puts the steps of a loop into the opposite order: a flip, an index."""
+        sources = [source for source in mixing.all_input_nodes if source in self.found]
+        if len(sources) != 1 or not self.found[sources[0]].from_loop or not self.prober.may_run(mixing):
+            return False
+        before, after = self.found[sources[0]].layout, self.found[mixing].layout
+        args, kwargs = fx.map_arg((mixing.args, mixing.kwargs), self.prober.drawn)
+        value = self.prober.drawn(sources[0])
+        try:
+            made = self.prober.run(mixing, args, kwargs)
+        except FAILURES:
+            return False
+        same_size = made.shape == mixing.meta["val"].shape and made.numel() == value.numel()
+        return same_size and all(
+            torch.equal(after.item(made, step), before.item(value, before.steps - 1 - step))
+            for step in range(before.steps)
+        )
 
     def _is_later(self, node: fx.Node) -> bool:
         whole = self.found.get(node)

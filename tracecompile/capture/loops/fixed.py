@@ -13,6 +13,7 @@ from tracecompile.capture.copying.fresh_start import start_afresh
 from tracecompile.capture.copying.statistics import find_statistics, with_statistics
 from tracecompile.capture.layerwise.stepwise import work_step_by_step
 from tracecompile.capture.loops.assemble import Assembler
+from tracecompile.capture.loops.backwards import naming_what_is_read_backwards
 from tracecompile.capture.loops.histories import forward_histories
 from tracecompile.capture.loops.loop_body import sort_into_steps
 from tracecompile.capture.loops.nesting import separate_loops
@@ -75,9 +76,10 @@ def capture_fixed_loop(
             trial = _prepared(tape.copy(), in_single_steps(share_parameters(model)), steps, axis)
             counts = visit_counts(trial)
             per_step = {key: visits_in_a_step(count, steps) for key, count in counts.items()}
-            loop = sort_into_steps(trial, steps, per_step)
-            plan = Assembler(share_parameters(model), loop, pytree.tree_structure((args, kwargs)))
-            program = plan.assemble(steps)
+            with naming_what_is_read_backwards(trial):
+                loop = sort_into_steps(trial, steps, per_step)
+                plan = Assembler(share_parameters(model), loop, pytree.tree_structure((args, kwargs)))
+                program = plan.assemble(steps)
         except (UnrollableLoop, UnsupportedOperation) as error:
             refusal = refusal or error
             continue

@@ -11,6 +11,7 @@ from tracecompile.capture.copying.copies import share_parameters
 from tracecompile.capture.copying.fresh_start import start_afresh
 from tracecompile.capture.layerwise.stepwise import work_step_by_step
 from tracecompile.capture.loops.assemble import Assembler
+from tracecompile.capture.loops.backwards import naming_what_is_read_backwards
 from tracecompile.capture.loops.conditions import condition_on_length, needed_length
 from tracecompile.capture.loops.fixed import capture_fixed_loop
 from tracecompile.capture.loops.lengths import TimeSource, make_lengths_symbolic
@@ -125,9 +126,10 @@ def _rolled(traces: Traces, tapes: tuple[Tape, Tape], lengths: tuple[int, ...]) 
     make_lengths_symbolic(tapes, (lengths[0], lengths[0] + 1), growth, source)
     programs = []
     for tape, length in zip(tapes, lengths, strict=False):
-        loop = sort_into_steps(tape, length - left_out, growth)
-        plan = Assembler(share_parameters(model), loop, traces.signature, source.clock(tape), source.axis or 0)
-        program = with_states_left(plan.assemble(None), plan, left)
+        with naming_what_is_read_backwards(tape):
+            loop = sort_into_steps(tape, length - left_out, growth)
+            plan = Assembler(share_parameters(model), loop, traces.signature, source.clock(tape), source.axis or 0)
+            program = with_states_left(plan.assemble(None), plan, left)
         programs.append(program and with_all_draws(program, model, tape))
     return programs
 
