@@ -139,6 +139,28 @@ class EverySecondOfAResetting(nn.Module):
         return total
 
 
+class EverySecondMovesABuffer(nn.Module):
+    """At three steps the loop is taken twice, at one or two steps once: no more is seen of it than a single call."""
+
+    running: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inp, self.out = nn.Linear(INPUTS, HIDDEN), nn.Linear(HIDDEN, OUTPUTS)
+        self.register_buffer("running", torch.zeros(HIDDEN))
+
+    def forward(self, x: Tensor) -> Tensor:
+        v, y = x.new_zeros(x.shape[1], HIDDEN), x.new_zeros(x.shape[1], OUTPUTS)
+        for t in range(0, x.shape[0], 2):
+            current = self.inp(x[t])
+            self.running = 0.9 * self.running + 0.1 * current.mean(0).detach()
+            v = 0.8 * v + current - self.running
+            z = spike(v - 0.5)
+            v = v - 0.5 * z
+            y = self.out(z)
+        return y
+
+
 class WrittenPartOfData(Net):
     """What was taken of the membrane is written in place afterwards, and is no part of it any more."""
 
@@ -252,6 +274,17 @@ def test_the_start_of_what_no_neuron_keeps_cannot_be_learned() -> None:
 
 def test_a_short_call_starts_afresh_as_a_long_one_does() -> None:
     require_right(Program(EverySecondOfAResetting, runs=((1, 3), (2, 1), (3, 2), (11, 5))))
+
+
+def test_short_strided_calls_go_on_from_the_buffer_that_they_move() -> None:
+    torch.manual_seed(0)
+    model, twin = EverySecondMovesABuffer(), EverySecondMovesABuffer()
+    twin.load_state_dict(model.state_dict())
+    net = tracecompile.convert(model, torch.randn(6, 3, INPUTS))
+    for steps in (4, 3, 2, 1, 7, 3):
+        x = 2 * torch.randn(steps, 2, INPUTS)
+        assert torch.equal(net(x), twin(x))
+        assert torch.equal(model.running, twin.running)
 
 
 @pytest.mark.parametrize("model", [MaskOf32Bits, MaskOfBooleans, MaskOf32BitsFirst])

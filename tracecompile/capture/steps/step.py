@@ -75,8 +75,9 @@ def _captured(
     require_few_rounds(first)
     again = share_parameters(warm)
     require_steady(steady, states, run_steady(again, arguments, steady), arguments, statistics)
-    # A call that starts afresh is what the first one was: a later one may still ask what was left for its shape.
-    step = steady if stateful else first
+    # A call that starts afresh is what the first one was: a later one may still ask what was left for its shape. Only
+    # statistics, which go on from call to call, are those of a later one.
+    step = steady if states else first
     program = with_all_draws(StepBuilder(model, arguments, first, step, states).build(), model, first, step)
     explicit = all(carry.explicit or carry.statistic for carry in program.carries)
     return program if explicit else program.evolve(notes=(*program.notes, *notes))
