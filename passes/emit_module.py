@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import operator
 from typing import ClassVar
 
 from torch import fx
 
 from tracecompile.analysis.moving import Moving
+from tracecompile.analysis.ports import find_ports
 from tracecompile.analysis.prologue import without_side_effects
-from tracecompile.layers import Emitted, Jacobian, Layer
+from tracecompile.graphs.glue import Glue, accruals_of
+from tracecompile.layers import STATISTICS, Accrual, Emitted
 from tracecompile.passes.base import Pass
 from tracecompile.program import StepProgram, step_results
-from tracecompile.rules.norm import batch_statistics
+from tracecompile.rules.accumulation import accumulated, decayed
 
 
 class EmitModule(Pass):
@@ -22,7 +25,7 @@ class EmitModule(Pass):
 
         before: layers with synapse, core and response
         after:  def forward(x_t, mem, beta): cur = fc(x_t); ...;
-                return ((spk,), (mem_2,)), (x_t,), (((spk,), (d_spk_d_cur, ...)),), ()
+                return (spk,), (mem_2,), (trace_x + x_t, e_mem, ..., r_spk + answer), (x_t,), ((spk,), answers, slopes)
     """
 
     name: ClassVar[str] = "emit_module"
@@ -36,16 +39,19 @@ class EmitModule(Pass):
         prologue, before = _lift_attributes(program, without_side_effects(program), "Prologue")
         arguments = _without_initial_states(program, prologue)
         epilogue, after = _lift_attributes(program, program.epilogue, "Epilogue")
+        traced, accruals = _traced(program)
         return program.evolve(
+            ports=find_ports(program),
             emitted=Emitted(
-                plain=_Glue(program, traced=False).module(),
-                traced=_Glue(program, traced=True).module(),
+                plain=_plain(program),
+                traced=traced,
+                accruals=accruals,
                 prologue=prologue,
                 arguments=arguments,
                 epilogue=epilogue,
                 prologue_attributes=before,
                 epilogue_attributes=after,
-            )
+            ),
         )
 
     def ensures(self, before: StepProgram, after: StepProgram) -> str | None:
@@ -58,85 +64,65 @@ class EmitModule(Pass):
         )
 
 
-class _Glue:
-    def __init__(self, program: StepProgram, traced: bool) -> None:
-        self.program, self.traced = program, traced
-        self.graph = fx.Graph()
-        self.values: dict[str, fx.Node] = {}
-        self.owned: dict[str, object] = {}
-        self.norms: list[fx.Node] = []
-        self.of_layers: list[tuple[tuple[fx.Node, ...], tuple[fx.Node, ...]]] = []
+def _plain(program: StepProgram) -> fx.GraphModule:
+    """Returns the step as the model has it, layer by layer: it carries nothing else."""
+    glue = _of_step(program)
+    for layer in program.layers:
+        glue.synapse(layer, layer.synapse.graph.nodes, count=False)
+        glue.core(layer, traced=False)
+    return glue.module((*_results(glue), (), (), ()), "Step")
 
-    def module(self) -> fx.GraphModule:
-        program = self.program
-        assert program.statics is not None
-        for node in program.step.graph.nodes:
-            if node.op == "placeholder":
-                self.values[node.name] = self.graph.placeholder(node.name)
-        for name in program.statics.names:
-            if name not in self.values:
-                self.values[name] = self.graph.placeholder(name)
-        for layer in program.layers:
-            self._layer(layer)
-        self._move_statistics()
-        outputs, states = step_results(program.step)
-        results = tuple(tuple(self.values[node.name] for node in group) for group in (outputs, states))
-        if self.traced:
-            traces = tuple(self.values[trace.value] for trace in program.traces)
-            self.graph.output((results, traces, tuple(self.of_layers), tuple(self.norms)))
-        else:
-            self.graph.output(results)
-        return fx.GraphModule(self.owned, self.graph, "TracedStep" if self.traced else "Step")
 
-    def _layer(self, layer: Layer) -> None:
-        sources = [self.values[s.value] for s in layer.sources] + [self.values[name] for name in layer.synapse_statics]
-        currents = self._inline(layer.synapse, sources, layer.norms)
-        self.values.update(zip(layer.currents, currents, strict=True))
-        outputs: tuple[fx.Node, ...] = ()
-        derivatives: tuple[fx.Node, ...] = ()
-        if layer.core is not None:
-            names = (*layer.currents, *layer.states, *layer.core_statics)
-            arguments = [self.values[name] for name in names]
-            if self.traced and isinstance(layer.response, Jacobian):
-                (outputs, states), derivatives = self._inline(layer.response.graph, arguments)
-            else:
-                outputs, states = self._inline(layer.core, arguments)
-            self.values.update(zip(layer.outputs, outputs, strict=True))
-            self._name_states(layer, states)
-        self.of_layers.append((outputs, derivatives))
+def _traced(program: StepProgram) -> tuple[fx.GraphModule, tuple[Accrual, ...]]:
+    """Returns the step in trace form, and what it carries beside the states."""
+    accruals = (*program.traces_kept, *(accrual for layer in program.layers for accrual in accruals_of(layer)))
+    glue = _of_step(program)
+    glue.take(accrual.name for accrual in accruals)
+    lines = []
+    for layer in program.layers:
+        glue.synapse(layer, layer.synapse.graph.nodes, count=True)
+        lines.append(glue.core(layer, traced=True))
+    read = tuple(_read(glue, accrual) for accrual in program.traces_kept)
+    traces = [_traced_on(glue, *each) for each in zip(program.traces_kept, read, strict=True)]
+    moved = (*traces, *(value for each in lines for value in each.accruals))
+    of_layers = tuple((each.outputs, each.answers, each.derivatives) for each in lines)
+    return glue.module((*_results(glue), moved, read, of_layers), "TracedStep"), accruals
 
-    def _move_statistics(self) -> None:
-        """Adds what the step does to statistics alone, which belongs to no layer."""
-        values: dict[fx.Node, fx.Node] = {}
-        moving = Moving(self.program)
-        values.update((node, self.values[node.name]) for node in moving.read)
-        for node in moving.nodes:
-            values[node] = self.graph.node_copy(node, values.__getitem__)
-            if node.op == "call_module":
-                self.owned[str(node.target)] = self.program.resolve(str(node.target))
-            self.values[node.name] = values[node]
 
-    def _name_states(self, layer: Layer, states: tuple[fx.Node, ...]) -> None:
-        made = dict(zip((c.placeholder for c in self.program.carries), step_results(self.program.step)[1], strict=True))
-        for placeholder, value in zip(layer.states, states, strict=True):
-            self.values.setdefault(made[placeholder].name, value)
+def _of_step(program: StepProgram) -> Glue:
+    assert program.statics is not None
+    glue = Glue(program)
+    glue.take(node.name for node in program.step.graph.nodes if node.op == "placeholder")
+    glue.take(program.statics.names)
+    return glue
 
-    def _inline(self, module: fx.GraphModule, arguments: list[fx.Node], norms: tuple[str, ...] = ()) -> tuple:  # type: ignore[type-arg]
-        remaining = iter(arguments)
-        copies: dict[fx.Node, fx.Node] = {}
-        for node in module.graph.nodes:
-            if node.op == "placeholder":
-                copies[node] = next(remaining)
-            elif node.op == "output":
-                return fx.node.map_arg(node.args[0], copies.__getitem__)
-            else:
-                copy = self.graph.node_copy(node, copies.__getitem__)
-                if node.op in ("call_module", "get_attr"):
-                    self.owned[str(node.target)] = module.get_submodule(str(node.target))
-                copies[node] = copy
-                if self.traced and node.name in norms:
-                    self.norms.append(self.graph.call_function(batch_statistics, (copy.all_input_nodes[0],)))
-        raise AssertionError("a graph without an output node")
+
+def _results(glue: Glue) -> tuple[tuple[fx.Node, ...], tuple[fx.Node, ...]]:
+    """Returns outputs and next states, and adds what the step does to statistics alone, which belongs to no layer."""
+    moving = Moving(glue.program)
+    values = {node: glue.made[node.name] for node in moving.read}
+    for node in moving.nodes:
+        values[node] = glue.graph.node_copy(node, values.__getitem__)
+        if node.op == "call_module":
+            glue.owned[str(node.target)] = glue.program.resolve(str(node.target))
+        glue.made[node.name] = values[node]
+    outputs, states = (tuple(glue.made[node.name] for node in group) for group in step_results(glue.program.step))
+    return outputs, states
+
+
+def _read(glue: Glue, accrual: Accrual) -> fx.Node:
+    """Returns what a trace adds up in a step: a source, or the mean or the variance of a normalisation's input."""
+    value, statistic = accrual.pair
+    if not statistic:
+        return glue.made[value]
+    return glue.graph.call_function(operator.getitem, (glue.norms[value], STATISTICS.index(statistic)))
+
+
+def _traced_on(glue: Glue, accrual: Accrual, value: fx.Node) -> fx.Node:
+    total = glue.made[accrual.name]
+    if accrual.decay is None:
+        return glue.graph.call_function(accumulated, (total, value))
+    return glue.graph.call_function(decayed, (total, value, accrual.decay))
 
 
 def _without_initial_states(program: StepProgram, prologue: fx.GraphModule) -> fx.GraphModule:

@@ -16,6 +16,7 @@ from tracecompile.errors import NoSpikingLayer
 from tracecompile.layers import Core
 from tracecompile.passes.base import Pass
 from tracecompile.program import StepProgram, holds_tensors, is_tensor, static_nodes
+from tracecompile.rules import rule_of
 
 
 class FindSpikingLayers(Pass):
@@ -35,7 +36,7 @@ class FindSpikingLayers(Pass):
 
     def run(self, program: StepProgram) -> StepProgram:
         """See the class."""
-        if program.settings.rule != "bptt":
+        if rule_of(program.settings).records:
             refuse_random(program)
         finder = _CoreFinder(program)
         program = with_both_sides(program, finder.may_join, finder.spikes)

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
 from torch import fx
 
 from tracecompile.errors import InvalidInput, UnsupportedOperation
-from tracecompile.layers import Layer, Trace
+from tracecompile.layers import Accrual, Trace
 from tracecompile.passes.base import Pass
 from tracecompile.program import StepProgram, example_value
+from tracecompile.rules import rule_of
 
 
 class InsertInputTraces(Pass):
     """Declares the traces: one per distinct source and decay, whoever reads it.
 
     requires: layers.
-    ensures: every source of every layer has exactly one trace for that layer's decay (none under rule "bptt").
+    ensures: every source of every layer has exactly one trace for that layer's decay (none where the rule records
+        nothing).
 
         before: layer a reads x; layer b reads spk; layer c reads spk
         after:  traces x (read by a), spk (read by b and c)
@@ -35,8 +38,9 @@ class InsertInputTraces(Pass):
     def run(self, program: StepProgram) -> StepProgram:
         """See the class."""
         decays = _decays(program)
-        if program.settings.rule == "bptt":
+        if not rule_of(program.settings).records:
             return program
+        layers = tuple(replace(layer, decay=decays[layer.name]) for layer in program.layers)
         nodes = {node.name: node for node in program.step.graph.nodes}
         readers: dict[tuple[str, float | None], list[str]] = {}
         for layer in program.layers:
@@ -44,12 +48,19 @@ class InsertInputTraces(Pass):
                 _refuse_integers(nodes[source.value])
                 readers.setdefault((source.value, decays[layer.name]), []).append(layer.name)
         traces = tuple(Trace(value, decay, tuple(names)) for (value, decay), names in readers.items())
-        return program.evolve(traces=traces)
+        return program.evolve(layers=layers, traces=traces, traces_kept=tuple(_kept(trace, traces) for trace in traces))
 
     def ensures(self, before: StepProgram, after: StepProgram) -> str | None:
         """See the class."""
         keys = [(trace.value, trace.decay) for trace in after.traces]
         return "two traces keep the same value with the same decay" if len(keys) != len(set(keys)) else None
+
+
+def _kept(trace: Trace, traces: tuple[Trace, ...]) -> Accrual:
+    """Returns a trace as it is carried, named after its value, and its decay where that has several."""
+    alone = sum(other.value == trace.value for other in traces) == 1
+    name = f"trace_{trace.value}" if alone else f"trace_{trace.value}_{trace.decay}".replace(".", "_")
+    return Accrual(name, "trace", "", (trace.value, ""), trace.value, trace.decay)
 
 
 def _refuse_integers(source: fx.Node) -> None:
@@ -76,8 +87,3 @@ def _decays(program: StepProgram) -> dict[str, float | None]:
             f"The decay names layers that do not exist: {', '.join(unknown)}.", f"The layers are: {', '.join(names)}."
         )
     return {name: setting.get(name) for name in names}
-
-
-def layer_decay(program: StepProgram, layer: Layer) -> float | None:
-    """Returns the trace decay of one layer."""
-    return _decays(program)[layer.name]

@@ -10,11 +10,10 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from tracecompile.layers import Layer
+from tracecompile.layers import STATISTICS, Accrual, Layer
 from tracecompile.passes.base import Pass
 from tracecompile.program import StepProgram, example_value
-from tracecompile.rules.analytic import rate_curve
-from tracecompile.rules.jacobian import differentiate
+from tracecompile.rules import rule_of
 from tracecompile.rules.norm import with_recorded_norms
 
 
@@ -22,7 +21,7 @@ class InsertRateInversion(Pass):
     """Attaches to every layer what its rule records per step, and how its mean outputs answer to its currents.
 
     requires: traces.
-    ensures: every layer with a core has a response (none under rule "bptt").
+    ensures: every layer with a core has a response (none under a rule that records nothing).
 
         before: core(cur, mem) -> (spk), (mem_2)
         after:  measured: (cur, mem) -> (spk), (mem_2), d spk/d cur, d spk/d mem, d mem_2/d cur, d mem_2/d mem
@@ -33,21 +32,23 @@ class InsertRateInversion(Pass):
 
     def requires(self, program: StepProgram) -> str | None:
         """See the class."""
-        return (
-            None if program.traces or program.settings.rule == "bptt" or not _reads(program) else "there are no traces"
-        )
+        needed = rule_of(program.settings).records and _reads(program)
+        return "there are no traces" if needed and not program.traces else None
 
     def run(self, program: StepProgram) -> StepProgram:
         """See the class."""
-        if program.settings.rule == "bptt":
+        if not rule_of(program.settings).records:
             return program
         trainable = trainable_statics(program)
-        return program.evolve(layers=tuple(_with_response(program, layer, trainable) for layer in program.layers))
+        layers = tuple(_with_response(program, layer, trainable) for layer in program.layers)
+        statistics = [trace for layer in layers for trace in _of_norms(layer)]
+        traces = (*program.traces_kept, *statistics)
+        return program.evolve(layers=layers, traces_kept=traces, trainable=trainable)
 
     def ensures(self, before: StepProgram, after: StepProgram) -> str | None:
         """See the class."""
         lacking = [layer.name for layer in after.layers if layer.core is not None and layer.response is None]
-        return f"layers without a response: {lacking}" if lacking and after.settings.rule != "bptt" else None
+        return f"layers without a response: {lacking}" if lacking and rule_of(after.settings).records else None
 
 
 def _reads(program: StepProgram) -> bool:
@@ -59,11 +60,17 @@ def _with_response(program: StepProgram, layer: Layer, trainable: frozenset[str]
     layer = replace(layer, local=local, norms=norms)
     if layer.core is None:
         return layer
-    if program.settings.rule == "analytic":
-        return replace(layer, response=rate_curve(program, layer))
-    parameters = trainable & frozenset(layer.core_statics)
-    variables = frozenset([*layer.currents, *layer.states]) | parameters
-    return replace(layer, response=differentiate(program, layer.core, variables))
+    rule = rule_of(program.settings)
+    return replace(layer, response=rule.core(program, layer, trainable))
+
+
+def _of_norms(layer: Layer) -> list[Accrual]:
+    """Returns the traces of the batch statistics of a layer's normalisations: mean, variance, mean, ..."""
+    return [
+        Accrual(f"trace_{norm}_{what}", "trace", layer.name, (norm, what), "", layer.decay)
+        for norm in layer.norms
+        for what in STATISTICS
+    ]
 
 
 def with_truths_of_means(program: StepProgram, synapse: fx.GraphModule) -> fx.GraphModule:

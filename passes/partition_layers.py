@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from tracecompile.analysis.extract import extract_layers, extract_statics
 from tracecompile.analysis.moving import Moving
+from tracecompile.graphs.extract import extract_layers, extract_statics
 from tracecompile.layers import Layer, Source
 from tracecompile.passes.base import Pass
 from tracecompile.program import StepProgram, is_tensor, static_nodes

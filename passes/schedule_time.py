@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from torch import Tensor
+
 from tracecompile.analysis.graph_view import blocks_of
-from tracecompile.analysis.units import find_units
+from tracecompile.graphs.units import find_units
 from tracecompile.layers import Block
 from tracecompile.passes.base import Pass
 from tracecompile.passes.partition_layers import layer_reading
-from tracecompile.program import StepProgram
+from tracecompile.program import StepProgram, example_value, step_results
 
 
 class ScheduleTime(Pass):
@@ -45,7 +47,8 @@ class ScheduleTime(Pass):
         blocks = tuple(Block(layers, recurrent) for layers, recurrent in blocks_of(edges, len(program.layers)))
         units, obstacle = find_units(program, blocks)
         notes = () if obstacle is None else (f"Every time step is taken by itself: {obstacle}.",)
-        return program.evolve(blocks=blocks, units=units, notes=(*program.notes, *notes))
+        apart = changes_shape_at_first(program)
+        return program.evolve(blocks=blocks, units=units, first_apart=apart, notes=(*program.notes, *notes))
 
     def ensures(self, before: StepProgram, after: StepProgram) -> str | None:
         """See the class."""
@@ -56,3 +59,14 @@ class ScheduleTime(Pass):
         return (
             None if ways in ([], [block.layers for block in after.blocks]) else "the units are not those of the blocks"
         )
+
+
+def changes_shape_at_first(program: StepProgram) -> bool:
+    """Tells whether a state begins in another shape or precision than it goes on with: the first step is then apart."""
+    placeholders = {node.name: node for node in program.step.graph.nodes if node.op == "placeholder"}
+    for carry, made in zip(program.carries, step_results(program.step)[1], strict=True):
+        before, after = example_value(placeholders[carry.placeholder]), example_value(made)
+        tensors = isinstance(before, Tensor) and isinstance(after, Tensor)
+        if tensors and (before.shape, before.dtype) != (after.shape, after.dtype):
+            return True
+    return False

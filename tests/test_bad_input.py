@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tracecompile
+from tracecompile.arguments import check_tensor
 from tracecompile.errors import (
     ConversionError,
     InvalidInput,
@@ -21,7 +22,6 @@ from tracecompile.errors import (
     UnsupportedControlFlow,
     UnsupportedOperation,
 )
-from tracecompile.runtime.arguments import check_tensor
 
 LOOP = MODELS["recurrent_loop"]
 STEP = MODELS["lazy_attributes"]

@@ -18,7 +18,7 @@ from torch import Tensor
 import tracecompile
 from tracecompile.bench.case import Job, open_case
 from tracecompile.diagnostics.held import count_held
-from tracecompile.runtime.chunked.run import chunk_lengths
+from tracecompile.runtime.piece import lengths
 from tracecompile.runtime.stored import record_tensors
 from tracecompile.runtime.window import Window
 
@@ -29,7 +29,7 @@ def recorded(net: tracecompile.TracedModule, inputs: tuple[Tensor, ...], seed: i
     """Runs a sequence; returns its outputs and the window that its record lies in."""
     with models.seeded(seed):
         outputs = net(*inputs)
-    reference = net._live.sequence
+    reference = net.session.live.sequence
     assert reference is not None
     window = reference()
     assert window is not None
@@ -88,12 +88,12 @@ def test_chunks_leave_what_single_steps_leave(family: str) -> None:
 @pytest.mark.parametrize("size", [1, 2, 4, 100])
 @pytest.mark.parametrize("apart", [False, True])
 def test_chunks_cover_every_step_and_cross_no_edge(edges: tuple[int, ...], size: int, apart: bool) -> None:
-    lengths = chunk_lengths(edges, size, apart)
-    ends = [sum(lengths[: index + 1]) for index in range(len(lengths))]
+    found = lengths(edges, size, apart)
+    ends = [sum(found[: index + 1]) for index in range(len(found))]
     assert ends[-1] == edges[-1]
     assert set(edges[1:]) <= set(ends)
-    assert all(0 < length <= size for length in lengths)
-    assert not apart or lengths[0] == 1
+    assert all(0 < length <= size for length in found)
+    assert not apart or found[0] == 1
 
 
 def test_nothing_of_a_chunk_is_held_but_what_single_steps_leave() -> None:

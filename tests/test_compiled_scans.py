@@ -17,7 +17,7 @@ from torch.utils import _pytree as torch_pytree
 import tracecompile
 import tracecompile.nn as snn
 from tracecompile.bench.case import Job, open_case
-from tracecompile.runtime.chunked import choice, compiled
+from tracecompile.runtime.engine import choice, compiled
 
 SEQUENCES = [name for name, case in MODELS.items() if case.kind == "sequence"]
 REFERENCE: Any = {"backend": "eager", "chunk": 1}

@@ -63,10 +63,10 @@ def test_bfloat16_autocast_accumulates_in_float32(device: str) -> None:
     with torch.autocast(device, torch.bfloat16):
         outputs = net(x)
         found = gradients(net, outputs)
-    assert net._live.sequence is not None
-    window = net._live.sequence()
+    assert net.session.live.sequence is not None
+    window = net.session.live.sequence()
     assert window is not None
-    sums = [buffer.sums for buffer in window.record.traces.values() if buffer.sums is not None]
+    sums = [row for trace in window.record.traces.values() for row in trace.rows if row is not None]
     assert sums
     assert {value.dtype for value in sums} == {torch.float32}
     for name, gradient in plain.items():

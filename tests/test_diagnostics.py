@@ -30,8 +30,8 @@ from tracecompile.diagnostics.check import check_model
 from tracecompile.diagnostics.fidelity import compare_gradients
 from tracecompile.diagnostics.gradient_table import GradientComparison, GradientRow, compare_tensors
 from tracecompile.diagnostics.memory import live_state_bytes, saved_bytes
-from tracecompile.diagnostics.report import ConversionReport, LayerReport, ParameterReport
 from tracecompile.errors import InvalidInput
+from tracecompile.report import ConversionReport, LayerReport, ParameterReport
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Memory

@@ -143,7 +143,7 @@ def test_what_may_round_otherwise_is_in_the_report() -> None:
 
 
 MIXING = {
-    "a cumulative sum": lambda model, z: 3 * model.fc2(z.cumsum(0)),
+    "a cumulative product": lambda model, z: 3 * model.fc2((1.5 - z).cumprod(0)),
     "a mean over time": lambda model, z: 3 * model.fc2(z - z.mean(0)),
     "a softmax over time": lambda model, z: 3 * model.fc2(torch.softmax(z, 0)),
     "a shift": lambda model, z: 3 * model.fc2(torch.roll(z, 1, 0)),
@@ -158,7 +158,7 @@ def test_what_mixes_time_steps_is_refused(between: Callable[[LayerByLayer, Tenso
 
 
 def test_what_mixes_time_steps_is_refused_whatever_the_example_shows() -> None:
-    model = LayerByLayer(MIXING["a cumulative sum"])
+    model = LayerByLayer(MIXING["a reversal"])
     nn.init.zeros_(model.fc1.bias)
     x = torch.zeros(5, 2, INPUTS)
     assert not model.first(model.fc1(x)).any(), "the example shows a spike"

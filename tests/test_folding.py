@@ -90,7 +90,7 @@ def test_what_is_computed_at_once(operations: dict[str, Callable[[Tensor], Tenso
     x = torch.rand(STEPS, BATCH, 5)
     for name, operation in operations.items():
         net = tracecompile.convert(Net(operation), x, backend="eager", chunk=4)
-        executor = net._executor
+        executor = net.session.executor
         assert executor is not None
         folds = [unit.fold is not None for unit in executor.program.units[:2]]
         assert folds == [folded, folded], name

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import tracecompile
 from tracecompile import nn as snn
-from tracecompile.runtime.horizon import Horizon
+from tracecompile.rules.measured.horizon import Horizon
 
 DEPTH = 6
 

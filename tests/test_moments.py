@@ -84,8 +84,8 @@ def make(readout: str = "linear", bins: int = 8, **options: bool) -> tuple[Net, 
 
 def window_of(net: tracecompile.TracedModule, outputs: Tensor) -> object:
     assert outputs.requires_grad
-    assert net._live.sequence is not None
-    return net._live.sequence()
+    assert net.session.live.sequence is not None
+    return net.session.live.sequence()
 
 
 # The last column is the lowest cosine that is asked for: on the last step there is no second pass to help.
@@ -112,7 +112,7 @@ def test_gradients_of_a_loss_on_single_steps_are_those_of_backpropagation_throug
 
 
 def test_without_the_second_pass_the_test_above_would_fail(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tracecompile.runtime.learning.is_uneven", lambda *_: False)
+    monkeypatch.setattr("tracecompile.runtime.backward.learning.is_uneven", lambda *_: False)
     model, net, x = make()
     assert tracecompile.compare_gradients(model, net, x, lambda o: loss_of(o, "maximum")).worst.cosine < 0.9
 
@@ -257,6 +257,30 @@ def test_the_second_pass_repeats_autocast_before_the_loop() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # that the second pass came to other states
         loss.backward()
+
+
+class NormalisedBefore(Net):
+    """The input is normalised over all steps and samples before the loop, and the statistics move."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before = nn.BatchNorm1d(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.before(x.flatten(0, 1)).view(x.shape))
+
+
+def test_the_second_pass_leaves_the_statistics_of_a_norm_before_the_loop_as_they_were() -> None:
+    torch.manual_seed(0)
+    model = NormalisedBefore().double()
+    x = torch.randn(STEPS, BATCH, 6, dtype=torch.float64)
+    net = tracecompile.convert(model, x, bins=8)
+    loss = loss_of(net(x), "maximum")
+    held = model.before.running_mean.clone()
+    loss.backward()  # the norm's own derivative comes after the second pass has run it again
+    assert torch.equal(model.before.running_mean, held)
+    assert held.any()
+    assert all(p.grad is not None and p.grad.norm() > 0 for p in (model.input1.weight, model.before.weight))
 
 
 def test_memory_is_flat_in_the_number_of_steps() -> None:

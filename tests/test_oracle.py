@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 import tracecompile
 from tracecompile.errors import UnsupportedOperation
-from tracecompile.runtime import neumann, solve
+from tracecompile.runtime.backward import neumann, solve
+from tracecompile.runtime.backward.signals import is_uneven
 from tracecompile.runtime.bins import Bins
-from tracecompile.runtime.signals import is_uneven
 
 PLAIN = {"lateral": "none"}
 LATERAL = {"lateral": "linear"}
@@ -201,8 +201,8 @@ def test_fewer_bins_are_what_the_reference_computes(
         net = tracecompile.convert(model, x, bins=bins)
         outputs = net(x)
         assert torch.equal(outputs, model(x))
-        assert net._live.sequence is not None
-        window = net._live.sequence()
+        assert net.session.live.sequence is not None
+        window = net.session.live.sequence()
         found = models.gradients(net, (outputs * signal).sum())
         assert window is not None
         # A second pass places its bins by the signal: where, test_placing says; what it makes of them, the reference.

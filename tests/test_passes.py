@@ -218,7 +218,8 @@ def test_derivatives_are_those_of_autograd() -> None:
     leak = torch.tensor(0.9, requires_grad=True).expand(5, 4)
     assert layer.core is not None
     (spikes,), (following,) = layer.core(current, mem, leak)
-    _, derivatives = layer.response.graph(current.detach(), mem.detach(), leak.detach())
+    nothing = [torch.zeros(()) for _ in layer.response.accruals]
+    *_, derivatives = layer.response.graph(current.detach(), mem.detach(), leak.detach(), *nothing)
     assert 0 < spikes.sum() < spikes.numel()
     for result, value in (("spike", spikes), ("next:0", following)):
         for variable, leaf in (("fc", current), ("mem", mem), (layer.core_statics[0], leak)):
@@ -256,7 +257,8 @@ def test_gluing_the_layers_back_gives_the_step(build: Build, carries: dict[str, 
     with torch.no_grad():
         expected = pytree.tree_leaves(program.step(*values))
         plain = pytree.tree_leaves(program.emitted.plain(*values, *statics))
-        traced = pytree.tree_leaves(program.emitted.traced(*values, *statics)[0])
+        nothing = [torch.zeros(()) for _ in program.emitted.accruals]
+        traced = pytree.tree_leaves(program.emitted.traced(*values, *statics, *nothing)[:2])
     assert all(torch.equal(a, b) for a, b in zip(expected, plain, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(expected, traced, strict=True))
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 import tracecompile
 import tracecompile.nn as snn
 from tracecompile.layers import Source
+from tracecompile.runtime.backward.placing import bins_for
+from tracecompile.runtime.backward.signals import TimedSignal, is_uneven
 from tracecompile.runtime.bins import Bins
-from tracecompile.runtime.placing import bins_for
-from tracecompile.runtime.signals import TimedSignal, is_uneven
 
 STEPS = 60
 
@@ -39,8 +39,8 @@ def placed(values: Tensor, count: int) -> Bins:
     net = tracecompile.convert(Net(), torch.rand(STEPS, 2, 3))
     outputs = net(3 * torch.rand(STEPS, 2, 3))
     assert outputs.requires_grad
-    assert net._live.sequence is not None
-    window = net._live.sequence()
+    assert net.session.live.sequence is not None
+    window = net.session.live.sequence()
     assert window is not None
     assert window.record.moment is not None
     signal = TimedSignal(Source("spikes", "spikes"), 0, values)

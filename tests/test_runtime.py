@@ -193,8 +193,8 @@ def test_nothing_of_a_sequence_waits_for_the_garbage_collector(trained: bool) ->
     gc.disable()
     try:
         outputs = net(x)
-        assert net._live.sequence is not None
-        window = net._live.sequence
+        assert net.session.live.sequence is not None
+        window = net.session.live.sequence
         assert window() is not None
         if trained:
             outputs.sum().backward()
@@ -210,8 +210,8 @@ def test_a_stream_that_is_reset_does_not_wait_for_the_garbage_collector() -> Non
     gc.disable()
     try:
         outputs = list(net.stream(x))
-        assert net._live.window is not None
-        window = weakref.ref(net._live.window)
+        assert net.session.live.window is not None
+        window = weakref.ref(net.session.live.window)
         net.reset()
         outputs[-1].sum().backward()
         del outputs

@@ -13,10 +13,11 @@ from models import MODELS, FastSigmoid, RecurrentLoop, assert_same_fingerprint, 
 from torch import Tensor, fx, nn
 
 import tracecompile
-from tracecompile.compile import compile_model
+from tracecompile import compiler
 from tracecompile.errors import ConversionError, SelfCheckFailed, SourceLine
-from tracecompile.runtime import module as runtime_module
 from tracecompile.runtime.collector import Collector
+from tracecompile.runtime.ends import Ends
+from tracecompile.runtime.executor import Executor
 from tracecompile.self_check import check_against_model
 from tracecompile.self_check.sizes import MOST_STEPS
 
@@ -27,12 +28,14 @@ CASES = [MODELS[name] for name in ("recurrent_loop", "lazy_attributes", "tuple_s
 def broken(monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], None]) -> None:
     """Lets the compiler make a mistake."""
 
+    build = compiler.build
+
     def compile_wrongly(*args: Any) -> Any:
-        compiled = compile_model(*args)
+        compiled = build(*args)
         change(compiled.program.emitted)
         return compiled
 
-    monkeypatch.setattr(runtime_module, "compile_model", compile_wrongly)
+    monkeypatch.setattr(compiler, "build", compile_wrongly)
 
 
 def scale_first_constant(emitted: Any) -> None:
@@ -49,19 +52,13 @@ def drop_surrogates(emitted: Any) -> None:
     """Detaches every spike in the step that records: what stock tracers do to a surrogate."""
     graph = emitted.traced.graph
     outputs = next(node for node in graph.nodes if node.op == "output")
-    (values, states), traces, layers, norms = outputs.args[0]
-    silent = []
-    for results, derivatives in layers:
-        zeroed = []
-        for derivative in derivatives:
-            with graph.inserting_before(outputs):
-                zeroed.append(
-                    graph.call_function(torch.zeros_like, (derivative,))
-                    if isinstance(derivative, fx.Node)
-                    else derivative
-                )
-        silent.append((results, tuple(zeroed)))
-    outputs.args = (((values, states), traces, tuple(silent), norms),)
+    values, states, accrued, read, layers = outputs.args[0]
+    with graph.inserting_before(outputs):
+        silent = tuple(
+            node if accrual.role == "trace" else graph.call_function(torch.zeros_like, (node,))
+            for accrual, node in zip(emitted.accruals, accrued, strict=True)
+        )
+    outputs.args = ((values, states, silent, read, layers),)
     emitted.traced.recompile()
 
 
@@ -117,13 +114,13 @@ def test_a_long_example_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_check_runs_at_every_conversion(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[nn.Module] = []
+    calls: list[Any] = []
 
-    def counted(net: Any, *args: Any) -> Any:
-        calls.append(net)
-        return check_against_model(net, *args)
+    def counted(session: Any, *args: Any, **kwargs: Any) -> Any:
+        calls.append(session)
+        return check_against_model(session, *args, **kwargs)
 
-    monkeypatch.setattr(runtime_module, "check_against_model", counted)
+    monkeypatch.setattr(compiler, "check_against_model", counted)
     net = tracecompile.convert(LOOP.factory())
     net(LOOP.make_inputs(5, 2))
     tracecompile.convert(LOOP.factory(), LOOP.make_inputs(5, 2))
@@ -248,13 +245,13 @@ def test_work_that_is_kept_for_every_step_is_refused_at_its_line(monkeypatch: py
 
 def test_memory_that_grows_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[Tensor] = []
-    step = runtime_module.Executor._slices
+    step = Executor._slices
 
     def slices(self: Any, inputs: Any, time: int) -> Any:
         kept.append(torch.ones(64))
         return step(self, inputs, time)
 
-    monkeypatch.setattr(runtime_module.Executor, "_slices", slices)
+    monkeypatch.setattr(Executor, "_slices", slices)
     with pytest.raises(ConversionError, match="kept for every time step"):
         tracecompile.convert(Read(), example())
 
@@ -287,7 +284,7 @@ def test_memory_is_compared_where_the_program_is_that_of_one_length(
     assert any("computed after the loop needs the values of all time steps" in each for each in net.report.notes)
     net = tracecompile.convert(Spread(steps, spread=False), torch.randn(shape))
     assert not any("not compared" in each or "after the loop needs" in each for each in net.report.notes)
-    monkeypatch.setattr(runtime_module, "with_epilogue_again", lambda *_: None)
+    monkeypatch.setattr(compiler, "with_epilogue_again", lambda *_: None)
     with pytest.raises(ConversionError, match="kept for every time step") as caught:
         tracecompile.convert(Spread(steps), torch.randn(shape))
     assert caught.value.where is not None
@@ -305,13 +302,13 @@ def test_other_values_in_chunks_are_caught(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_another_draw_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    step = runtime_module.Executor.finish
+    step = Ends.finish
 
     def drawing(self: Any, *args: Any) -> Any:
         torch.rand(1)
         return step(self, *args)
 
-    monkeypatch.setattr(runtime_module.Executor, "finish", drawing)
+    monkeypatch.setattr(Ends, "finish", drawing)
     with pytest.raises(SelfCheckFailed, match="draws other random numbers"):
         tracecompile.convert(Read(), example())
 

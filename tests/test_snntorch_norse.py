@@ -249,10 +249,10 @@ def test_state_objects_are_those_of_the_library_in_and_out() -> None:
 
 def test_the_report_tells_spiking_layers_from_readouts_and_currents_from_membranes() -> None:
     net = tracecompile.convert(norse_models.Cells(), (inputs(1, 2)[0], None))
-    layers = net._ready.program.layers
+    layers = net.program.layers
     assert [layer.kind for layer in layers] == ["spiking", "spiking", "readout"]
     kinds = {name: kind for layer in layers for name, kind in zip(layer.states, layer.state_kinds, strict=True)}
-    found = {carry.name: kinds[carry.placeholder] for carry in net._ready.program.carries}
+    found = {carry.name: kinds[carry.placeholder] for carry in net.program.carries}
     assert found == {
         f"state[{place}].{name}": kind for place in range(3) for name, kind in (("v", "membrane"), ("i", "current"))
     }

@@ -7,27 +7,26 @@ import torch
 
 import tracecompile
 from tracecompile import nn as snn
-from tracecompile.layers import Trace
+from tracecompile.rules.sums import BinSums
 from tracecompile.runtime.bins import Bins, StreamClock
-from tracecompile.runtime.statistics import TraceBuffer
 
 
 @pytest.mark.parametrize(("decay", "steps"), [(0.9, 5), (0.9, 50), (0.99, 25), (None, 7)])
 def test_a_trace_of_a_constant_is_inverted_to_it(decay: float | None, steps: int) -> None:
-    trace = TraceBuffer(Trace("x", decay, ()), 1)
+    trace = BinSums(decay, 1)
     for _ in range(steps):
-        trace.add(torch.full((3,), 0.3), 0)
+        trace.fold(torch.full((3,), 0.3), 0, 1)
     torch.testing.assert_close(trace.mean(0), torch.full((3,), 0.3))
     if decay is not None:
         # without the start-up correction the rate would read too low: 0.123 at decay 0.9 after 5 steps
-        uncorrected = trace.sums[0] * (1 - decay)
+        uncorrected = trace.rows[0] * (1 - decay)
         torch.testing.assert_close(uncorrected, torch.full((3,), 0.3 * (1 - decay**steps)))
 
 
 def test_a_trace_weighs_the_past_by_its_decay() -> None:
-    trace = TraceBuffer(Trace("x", 0.5, ()), 1)
+    trace = BinSums(0.5, 1)
     for value in (1.0, 0.0, 0.0):
-        trace.add(torch.tensor(value), 0)
+        trace.fold(torch.tensor(value), 0, 1)
     torch.testing.assert_close(trace.mean(0), torch.tensor(0.25 / 1.75))
 
 
@@ -36,15 +35,15 @@ def test_charge_is_conserved_by_a_subtractive_reset() -> None:
     leak, threshold = 0.875, 1.0  # exact in binary
     neuron = snn.LIF(leak=leak, threshold=threshold)
     torch.manual_seed(0)
-    currents, spikes = TraceBuffer(Trace("I", leak, ()), 1), TraceBuffer(Trace("y", leak, ()), 1)
+    currents, spikes = BinSums(leak, 1), BinSums(leak, 1)
     state = None
     for _ in range(60):
         current = 0.3 * torch.rand(8, dtype=torch.float64)
         output, state = neuron.double()(current, state)
-        currents.add(current, 0)
-        spikes.add(output, 0)
-    assert spikes.sums.sum() > 0
-    torch.testing.assert_close(state, currents.sums[0] - threshold * spikes.sums[0])
+        currents.fold(current, 0, 1)
+        spikes.fold(output, 0, 1)
+    assert spikes.rows[0].sum() > 0
+    torch.testing.assert_close(state, currents.rows[0] - threshold * spikes.rows[0])
 
 
 def test_bins_are_floor_of_t_k_over_t() -> None:
@@ -67,12 +66,12 @@ def test_overlap_counts_the_steps_that_were_made_in_each_bin(delay: int) -> None
 @pytest.mark.parametrize("capacity", [1, 2, 4, 5])
 def test_merging_a_stream_keeps_every_step_in_order(capacity: int) -> None:
     clock = StreamClock(capacity)
-    trace = TraceBuffer(Trace("x", None, ()), capacity)
+    trace = BinSums(None, capacity)
     for step in range(37):
         if clock.must_merge():
             clock.merge()
             trace.merge()
-        trace.add(torch.tensor(float(step)), clock.tick())
+        trace.fold(torch.tensor(float(step)), clock.tick(), 1)
     bins = clock.bins
     assert bins.edges[-1] == 37
     assert bins.count <= capacity

@@ -15,7 +15,7 @@ import tracecompile
 from tracecompile.rules import written
 from tracecompile.rules.slopes import WithSlopes
 from tracecompile.rules.written import in_sequence
-from tracecompile.runtime.chunked import compiled
+from tracecompile.runtime.engine import compiled
 
 STEPS = written.ENOUGH + 10
 

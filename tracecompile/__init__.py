@@ -5,8 +5,8 @@ from tracecompile.artifact import load, save
 from tracecompile.convert import convert
 from tracecompile.diagnostics.fidelity import GradientComparison, compare_gradients
 from tracecompile.diagnostics.probe import Probe, probe
-from tracecompile.diagnostics.report import ConversionReport
 from tracecompile.errors import ConversionError
+from tracecompile.report import ConversionReport
 from tracecompile.runtime.module import TracedModule
 
 __version__ = "0.1.0"

@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils._pytree import tree_unflatten
 
+from tracecompile import compiler
 from tracecompile.errors import InvalidInput
 from tracecompile.program import example_value
 from tracecompile.runtime.module import TracedModule
@@ -39,7 +40,7 @@ def save(net: TracedModule, path: str | Path) -> None:
         InvalidInput: The network is not captured yet, or the model's class cannot be found again by name.
     """
     report, stages = net.report, net.stages
-    program = net._ready.program
+    program = net.program
     leaves = [example_value(node) for node in program.prologue.graph.nodes if node.op == "placeholder"]
     args, kwargs = tree_unflatten(leaves, program.signature)
     weights = _weights(net)
@@ -73,7 +74,7 @@ def load(path: str | Path) -> TracedModule:
     try:
         with (folder / "network.pickle").open("rb") as file, _importable(folder / "source"):
             model, settings, args, kwargs = _Unpickler(file, weights).load()
-            net = TracedModule(model, settings)
+            net = TracedModule(model, settings, compiler.compile)
             net.compile_with(args, kwargs)
     except (ImportError, AttributeError) as error:
         raise InvalidInput(

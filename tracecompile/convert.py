@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
+from tracecompile import compiler
 from tracecompile.capture.copying.copies import share_tensors
 from tracecompile.errors import InvalidInput
 from tracecompile.program import Settings
+from tracecompile.rules import RULES
 from tracecompile.runtime.module import TracedModule
 
 Rule = Literal["measured", "analytic", "bptt"]
@@ -58,7 +61,7 @@ def convert(
         )
     if isinstance(model, TracedModule):
         raise InvalidInput("The model is converted already.", "Convert the original model.")
-    net = TracedModule(share_tensors(model), settings)
+    net = TracedModule(share_tensors(model), settings, compiler.compile)
     if example_inputs is not None:
         args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
         if not any(isinstance(arg, Tensor) for arg in args):
@@ -68,8 +71,8 @@ def convert(
 
 
 def _settings(rule: Any, bins: Any, decay: Any, backend: Any, chunk: Any) -> Settings:
-    if rule not in get_args(Rule):
-        raise InvalidInput(f"There is no rule {rule!r}.", f"The rules are: {', '.join(get_args(Rule))}.")
+    if rule not in RULES:
+        raise InvalidInput(f"There is no rule {rule!r}.", f"The rules are: {', '.join(RULES)}.")
     if not isinstance(bins, int) or bins < 1:
         raise InvalidInput(f"bins is {bins!r}, but must be a whole number of at least 1.")
     for value in decay.values() if isinstance(decay, Mapping) else [decay]:
@@ -81,5 +84,5 @@ def _settings(rule: Any, bins: Any, decay: Any, backend: Any, chunk: Any) -> Set
         raise InvalidInput(f"There is no backend {backend!r}.", f"The backends are: {', '.join(get_args(Backend))}.")
     if chunk is not None and (not isinstance(chunk, int) or isinstance(chunk, bool) or chunk < 1):
         raise InvalidInput(f"chunk is {chunk!r}, but must be a whole number of at least 1.")
-    single = rule != "measured" or decay is not None
-    return Settings(rule, 1 if single else bins, decay, backend, chunk)
+    settings = Settings(rule, bins, decay, backend, chunk)
+    return replace(settings, bins=RULES[rule].bins(settings))

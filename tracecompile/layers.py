@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from torch import fx
+
+if TYPE_CHECKING:
+    from tracecompile.rules.rule import CoreRule
 
 LayerKind = Literal["spiking", "readout", "stateless", "junction"]
 """spiking: has a state and emits spikes. readout: has a state and none. stateless: spikes without a state. junction: a
@@ -59,17 +62,47 @@ class Source:
     delay: int = 0
 
 
+Pair = tuple[str, str]
+"""(result, variable) of a derivative, (variable, state) of a tangent, (output, variable) of a response."""
+
+Role = Literal["trace", "tangent", "response"]
+
+STATISTICS = ("mean", "variance")
+"""What is traced of the input of a batch normalisation, in this order."""
+
+
+@dataclass(frozen=True)
+class Accrual:
+    """A number that a rule carries from step to step beside the states, since it was last folded into the record.
+
+    Attributes:
+        name: Of its placeholder in the step, and what the line that moves it on is called.
+        role: What it is.
+        layer: Whose, empty for a trace, which several layers may read.
+        pair: Of a trace (value, ""), or (normalisation, one of STATISTICS); of the others see Pair.
+        like: The node of the step of whose shape it is; empty for statistics.
+        decay: Factor per step, None for a plain sum.
+    """
+
+    name: str
+    role: Role
+    layer: str
+    pair: Pair
+    like: str
+    decay: float | None = None
+
+
 @dataclass(frozen=True)
 class Jacobian:
     """Per-neuron derivatives of a core, each a node of ``graph`` or a constant.
 
     ``rows`` maps (result, variable) to the index of the derivative in the graph's second result, or to a number where
     it is the same for every neuron and step. A pair that is missing is zero. Results are the core's outputs and next
-    states (``next:<placeholder>``), variables its currents, states and static values.
+    states (``next:<position>``), variables its currents, states and static values.
     """
 
     graph: fx.GraphModule
-    rows: dict[tuple[str, str], int | float]
+    rows: dict[Pair, int | float]
 
 
 @dataclass(frozen=True)
@@ -95,7 +128,8 @@ class Layer:
         local: The synapse as the local graph evaluates it, on mean inputs: it takes the recorded statistics of
             ``norms``.
         norms: Batch normalisations of the synapse.
-        response: The rule's local graph (a Jacobian for the measured rule, a rate curve for the analytic one).
+        decay: Of the traces that it reads, per step; None for means over whole time bins.
+        response: What the rule makes of its core, see ``tracecompile.rules.rule``; None without one.
     """
 
     name: str
@@ -114,7 +148,8 @@ class Layer:
     reset: str = "none"
     local: fx.GraphModule | None = None
     norms: tuple[str, ...] = ()
-    response: Any = None
+    decay: float | None = None
+    response: CoreRule | None = None
 
 
 @dataclass(frozen=True)
@@ -157,12 +192,13 @@ class Unit:
         values: Names of the nodes that it makes.
         below_norms: Names of the normalisations whose inputs it returns.
         fold: How ``below`` is computed for all steps of a chunk at once; None where it must be stepped.
-        step: (*values, *carries, *step_statics) -> (outputs, next carries, derivatives of each layer, batch statistics
-            of ``step_norms``): one step of everything else; None for a junction outside a recurrent block, which has
-            nothing else.
+        step: (*values, *carries, *step_statics, *accruals) -> (outputs, next carries, next accruals, batch
+            statistics of ``step_norms``, outputs, answers and derivatives of each layer): one step of everything else;
+            None for a junction outside a recurrent block, which has nothing else.
         carries: Placeholders of the states and delays within the block.
         step_statics: Names of the static values that ``step`` takes.
         step_norms: Names of the normalisations in it.
+        accruals: What its layers carry, but for traces.
         outputs: Nodes whose values ``step`` returns.
         recurrent: Whether the block feeds itself.
     """
@@ -178,6 +214,7 @@ class Unit:
     carries: tuple[str, ...]
     step_statics: tuple[str, ...]
     step_norms: tuple[str, ...]
+    accruals: tuple[Accrual, ...]
     outputs: tuple[str, ...]
     recurrent: bool
 
@@ -200,9 +237,10 @@ class Emitted:
     """The generated code of one time step.
 
     Attributes:
-        plain: (*inputs, *invariants, *states, *statics) -> (outputs, next states).
-        traced: The same, and with them the values of the traces, (outputs, derivatives) of each layer's core, and the
-            batch statistics of each normalisation.
+        plain: (*inputs, *invariants, *states, *statics) -> (outputs, next states, (), (), ()).
+        traced: The same step in trace form, (*inputs, *invariants, *states, *statics, *accruals) -> (outputs, next
+            states, next accruals, values of the traces, outputs, answers and derivatives of each layer).
+        accruals: What it carries, traces first.
         prologue, epilogue: As in the program, with the model's parameters and buffers as first arguments.
         arguments: The prologue without the initial states.
         prologue_attributes, epilogue_attributes: Paths of those.
@@ -210,6 +248,7 @@ class Emitted:
 
     plain: fx.GraphModule
     traced: fx.GraphModule
+    accruals: tuple[Accrual, ...]
     prologue: fx.GraphModule
     arguments: fx.GraphModule
     epilogue: fx.GraphModule

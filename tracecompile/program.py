@@ -24,8 +24,9 @@ from torch.utils import _pytree as pytree
 if TYPE_CHECKING:
     from torch.utils._pytree import TreeSpec
 
+    from tracecompile.analysis.ports import Port
     from tracecompile.errors import SourceLine
-    from tracecompile.layers import Block, Core, Emitted, Layer, Statics, Trace, Unit
+    from tracecompile.layers import Accrual, Block, Core, Emitted, Layer, Statics, Trace, Unit
 
 Collect = Literal["stack", "last", "sum", "step"]
 """How the per-step values of one output reach the epilogue: all of them along a new axis 0, the last one, their running
@@ -149,6 +150,10 @@ class StepProgram:
             the last results of the epilogue. Those that the steps of a step model move are among the carries alone.
         cores, statics, layers, traces, blocks, units: Annotations, filled by the passes in this order. There are no
             units where the step can only be taken as a whole.
+        traces_kept: The traces as they are carried, those of batch statistics included.
+        trainable: Names of the static values that depend on a Parameter.
+        first_apart: Whether a state begins in another shape or precision than it goes on with.
+        ports: What the user can read of the outputs, then of the final states, see ``tracecompile.analysis.ports``.
         emitted: What emit_module makes.
     """
 
@@ -182,8 +187,12 @@ class StepProgram:
     statics: Statics | None = None
     layers: tuple[Layer, ...] = ()
     traces: tuple[Trace, ...] = ()
+    traces_kept: tuple[Accrual, ...] = ()
+    trainable: frozenset[str] = frozenset()
     blocks: tuple[Block, ...] = ()
     units: tuple[Unit, ...] = ()
+    first_apart: bool = False
+    ports: tuple[Port | None, ...] = ()
     emitted: Emitted | None = None
 
     def evolve(self, **changes: Any) -> StepProgram:

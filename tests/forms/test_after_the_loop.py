@@ -134,7 +134,7 @@ class ALastRow(Net):
 
 def test_a_row_of_work_on_the_whole_has_the_values_of_the_whole() -> None:
     net = tracecompile.convert(ALastRow(), torch.randn(6, 2, INPUTS))
-    nodes = net._compiled.program.epilogue.graph.nodes
+    nodes = net.program.epilogue.graph.nodes
     exact = [node for node in nodes if node.target is exact_value]
     assert exact
     assert any(node.target == "out" for node in nodes)  # the product of all steps, for its bits

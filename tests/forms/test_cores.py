@@ -241,7 +241,7 @@ def test_is_converted(model: type[nn.Module]) -> None:
 
 @pytest.mark.parametrize("model", [SpikesFromTheLastMembrane, LateralInhibitionAtOnce])
 def test_a_crossed_membrane_keeps_its_own_leak(model: type[nn.Module]) -> None:
-    program = tracecompile.convert(model(), (torch.randn(6, 2, 6),))._compiled.program
+    program = tracecompile.convert(model(), (torch.randn(6, 2, 6),)).program
     (layer,) = [layer for layer in program.layers if layer.states]
     (state,) = step_results(program.step)[1]
     assert state.name in layer.nodes

@@ -175,7 +175,7 @@ def test_modes_that_alternate_are_captured_once_each() -> None:
         for training in (True, False):
             net.train(training)
             net(torch.randn(6, 2, INPUTS))
-            programs.append(id(net._compiled.program))
+            programs.append(id(net.program))
     assert len(set(programs)) == 2
 
 

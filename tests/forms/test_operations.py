@@ -189,6 +189,6 @@ def test_generated_code_knows_no_numpy() -> None:
 
 def test_a_masked_write_stays_within_the_neuron() -> None:
     net = tracecompile.convert(FreshResetByMask(), (torch.randn(6, 2, 6),))
-    (layer,) = [layer for layer in net._compiled.program.layers if layer.spikes]
+    (layer,) = [layer for layer in net.program.layers if layer.spikes]
     assert layer.states
     assert layer.core is not None

@@ -116,7 +116,7 @@ def _of_target(job: Job) -> Case:
         load_weights(model, Path(job.weights))
     model.to(job.device)
     inputs = tuple(x.to(job.device) for x in choose_inputs(job.shape, module, job.seed))
-    executor = tracecompile.convert(model, inputs, backend="eager")._executor
+    executor = tracecompile.convert(model, inputs, backend="eager").session.executor
     assert executor is not None
     program = executor.program
     if program.explicit_states:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tracecompile.diagnostics.check import format_bytes
-from tracecompile.diagnostics.report import text_table
+from tracecompile.report import text_table
 
 BASELINE = "inference"
 """The row that the ratios refer to."""

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from tracecompile.program import StepProgram
-from tracecompile.runtime.record import Record
+from tracecompile.runtime.loop import Loop
 
 
 class Spikes:
@@ -24,16 +22,16 @@ class Spikes:
         self.counts: dict[str, Tensor] = {}
         self.steps = 0
 
-    def add(self, record: Record, states: Any, traced: Any, of_layers: Any, norms: Any) -> None:
-        """Counts one step and passes it on."""
+    def add(self, loop: Loop) -> None:
+        """Counts the step that a loop has just taken."""
+        assert loop.last is not None
         self.steps += 1
-        for layer, (outputs, _) in zip(self.layers, of_layers, strict=True):
+        for layer, (outputs, *_) in zip(self.layers, loop.last.of_layers, strict=True):
             # A junction has no core, so that it has no outputs here.
             for name, value in zip(layer.outputs, outputs, strict=layer.core is not None):
                 if name in layer.spikes:
                     fired = (value != 0).to(torch.float64)
                     self.counts[layer.name] = self.counts[layer.name] + fired if layer.name in self.counts else fired
-        Record.add(record, states, traced, of_layers, norms)
 
     def notes(self) -> list[str]:
         """Says which layers are silent, or fire without a pause, in all samples."""

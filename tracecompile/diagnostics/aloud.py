@@ -10,6 +10,7 @@ from tracecompile.analysis.pointwise import is_comparison, is_surrogate
 from tracecompile.analysis.reach import reached_parameters
 from tracecompile.errors import SourceLine
 from tracecompile.program import StepProgram, is_tensor, step_results
+from tracecompile.rules import rule_of
 
 NORM = (
     "Batch normalisation in training is the weakest spot of the measured rule: over long sequences the gradients of "
@@ -39,7 +40,7 @@ def said_aloud(program: StepProgram) -> list[str]:
 def approximates_norms(program: StepProgram) -> bool:
     """Tells whether the measured rule meets a batch normalisation in training."""
     return (
-        program.settings.rule == "measured"
+        rule_of(program.settings).reruns
         and program.root.training
         and any(is_norm(program, node) and _in_training(program, node) for node in program.step.graph.nodes)
     )

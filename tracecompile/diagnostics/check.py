@@ -16,6 +16,7 @@ from tracecompile.diagnostics.fidelity import GradientComparison, call_or_loop, 
 from tracecompile.diagnostics.held import count_held
 from tracecompile.diagnostics.probe import probe
 from tracecompile.errors import InvalidInput
+from tracecompile.rules import rule_of
 from tracecompile.runtime.module import TracedModule
 
 REPETITIONS = 3
@@ -73,7 +74,7 @@ def check_model(model: nn.Module, net: TracedModule, inputs: tuple[torch.Tensor,
         inputs: The arguments of one call.
         steps: For a model that takes one step a call and keeps its state: how often the inputs are repeated.
     """
-    program = net._ready.program
+    program = net.program
     if program.explicit_states:
         raise InvalidInput(
             "check cannot tell which state comes first.", "Wrap the step in a module that loops over time."
@@ -88,7 +89,7 @@ def check_model(model: nn.Module, net: TracedModule, inputs: tuple[torch.Tensor,
         converted.append(measure_step(net, sequence, projection_loss))
     for parameter, gradient in zip(net.parameters(), held, strict=True):
         parameter.grad = gradient
-    advice = probe(net, sequence).advice if net._settings.rule == "measured" else ()
+    advice = probe(net, sequence).advice if rule_of(net.settings).reruns else ()
     return CheckResult(gradients, min(baseline, key=_seconds), min(converted, key=_seconds), advice)
 
 

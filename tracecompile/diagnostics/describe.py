@@ -8,13 +8,12 @@ from tracecompile.analysis.linearity import nonlinear_operations
 from tracecompile.analysis.reach import reached_parameters
 from tracecompile.diagnostics.aloud import said_aloud
 from tracecompile.diagnostics.footprint import footprint
-from tracecompile.diagnostics.report import ConversionReport, LayerReport, ParameterReport
 from tracecompile.exact import exact_value
-from tracecompile.layers import Jacobian, Layer
-from tracecompile.passes.insert_input_traces import layer_decay
+from tracecompile.layers import Layer
 from tracecompile.program import StepProgram
-from tracecompile.rules.analytic import RateCurve
-from tracecompile.runtime.chunked.choice import foretell
+from tracecompile.report import ConversionReport, LayerReport, ParameterReport
+from tracecompile.rules import rule_of
+from tracecompile.runtime.engine.choice import foretell
 
 
 def describe(program: StepProgram) -> ConversionReport:
@@ -35,10 +34,11 @@ def describe(program: StepProgram) -> ConversionReport:
 def _layer(program: StepProgram, layer: Layer) -> LayerReport:
     names = {carry.placeholder: carry.name for carry in program.carries}
     delayed = [source for source in layer.sources if source.delay]
-    decay = layer_decay(program, layer)
+    decay = layer.decay
+    curve = "" if layer.response is None else layer.response.kind
     return LayerReport(
         name=layer.name,
-        kind=layer.kind if not isinstance(layer.response, RateCurve) else f"{layer.kind} ({layer.response.kind} curve)",
+        kind=f"{layer.kind} ({curve})" if curve else layer.kind,
         inputs=tuple(source.value for source in layer.sources),
         states=tuple(f"{names[s]} ({kind})" for s, kind in zip(layer.states, layer.state_kinds, strict=True)),
         outputs=layer.outputs,
@@ -54,7 +54,7 @@ def _block(program: StepProgram, index: int) -> str:
     block = program.blocks[index]
     names = ", ".join(program.layers[layer].name for layer in block.layers)
     kind = "recurrent, solved together bin by bin" if block.recurrent else "feed-forward"
-    if not program.units or program.settings.rule == "bptt":
+    if not program.units or not rule_of(program.settings).records:
         return f"{names}: {kind}"
     unit = program.units[index]
     parts = []
@@ -89,49 +89,26 @@ def _exact_parameters(program: StepProgram) -> set[nn.Parameter]:
 def _status(
     parameter: nn.Parameter, reached: set[nn.Parameter], exact: set[nn.Parameter], program: StepProgram
 ) -> ParameterReport:
-    rule = program.settings.rule
+    rule = rule_of(program.settings)
     if not parameter.requires_grad:
         return ParameterReport("frozen", "requires_grad is False")
     if parameter not in reached:
         return ParameterReport("frozen", "no differentiable way leads from it to what the model returns")
-    if rule == "bptt":
-        return ParameterReport("exact", "ordinary backpropagation through time")
-    if parameter in exact:
+    if parameter in exact and rule.records:
         return ParameterReport("exact", "linear readout without a state: exact for a loss on the mean over time")
-    if rule == "analytic":
-        return ParameterReport("trace", "rate curve at the mean input")
-    return ParameterReport(
-        "trace", f"measured slope, {program.settings.bins} time bin{'s' * (program.settings.bins > 1)}"
-    )
+    return ParameterReport(*rule.status(program.settings))
 
 
 def _notes(program: StepProgram) -> list[str]:
-    notes = []
-    replayed = [
-        layer.name
-        for layer in program.layers
-        if isinstance(layer.response, RateCurve) and layer.response.kind == "replay"
-    ]
-    if replayed:
-        notes.append(f"No rate curve is known for {', '.join(replayed)}: replayed under their mean current.")
-    if program.settings.rule == "measured" and program.settings.bins == 1 and program.settings.decay is None:
-        notes.append("One bin: feed-forward layers are scaled by the measured factor for the finite sequence.")
-    if program.settings.rule == "measured" and program.settings.decay is None and program.kind == "sequence":
-        notes.append(
-            "A loss that reads single steps (a maximum over time, a first spike) makes backward run the sequence "
-            "forward once more, from the same inputs (twice, if it reads neurons that spike)."
-        )
-    if program.settings.rule != "bptt":
+    rule = rule_of(program.settings)
+    notes = rule.notes(program)
+    if rule.records:
         notes += _approximations(program)
-    styles = {
-        layer.reset for layer in program.layers if layer.spikes and isinstance(layer.response, (Jacobian, RateCurve))
-    }
+    styles = {layer.reset for layer in program.layers if layer.spikes and layer.response is not None}
     if "detached" in styles:
         notes.append("The reset is detached from the gradient, as in the model's own backpropagation.")
     if "in graph" in styles:
         notes.append("The reset is differentiated, as in the model's own backpropagation.")
-    if program.settings.rule == "analytic" and any(layer.spikes for layer in program.layers):
-        notes.append("The analytic rule does not look at detach: its slopes are those of the rate curves.")
     return notes
 
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from tracecompile.diagnostics.gradient_table import GradientComparison, GradientRow, compare_tensors
-from tracecompile.diagnostics.report import ConversionReport
 from tracecompile.errors import InvalidInput
+from tracecompile.report import ConversionReport
 
 __all__ = ["GradientComparison", "GradientRow", "compare_gradients"]
 

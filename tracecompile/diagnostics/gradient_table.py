@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tracecompile.diagnostics.report import text_table
 from tracecompile.errors import InvalidInput
+from tracecompile.report import text_table
 
 NO_GRADIENT = "no gradient"
 NOT_FINITE = "not finite"

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from html import escape
 from typing import Any
 
-from tracecompile.diagnostics.report import ConversionReport
+from tracecompile.report import ConversionReport
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; }

@@ -13,11 +13,11 @@ from torch.utils import _pytree as pytree
 
 from tracecompile.diagnostics.activity import Spikes
 from tracecompile.diagnostics.aloud import said_aloud
-from tracecompile.diagnostics.report import text_table
 from tracecompile.errors import InvalidInput
-from tracecompile.passes.insert_input_traces import layer_decay
+from tracecompile.report import text_table
+from tracecompile.rules import rule_of
+from tracecompile.runtime.backward.neumann import SETTLED
 from tracecompile.runtime.module import TracedModule
-from tracecompile.runtime.neumann import SETTLED
 from tracecompile.runtime.window import Window
 
 SATURATED = 0.95
@@ -102,12 +102,12 @@ def probe(net: TracedModule, inputs: Any) -> Probe:
     Raises:
         InvalidInput: The network records nothing: it is under another rule, or nothing in it is trained.
     """
-    if net._settings.rule != "measured":
-        raise InvalidInput(f"probe reads what the measured rule records, not rule {net._settings.rule!r}.")
+    if not rule_of(net.settings).reruns:
+        raise InvalidInput(f"probe reads what the measured rule records, not rule {net.settings.rule!r}.")
     with torch.random.fork_rng(), torch.enable_grad():
         other = copy.deepcopy(net)
         window, spikes = _recorded(other, inputs)
-    program = other._ready.program
+    program = other.program
     layers = tuple(_layer(program.layers[i], window, spikes) for i in range(len(program.layers)))
     return Probe(layers, tuple(said_aloud(program)))
 
@@ -115,13 +115,13 @@ def probe(net: TracedModule, inputs: Any) -> Probe:
 def _recorded(net: TracedModule, inputs: Any) -> tuple[Window, Spikes]:
     """Runs the network forward and backward, counting spikes on the way."""
     sample = inputs if isinstance(inputs, (Tensor, tuple)) else next(iter(inputs))
-    executor, call = net._prepared_for(sample if isinstance(sample, tuple) else (sample,), {})
+    executor, call = net.session.prepared_for(sample if isinstance(sample, tuple) else (sample,), {})
     spikes = Spikes(executor.program)
     original = executor.observer
     executor.observer = spikes.add
     try:
         if executor.program.kind == "sequence":
-            leaves, window, _ = executor.sequence(call.leaves, net._settings.bins)
+            leaves, window, _ = executor.sequence(call.leaves, net.settings.bins)
         else:
             leaves, window = _stepped(net, inputs)
     finally:
@@ -140,13 +140,13 @@ def _stepped(net: TracedModule, inputs: Iterable[Any]) -> tuple[list[Any], Windo
     net.reset()
     for step in inputs:
         leaves = pytree.tree_leaves(net(*(step if isinstance(step, tuple) else (step,))))
-    return leaves, net._live.window
+    return leaves, net.session.live.window
 
 
 def _layer(layer: Any, window: Window, spikes: Spikes) -> LayerProbe:
     counts = spikes.counts.get(layer.name)
     rates = None if counts is None else counts / spikes.steps
-    decay = layer_decay(window.program, layer)
+    decay = layer.decay
     responses = window.record.responses.get(layer.name)
     block = next((name for name in window.residuals if layer.name in name.split("+")), "")
     return LayerProbe(
@@ -167,7 +167,9 @@ def _drift(layer: Any, window: Window, decay: float | None) -> float:
     bins = window.record.bins.count
     worst = 0.0
     for source in (source for source in layer.sources if not source.delay):
-        means = torch.stack([window.record.traces[source.value, decay].mean(index).double() for index in range(bins)])
+        means = torch.stack(
+            [window.record.traces[source.value, "", decay].mean(index).double() for index in range(bins)]
+        )
         if bins > 1:
             change = means[bins // 2 :].mean(0) - means[: bins // 2].mean(0)
             worst = max(worst, float(change.norm() / means.mean(0).norm().clamp_min(1e-12)))

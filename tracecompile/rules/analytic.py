@@ -7,16 +7,20 @@ replayed for a fixed number of steps under its constant mean current.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
-from tracecompile.layers import Layer
-from tracecompile.program import StepProgram, example_value
+from tracecompile.layers import Accrual, Layer, Pair
+from tracecompile.program import Settings, StepProgram, example_value
+from tracecompile.rules.rule import Rule, Signals
+
+if TYPE_CHECKING:
+    from tracecompile.rules.measured.responses import Responses
 
 SHARPNESS = 10.0
 """How sharply the softened curves bend at rheobase and saturation, per unit of rate."""
@@ -26,33 +30,85 @@ REPLAY_STEPS = 64
 Curve = Literal["subtract", "zero", "integrator", "replay"]
 
 
+class Analytic(Rule):
+    """Computes the slopes of every neuron from its rate curve, at its mean current over the whole sequence."""
+
+    name: ClassVar[str] = "analytic"
+    records: ClassVar[bool] = True
+
+    def core(self, program: StepProgram, layer: Layer, trainable: frozenset[str]) -> RateCurve:
+        """See Rule."""
+        return rate_curve(program, layer)
+
+    def has_flat_parts(self) -> bool:
+        """See Rule: so have rate curves."""
+        return True
+
+    def is_exact(self, bins: int, steps: int) -> bool:
+        """See Rule."""
+        return False
+
+    def status(self, settings: Settings) -> tuple[Literal["exact", "trace"], str]:
+        """See Rule."""
+        return "trace", "rate curve at the mean input"
+
+    def notes(self, program: StepProgram) -> list[str]:
+        """See Rule."""
+        curves = ((layer.name, layer.response) for layer in program.layers)
+        replayed = [name for name, curve in curves if isinstance(curve, RateCurve) and curve.curve == "replay"]
+        notes = []
+        if replayed:
+            notes.append(f"No rate curve is known for {', '.join(replayed)}: replayed under their mean current.")
+        if any(layer.spikes for layer in program.layers):
+            notes.append("The analytic rule does not look at detach: its slopes are those of the rate curves.")
+        return notes
+
+
 @dataclass(frozen=True)
 class RateCurve:
-    """The local graph of one core under the analytic rule.
+    """The local graph of one core under the analytic rule; see CoreRule.
 
     Attributes:
         layer: The layer.
-        kind: Leaky neuron with subtractive reset or reset to zero, leaky integrator, or anything else.
+        curve: Leaky neuron with subtractive reset or reset to zero, leaky integrator, or anything else.
         drive: (currents, states, statics) -> (spike argument, next state); None for "replay" and "integrator".
     """
 
     layer: Layer
-    kind: Curve
+    curve: Curve
     drive: fx.GraphModule | None
+    graph: None = None
+    accruals: tuple[Accrual, ...] = ()
+    rows: dict[Pair, int | float] = field(default_factory=dict)
+    invariant: bool = False
+
+    @property
+    def kind(self) -> str:
+        """For the report."""
+        return f"{self.curve} curve"
+
+    def record(self, layer: Layer, trained: Sequence[str], learned: Sequence[str], bins: int) -> None:
+        """See CoreRule: the traces are all that a rate curve needs."""
+
+    def local(
+        self, layer: Layer, recorded: Responses | None, currents: Mapping[str, Tensor], statics: Mapping[str, Tensor]
+    ) -> AnalyticResponse:
+        """See CoreRule."""
+        return AnalyticResponse(self, currents, statics)
 
     def mean_outputs(self, currents: Mapping[str, Tensor], statics: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns the mean of every output under constant currents, with a graph to the currents and statics."""
         values = [statics[name] for name in self.layer.core_statics]
         given = [currents[name] for name in self.layer.currents]
-        if self.kind == "replay":
+        if self.curve == "replay":
             return self._replay(given, values)
         (current,) = given
         leak, gain, offset = _linear_core(self._next_state, torch.zeros_like(current), values)
         drive = gain * current + offset
-        if self.kind == "integrator":
+        if self.curve == "integrator":
             return {self.layer.outputs[0]: drive / (1 - leak).clamp_min(1e-6)}
         threshold = self._threshold(torch.zeros_like(current), gain, values)
-        curve = subtractive_rate if self.kind == "subtract" else zero_reset_rate
+        curve = subtractive_rate if self.curve == "subtract" else zero_reset_rate
         return {self.layer.outputs[0]: curve(drive, leak, threshold)}
 
     def _next_state(self, current: Tensor, state: Tensor, statics: list[Tensor]) -> Tensor:
@@ -83,6 +139,42 @@ class RateCurve:
             )
         assert totals is not None
         return {name: total / REPLAY_STEPS for name, total in zip(layer.outputs, totals, strict=True)}
+
+
+class AnalyticResponse:
+    """Slopes of the rate curve at the mean currents."""
+
+    def __init__(self, curve: RateCurve, currents: Mapping[str, Tensor], statics: Mapping[str, Tensor]) -> None:
+        """Evaluates the curve, with a graph."""
+        self.responses: Responses | None = None
+        self.factors: dict[Pair, float] = {}
+        with torch.enable_grad():
+            self.currents = {name: value.detach().requires_grad_() for name, value in currents.items()}
+            names = curve.layer.core_statics
+            self.statics = {name: statics[name] for name in names if statics[name].requires_grad}
+            self.outputs = curve.mean_outputs(self.currents, statics)
+
+    def on_currents(self, layer: Layer, signals: Signals, index: int) -> dict[str, Tensor]:
+        """See Response."""
+        found = self._pull(list(self.currents.values()), signals)
+        return {name: signal for name, signal in zip(self.currents, found, strict=True) if signal is not None}
+
+    def parameter_signals(self, layer: Layer, signals: Signals) -> dict[str, Tensor]:
+        """See Response."""
+        found = self._pull(list(self.statics.values()), signals)
+        return {name: signal for name, signal in zip(self.statics, found, strict=True) if signal is not None}
+
+    def _pull(self, inputs: list[Tensor], signals: Signals) -> Sequence[Tensor | None]:
+        given = {
+            name: rows[0] for name, rows in signals.items() if rows[0] is not None and self.outputs[name].requires_grad
+        }
+        if not given or not inputs:
+            return [None] * len(inputs)
+        outputs = [self.outputs[name] for name in given]
+        pulls = [
+            signal.to(out.dtype) for signal, out in zip(given.values(), outputs, strict=True) if signal is not None
+        ]
+        return torch.autograd.grad(outputs, inputs, pulls, retain_graph=True, allow_unused=True)
 
 
 def subtractive_rate(drive: Tensor, leak: Tensor, threshold: Tensor) -> Tensor:

@@ -57,6 +57,8 @@ class _Builder:
         self.tangent: dict[fx.Node, Tangent] = {}
         self.owned: dict[str, nn.Module] = {}
         self.steps: dict[Any, fx.Node] = {}
+        self.written: dict[Any, fx.Node] = {}
+        """Products and sums that are there already: currents that act alike have the same derivatives."""
 
     def build(self) -> Jacobian:
         for node in self.core.graph.nodes:
@@ -177,8 +179,8 @@ class _Builder:
                 if one in (0, 1):
                     return other if one == 1 else 0
                 if one == -1:
-                    return self.graph.call_function(operator.neg, (other,))
-        return self.graph.call_function(operator.mul, (left, right))
+                    return self._once(operator.neg, other)
+        return self._once(operator.mul, left, right)
 
     def plus(self, left: Derivative, right: Derivative) -> Derivative:
         """Returns a sum."""
@@ -186,7 +188,13 @@ class _Builder:
             return left + right
         if left == 0 or right == 0:
             return right if left == 0 else left
-        return self.graph.call_function(operator.add, (left, right))
+        return self._once(operator.add, left, right)
+
+    def _once(self, function: Callable[..., Any], *args: Derivative) -> fx.Node:
+        key = (function, *args)
+        if key not in self.written:
+            self.written[key] = self.graph.call_function(function, args)
+        return self.written[key]
 
     def of(self, argument: Any) -> Tangent:
         """Returns the tangent of an argument."""

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from tracecompile.analysis.differentiable import Flags
 from tracecompile.errors import InvalidInput
 from tracecompile.program import Carry
-from tracecompile.runtime.differentiable import Flags
-from tracecompile.runtime.stored import record_tensors
 from tracecompile.runtime.window import Window
 
 
@@ -87,13 +86,13 @@ class LiveState:
         """Returns copies of the live tensors by name."""
         found = {f"state|{index}": state for index, state in enumerate(self.states or ())}
         if self.window is not None and not self.window.closed:
-            found |= {f"window|{name}": tensor for name, tensor in record_tensors(self.window.record).items()}
+            found |= {f"window|{name}": tensor for name, tensor in self.window.tensors().items()}
         else:
             found |= {f"window|{name}": tensor for name, tensor in self.pending.items()}
         sequence = self.sequence() if self.sequence is not None else None
         if sequence is not None and not sequence.closed:
             # Not to be restored, since a sequence ends with its call; but it is held for backward.
-            found |= {f"sequence|{name}": tensor for name, tensor in record_tensors(sequence.record).items()}
+            found |= {f"sequence|{name}": tensor for name, tensor in sequence.tensors().items()}
         return {name: tensor.detach().clone() for name, tensor in found.items()}
 
     def restore(self, snapshot: dict[str, Tensor]) -> None:

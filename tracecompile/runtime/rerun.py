@@ -10,6 +10,7 @@ meet the signals as they go by; the bins are placed anew where the signals are. 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,13 +19,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from tracecompile.layers import Jacobian, Layer
+from tracecompile.layers import Layer
 from tracecompile.program import StepProgram
+from tracecompile.rules.measured.adjoint import Derivatives
 from tracecompile.runtime.anew import read_by_steps
 from tracecompile.runtime.collector import Collector
-from tracecompile.runtime.record import Moment, Record, rows_of
+from tracecompile.runtime.loop import Loop
+from tracecompile.runtime.record import Moment, Record
 from tracecompile.runtime.replay import drawn_again
-from tracecompile.runtime.tangents import Derivatives
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,11 @@ class Prepared:
     device: torch.device | None
 
 
-Steps = Iterator[tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Any]]]
-"""Per step (outputs, next states, what is recorded)."""
+class Prepares(Protocol):
+    """What runs a prologue."""
+
+    def prepare(self, leaves: Sequence[Any]) -> Prepared:
+        """Runs it on the leaves of a call."""
 
 
 class Runs(Protocol):
@@ -46,11 +51,15 @@ class Runs(Protocol):
 
     program: StepProgram
 
-    def prepare(self, leaves: Sequence[Any]) -> Prepared:
-        """Runs the prologue."""
+    @property
+    def ends(self) -> Prepares:
+        """Its prologue."""
 
-    def steps(self, prepared: Prepared, initial: Sequence[Tensor], statics: Mapping[str, Any]) -> Steps:
-        """Runs the traced steps of a sequence."""
+    def loop(self, prepared: Prepared, statics: Mapping[str, Any], record: Record | None) -> Loop:
+        """Returns a loop that stands before the first step."""
+
+    def steps(self, loop: Loop, sequences: Sequence[Tensor]) -> Iterator[Sequence[Tensor]]:
+        """Takes a loop over the steps of sequences; yields their outputs."""
 
 
 class Rerun:
@@ -93,25 +102,26 @@ class Rerun:
 
     def moments(self, record: Record) -> Iterator[Moment]:
         """Yields every step of the sequence, after it was added to ``record``; for errors see ``_steps``."""
-        for _, states, recorded in self._steps():
-            record.add(states, *recorded)
-            assert record.moment is not None
-            yield record.moment
+        for loop, _ in self._steps(record):
+            moment = loop.moment()
+            assert moment is not None
+            yield moment
 
     def jacobians(self, layers: Sequence[Layer]) -> dict[str, list[Derivatives]]:
         """Returns the Jacobians of the cores of some layers at every step; for errors see ``_steps``."""
-        position = {layer.name: index for index, layer in enumerate(self.executor.program.layers)}
-        found: dict[str, list[Derivatives]] = {layer.name: [] for layer in layers}
-        for _, _, (_, of_layers, _) in self._steps():
-            for layer in layers:
-                assert isinstance(layer.response, Jacobian)
-                found[layer.name].append(rows_of(layer.response, of_layers[position[layer.name]][1]))
+        names = {layer.name for layer in layers}
+        found: dict[str, list[Derivatives]] = {name: [] for name in names}
+        for loop, _ in self._steps():
+            assert loop.last is not None
+            for core in loop.form.cores:
+                if core.layer in names:
+                    found[core.layer].append(core.derivatives(loop.last.of_layers[core.index]))
         return found
 
     def collected(self, steps: int) -> list[Tensor]:
         """Returns what the epilogue reads of the steps; for errors see ``_steps``."""
         collector = Collector(self.executor.program, steps)
-        for outputs, _, _ in self._steps():
+        for _, outputs in self._steps():
             collector.add(outputs)
         return collector.results()
 
@@ -129,19 +139,23 @@ class Rerun:
                 stack.enter_context(torch.autocast(device, dtype=dtype, enabled=enabled))
             yield
 
-    def _steps(self) -> Steps:
-        """Runs the sequence.
+    def _steps(self, record: Record | None = None) -> Iterator[tuple[Loop, Sequence[Tensor]]]:
+        """Runs the sequence, and fills the record; yields the loop and the outputs after each step.
 
         Raises:
             RuntimeError: An input was modified in place, or the model's mode changed, since the sequence was run.
         """
         self._check()
-        states: Sequence[Tensor] = ()
+        executor = self.executor
         with self.circumstances():
             prepared = self._prepared_again() if self.computed else self.prepared
-            for outputs, states, recorded in self.executor.steps(prepared, self.prepared.initial, self.statics):
-                yield outputs, states, recorded
-        if self.final is not None and not _same(states, self.final):
+            prepared = dataclasses.replace(prepared, initial=self.prepared.initial)
+            loop = executor.loop(prepared, self.statics, record)
+            inputs = [value.detach() for value in prepared.inputs]
+            for outputs in executor.steps(loop, inputs):
+                yield loop, outputs
+            loop.settle()
+        if self.final is not None and not _same(loop.states, self.final):
             warnings.warn(
                 "The second pass over the sequence did not come to the same states as the first: an operation of the "
                 "model is not deterministic, and the gradient is that of the second pass.",
@@ -151,7 +165,7 @@ class Rerun:
 
     def _prepared_again(self) -> Prepared:
         with drawn_again(self.drawn):
-            return self.executor.prepare(self.leaves)
+            return self.executor.ends.prepare(self.leaves)
 
     def _check(self) -> None:
         if any(value._version != version for value, version in self.versions):
@@ -189,6 +203,6 @@ def _restored(root: nn.Module) -> Iterator[None]:
         yield
     finally:
         for buffer, value in kept:
-            # Batch normalisation moves its statistics without counting a version.
+            # Batch normalisation moves its statistics without counting a version, and its derivative would miss one.
             if not torch.equal(buffer, value):
-                buffer.copy_(value)
+                buffer.data.copy_(value)

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from tracecompile.rules.measured.profiles import Profile
+from tracecompile.rules.measured.responses import Responses, Row
 from tracecompile.runtime.bins import StreamClock
 from tracecompile.runtime.record import Record
-from tracecompile.runtime.responses import Responses, Row
 
 
 def record_tensors(record: Record) -> dict[str, Tensor]:
@@ -19,10 +20,10 @@ def record_tensors(record: Record) -> dict[str, Tensor]:
         "generation": torch.tensor(getattr(record.clock, "generation", 0)),
         "cell_generation": torch.tensor(getattr(record.cells, "generation", 0)),
     }
-    for (value, decay), trace in record.traces.items():
-        found[f"trace|{value}|{decay}|weights"] = torch.tensor(trace.weights, dtype=torch.float64)
-        if trace.sums is not None:
-            found[f"trace|{value}|{decay}|sums"] = trace.sums
+    for key, trace in record.traces.items():
+        name = "trace|" + "|".join(map(str, key))
+        found[f"{name}|weights"] = torch.tensor(trace.weights, dtype=torch.float64)
+        found |= {f"{name}|{index}": row for index, row in enumerate(trace.rows) if row is not None}
     for layer, responses in record.responses.items():
         tangents = responses.tangents
         found[f"response|{layer}|weights"] = torch.tensor(responses.weights, dtype=torch.float64)
@@ -45,10 +46,11 @@ def load_record(record: Record, tensors: Mapping[str, Tensor]) -> None:
     if isinstance(record.cells, StreamClock):
         record.cells.steps = record.clock.steps
         record.cells.generation = int(tensors["cell_generation"])
-    for (value, decay), trace in record.traces.items():
-        trace.weights = tensors[f"trace|{value}|{decay}|weights"].tolist()
-        sums = tensors.get(f"trace|{value}|{decay}|sums")
-        trace.sums = None if sums is None else sums.clone()
+    for key, trace in record.traces.items():
+        name = "trace|" + "|".join(map(str, key))
+        trace.weights = tensors[f"{name}|weights"].tolist()
+        rows = (tensors.get(f"{name}|{index}") for index in range(len(trace.rows)))
+        trace.rows = [None if row is None else row.clone() for row in rows]
     for layer, responses in record.responses.items():
         _load_responses(responses, layer, tensors)
 
@@ -68,4 +70,5 @@ def _load_responses(responses: Responses, layer: str, tensors: Mapping[str, Tens
         elif kind == "row":
             responses.rows.setdefault(pair, {})[int(parts[3])] = Row(int(parts[4]), tensor.clone())
         elif kind == "profile":
-            responses.load_profile(pair, tensor)
+            profile = responses.profiles[pair] = Profile(tensor.shape[1])
+            profile.sums, profile.weights = tensor[0].clone(), tensor[1].tolist()

@@ -10,16 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tracecompile.analysis.ports import Port
 from tracecompile.errors import UnsupportedState
 from tracecompile.program import StepProgram
-from tracecompile.runtime.anchors import AnchorFunction, LatestFunction
-from tracecompile.runtime.backward import StandIns
+from tracecompile.runtime.backward.anchors import AnchorFunction, LatestFunction
+from tracecompile.runtime.backward.gradients import StandIns
+from tracecompile.runtime.backward.learning import Learning, Received, takes_moments
 from tracecompile.runtime.bins import Bins, Clock, StreamClock
-from tracecompile.runtime.learning import Learning, Received, takes_moments
-from tracecompile.runtime.ports import Port
+from tracecompile.runtime.loop import Loop
 from tracecompile.runtime.record import Record
 from tracecompile.runtime.rerun import Rerun
-from tracecompile.runtime.stored import load_record
+from tracecompile.runtime.stored import load_record, record_tensors
 
 Inputs = Mapping[str, tuple[Tensor, int]]
 """Sequence inputs by placeholder, each with its time axis."""
@@ -64,6 +65,8 @@ class Window:
         self.stand_ins = stand_ins
         self.initial = tuple(initial)
         self.record = Record(program, clock, statics, initial)
+        self.loop: Loop | None = None
+        """What fills the record, until all is in it."""
         self.closed = False
         self.rerun: Rerun | None = None
         self.reran = False
@@ -76,9 +79,21 @@ class Window:
         """Learning signals on the latest step of a stream, by port."""
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Goes on from what an interrupted window had recorded; nothing where that is empty."""
+        """Goes on from what ``tensors`` of an interrupted window returned; nothing where that is empty."""
         if tensors:
             load_record(self.record, tensors)
+            assert self.loop is not None
+            self.loop.load(tensors)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Returns everything that was recorded and has accrued, by a name."""
+        return record_tensors(self.record) | (self.loop.tensors() if self.loop is not None else {})
+
+    def settle(self) -> None:
+        """Leaves all that has accrued in the record."""
+        if self.loop is not None:
+            self.loop.settle()
+            self.loop = None
 
     def sequence_anchors(
         self, ports: Sequence[Port | None], values: Sequence[Tensor], inputs: Inputs
@@ -86,7 +101,7 @@ class Window:
         """Makes the anchors of a sequence.
 
         Args:
-            ports: As ``find_ports`` returns them.
+            ports: Of the program.
             values: One step's value of each.
             inputs: Sequence inputs by placeholder, with their time axis, whose gradient is wanted if they require grad.
 
@@ -131,7 +146,7 @@ class Window:
 
     def take_latest(self, port: int, step: int, signal: Tensor) -> bool:
         """Takes the learning signal on a port in a step of a stream, if this is the latest step."""
-        if step != self.record.clock.steps or self.record.moment is None:
+        if step != self.record.clock.steps or self.loop is None or self.loop.last is None:
             return False
         self._latest[port] = self._latest[port] + signal if port in self._latest else signal
         return True
@@ -192,6 +207,8 @@ class Window:
             for (index, slot), signal in zip(keys, signals, strict=True)
             if signal is not None and (port := ports[index]) is not None
         ]
+        with torch.no_grad():
+            self.settle()
         latest = [(port, signal) for index, signal in self._latest.items() if (port := ports[index]) is not None]
         self._latest = {}
         learning = Learning(self.program, self.record, self.statics, self.stand_ins, self.initial, self.rerun)

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import nn
 
 from tracecompile.capture.loops.lengths import TimeSource
+from tracecompile.rules import rule_of
+from tracecompile.runtime.session import Session
 from tracecompile.self_check.generators import generators_kept
 from tracecompile.self_check.gradients import require_same_gradients
 from tracecompile.self_check.inputs import Arguments
-from tracecompile.self_check.pair import ModelRefuses, Pair, detached
+from tracecompile.self_check.pair import BuildAgain, ModelRefuses, Pair, detached
 from tracecompile.self_check.sizes import MOST_STEPS, Sizes, example_steps, shortened
 from tracecompile.self_check.verdict import require_same
-
-if TYPE_CHECKING:
-    from tracecompile.runtime.module import TracedModule
 
 STEPS = 5
 """Steps of the example over which gradients are compared; values are over ``MOST_STEPS``."""
@@ -39,15 +37,18 @@ class Checked:
     batch_axes: frozenset[int]
 
 
-def check_against_model(net: TracedModule, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Checked:
-    """Compares a module that has just been converted with the model, on the example and at other sizes.
+def check_against_model(
+    session: Session, build_again: BuildAgain, args: tuple[Any, ...], kwargs: dict[str, Any], memory: bool = True
+) -> Checked:
+    """Compares what has just been compiled with the model, on the example and at other sizes.
 
     Both run as copies, so that parameters, their hooks, buffers and random numbers stay as they are.
 
     Args:
-        net: The module.
-        model: What it was captured from.
+        session: What runs the program, on the copy of the model that it was captured from.
+        build_again: Builds it for another length.
         args, kwargs: The example.
+        memory: Whether the memory at two lengths is compared as well.
 
     Returns:
         What was found out about the model.
@@ -57,20 +58,19 @@ def check_against_model(net: TracedModule, model: nn.Module, args: tuple[Any, ..
             with the number of steps; names the line.
     """
     with torch.inference_mode(False), generators_kept():
-        pair = Pair(net, model)
+        pair = Pair(session, build_again)
         example = detached(args, kwargs)
-        on_the_example(net, pair, example)
+        on_the_example(pair, example)
         sizes = Sizes(pair, example)
-        # What grows with the number of steps does so in the program of any, and each costs two more to compare.
-        known = any(one.program.length_bound and one.modes == net._ready.modes for one, _ in net._programs)
-        sizes.compare(memory=not known)
+        sizes.compare(memory)
     return Checked(sizes.notes(), frozenset(sizes.batch_axes))
 
 
-def on_the_example(net: TracedModule, pair: Pair, example: Arguments) -> None:
+def on_the_example(pair: Pair, example: Arguments) -> None:
     """Compares values and gradients on the first steps of the example, and values over more of it."""
-    program, settings = pair.program, net._settings
-    measured = settings.rule == "measured" and settings.decay is None
+    program, settings = pair.program, pair.settings
+    rule = rule_of(settings)
+    measured = rule.resolves_steps(settings)
     if (
         program.kind == "sequence"
         and program.length is None
@@ -88,4 +88,4 @@ def on_the_example(net: TracedModule, pair: Pair, example: Arguments) -> None:
     run = pair.run(calls, settings=replace(settings, bins=steps) if exact else None)
     require_same(pair, run)
     bins = settings.bins if measured else 0
-    require_same_gradients(net, run, exact or bins >= steps or settings.rule == "bptt")
+    require_same_gradients(pair, run, exact or rule.is_exact(bins, steps))

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from tracecompile.capture.loops.lengths import TimeSource
 from tracecompile.capture.loops.resizing import first_tensor, resized
-from tracecompile.compile import Compiled, compile_model, going_again
+from tracecompile.compiled import Compiled
 from tracecompile.errors import ConversionError, UnsupportedOperation
+from tracecompile.rules import rule_of
 from tracecompile.runtime.anew import read_by_steps
 from tracecompile.self_check.generators import generators_kept
 from tracecompile.self_check.inputs import Arguments, Size, Varied
@@ -54,7 +55,7 @@ def require_flat_memory(pair: Pair, example: Arguments, varied: Varied, lengths:
         UnsupportedOperation: Memory grows; names the line.
     """
     program = pair.program
-    if program.kind == "step" or program.settings.rule == "bptt":
+    if program.kind == "step" or not rule_of(program.settings).records:
         return ()
     if program.length is None and not program.length_bound:
         spans = sorted(steps for steps in lengths if steps >= FEWEST)
@@ -90,10 +91,9 @@ def _at_two_lengths(pair: Pair, example: Arguments) -> Iterator[list[Sequence]]:
     for steps in LENGTHS:
         call = resized(*example, source, steps)
         try:
-            compiled = compile_model(pair.converted.source, *call, pair.program.settings, source)
+            made.append(Sequence(steps, call, pair.build_again(pair.converted, *call, source)))
         except ConversionError:
             return
-        made.append(Sequence(steps, call, going_again(compiled, pair.program.epilogue_again)))
     yield made
 
 
@@ -128,10 +128,10 @@ def _of_two_inputs(pair: Pair, example: Arguments) -> Iterator[list[Sequence]]:
 
 def _read_by_steps(pair: Pair, call: Arguments) -> list[tuple[int, ...] | None]:
     """Returns the sizes of all that the steps of a call start from and read."""
-    executor, bound = pair.rewound()._executor, pair.compiled.arguments.bind(*call)
+    executor, bound = pair.rewound().executor, pair.compiled.arguments.bind(*call)
     assert executor is not None
     with generators_kept(), undisturbed(learning=False):
-        prepared = executor.prepare(bound.leaves)
+        prepared = executor.ends.prepare(bound.leaves)
     read = read_by_steps(pair.program)
     named = zip(pair.program.invariants, prepared.invariants, strict=True)
     values = [*prepared.inputs, *prepared.initial, *(value for name, value in named if name in read)]
@@ -153,6 +153,6 @@ def _require_flat(pair: Pair, sequences: list[Sequence], collecting: bool) -> No
 
 def _held(pair: Pair, sequence: Sequence, collecting: bool) -> Held:
     settings = pair.settings
-    bins = FEW_BINS if settings.rule == "measured" and settings.decay is None else 1
+    bins = FEW_BINS if rule_of(settings).resolves_steps(settings) else 1
     with undisturbed(learning=True), pair.running(sequence.compiled):
         return held_by_line(pair, [sequence.call], bins, collecting)

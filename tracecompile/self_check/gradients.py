@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from tracecompile.errors import SelfCheckFailed
 from tracecompile.program import StepProgram
-from tracecompile.self_check.pair import Run
+from tracecompile.rules import rule_of
+from tracecompile.self_check.pair import Pair, Run
 from tracecompile.self_check.results import layer_of, line_of
-
-if TYPE_CHECKING:
-    from tracecompile.runtime.module import TracedModule
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3, torch.float16: 0.05, torch.bfloat16: 0.2}
 """How far a gradient with a bin per step may be from backpropagation through time, relative to its norm, by type."""
@@ -23,7 +21,7 @@ ROUNDING = 16
 """Gradients of less than so many units in the last place of the largest one are rounding errors."""
 
 
-def require_same_gradients(net: TracedModule, run: Run, exact: bool) -> None:
+def require_same_gradients(pair: Pair, run: Run, exact: bool) -> None:
     """Refuses a module that does not train a parameter that the model trains, or (exact) trains it otherwise.
 
     Raises:
@@ -34,9 +32,9 @@ def require_same_gradients(net: TracedModule, run: Run, exact: bool) -> None:
     except RuntimeError:
         return  # the model overwrites in place what autograd needs: it cannot be trained as it is, and so not compared
     found = gradients(run.converted, run.found)
-    report, rule = net.report, net._settings.rule
+    report, rule = pair.report, rule_of(pair.settings)
     largest = max((float(gradient.norm()) for gradient in expected.values() if gradient is not None), default=0.0)
-    dtypes = dtypes_of(net._ready.program)
+    dtypes = dtypes_of(pair.program)
     for name, gradient in expected.items():
         other = found.get(name)
         if gradient is None or not bool(gradient.any()) or not bool(gradient.isfinite().all()):
@@ -45,11 +43,11 @@ def require_same_gradients(net: TracedModule, run: Run, exact: bool) -> None:
             continue  # nothing but rounding: a bias before a normalisation that subtracts it again
         explained = report.parameters[name].status == "frozen" and bool(report.parameters[name].reason)
         if other is None or not bool(other.any()):
-            if rule == "analytic" and (other is not None or explained):
+            if rule.has_flat_parts() and (other is not None or explained):
                 continue  # a rate curve has flat parts
-            raise failed_parameter(net._ready.program, name, "gets no gradient, though the model trains it")
+            raise failed_parameter(pair.program, name, "gets no gradient, though the model trains it")
         if exact and float((other - gradient).norm()) > tolerated(gradient, dtypes, largest):
-            raise failed_parameter(net._ready.program, name, "gets another gradient than the model gives it")
+            raise failed_parameter(pair.program, name, "gets another gradient than the model gives it")
 
 
 def dtypes_of(program: StepProgram) -> set[torch.dtype]:

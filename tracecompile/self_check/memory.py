@@ -111,13 +111,13 @@ class Labelled:
 @contextmanager
 def labelled(executor: Executor, watch: Watch) -> Iterator[None]:
     """Lets the watch know what runs before and after the steps."""
-    emitted = executor.emitted
+    emitted = executor.ends.emitted
     parts = {name: Labelled(getattr(emitted, name), watch) for name in ("prologue", "arguments", "epilogue")}
-    executor.emitted = replace(emitted, **cast(Any, parts))
+    executor.ends.emitted = replace(emitted, **cast(Any, parts))
     try:
         yield
     finally:
-        executor.emitted = emitted
+        executor.ends.emitted = emitted
 
 
 def held_by_line(pair: Pair, calls: Sequence[Arguments], bins: int, collecting: bool) -> Held:
@@ -131,10 +131,10 @@ def held_by_line(pair: Pair, calls: Sequence[Arguments], bins: int, collecting: 
     """
     watch = Watch()
     converted = pair.rewound(settings=replace(pair.settings, bins=bins))
-    assert converted._executor is not None
+    assert converted.executor is not None
     with (
         generators_kept(),
-        labelled(converted._executor, watch),
+        labelled(converted.executor, watch),
         torch.autograd.graph.saved_tensors_hooks(watch.save, lambda tensor: tensor),
         watch,
     ):

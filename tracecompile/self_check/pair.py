@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,17 +17,16 @@ from torch.utils import _pytree as pytree
 from tracecompile.capture.copying.copies import independent_copy, share_parameters, tensor_attributes
 from tracecompile.capture.copying.fresh_start import start_afresh
 from tracecompile.capture.copying.registries import registries_redirected
+from tracecompile.capture.loops.lengths import TimeSource
+from tracecompile.compiled import Compiled
 from tracecompile.program import Settings, StepProgram
 from tracecompile.runtime.executor import Executor
-from tracecompile.runtime.record import Record
+from tracecompile.runtime.session import Session
 from tracecompile.self_check.generators import Generators, generators_kept
 from tracecompile.self_check.inputs import Arguments
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from tracecompile.compile import Compiled
-    from tracecompile.runtime.module import TracedModule
+BuildAgain = Callable[[Session, tuple[Any, ...], dict[str, Any], TimeSource], Compiled]
+"""Builds the program that a session has for another length: (session, args, kwargs, what says how long they are)."""
 
 
 class ModelRefuses(Exception):
@@ -47,7 +46,7 @@ class Run:
     """
 
     reference: nn.Module
-    converted: TracedModule
+    converted: nn.Module
     expected: list[Any]
     found: list[Any]
     fault: Exception | None = None
@@ -58,16 +57,17 @@ class Run:
 class Pair:
     """A model and its converted form, copied once for all runs of a check."""
 
-    def __init__(self, net: TracedModule, model: nn.Module) -> None:
-        self.program: StepProgram = net._ready.program
-        self.settings: Settings = net._settings
-        self.model = independent_copy(model)
-        self.model.training = net.training
+    def __init__(self, session: Session, build_again: BuildAgain) -> None:
+        self.program: StepProgram = session.program
+        self.settings: Settings = session.settings
+        self.report = session.ready.report
+        self.build_again = build_again
+        self.model = independent_copy(session.model)
         start_afresh(self.model)
-        self.converted = copy.deepcopy(net)
+        self.converted = copy.deepcopy(session)
         moved = {*self.program.statistics, *(carry.statistic for carry in self.program.carries)}
-        moved |= {name for name, _ in net.named_buffers()}
-        kept = [value for name, value in tensor_attributes(self.converted.source) if name in moved]
+        moved |= {name for name, _ in session.model.named_buffers()}
+        kept = [value for name, value in tensor_attributes(self.converted.model) if name in moved]
         self._held = [(value, value.detach().clone()) for value in kept]
 
     def run(
@@ -101,40 +101,42 @@ class Pair:
                     found = self.call(converted, calls)
             except Exception as error:
                 fault = error
-            return Run(reference, converted, expected, found, fault, after.drawn_alike(Generators.now()), learning)
+            return Run(
+                reference, converted.model, expected, found, fault, after.drawn_alike(Generators.now()), learning
+            )
 
-    def rewound(self, chunk: int | None = None, settings: Settings | None = None) -> TracedModule:
+    def rewound(self, chunk: int | None = None, settings: Settings | None = None) -> Session:
         """Returns the copy as it was before any run: running statistics, states, and what runs it."""
         converted = self.converted
-        converted.reset()
+        converted.live.clear()
         with torch.no_grad():
             for value, held in self._held:
                 value.copy_(held)
-        converted._settings = settings or self.settings
-        executor = converted._executor
+        converted.settings = settings or self.settings
+        executor = converted.executor
         assert executor is not None
         together = replace(self.program.settings, backend="eager", chunk=chunk)
-        executor.observer = Record.add
-        executor.stepped, executor.program = chunk is None, converted._ready.program.evolve(settings=together)
+        executor.observer = None
+        executor.stepped, executor.program = chunk is None, converted.program.evolve(settings=together)
         return converted
 
     @property
     def compiled(self) -> Compiled:
         """What the copy of the converted module runs."""
-        return self.converted._ready
+        return self.converted.ready
 
     @contextmanager
     def running(self, compiled: Compiled) -> Iterator[None]:
         """Lets the copy run something else."""
         converted = self.converted
-        before = converted._compiled, converted._executor
-        converted._compiled, converted._executor = compiled, Executor(compiled.program, converted._kernels)
+        before = converted.compiled, converted.executor
+        converted.compiled, converted.executor = compiled, Executor(compiled.program, converted.kernels)
         try:
             yield
         finally:
-            converted._compiled, converted._executor = before
+            converted.compiled, converted.executor = before
 
-    def call(self, module: nn.Module, calls: Sequence[Arguments], of_model: bool = False) -> list[Any]:
+    def call(self, module: Callable[..., Any], calls: Sequence[Arguments], of_model: bool = False) -> list[Any]:
         """Calls a copy; returns the leaves of all results.
 
         Raises:

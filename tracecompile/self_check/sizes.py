@@ -14,6 +14,7 @@ from tracecompile.capture.loops.lengths import TimeSource
 from tracecompile.capture.loops.resizing import first_tensor, resized
 from tracecompile.diagnostics.activity import Spikes
 from tracecompile.program import StepProgram
+from tracecompile.rules import rule_of
 from tracecompile.self_check.flat import require_flat_memory
 from tracecompile.self_check.generators import generators_kept
 from tracecompile.self_check.inputs import Arguments, Size, Varied, batch_axes
@@ -102,7 +103,7 @@ class Sizes:
         """
         settings = self.program.settings
         together = settings.backend != "eager" or (settings.chunk or 1) > 1
-        if not (together and self.program.units and self.program.kind == "sequence" and settings.rule != "bptt"):
+        if not (together and self.program.units and self.program.kind == "sequence" and rule_of(settings).records):
             return
         errors = []
         for seed in range(ATTEMPTS):
@@ -117,12 +118,12 @@ class Sizes:
 
     def watch_spikes(self) -> None:
         """Counts the spikes over the example, as it is."""
-        if self.program.settings.rule == "bptt" or self.program.explicit_states:
+        if not rule_of(self.program.settings).records or self.program.explicit_states:
             return
         converted = self.pair.rewound()
-        assert converted._executor is not None
+        assert converted.executor is not None
         spikes = Spikes(self.program)
-        converted._executor.observer = spikes.add
+        converted.executor.observer = spikes.add
         calls = [shortened(self.program, *self.example, MOST_STEPS)] * (1 if self.program.kind == "sequence" else CALLS)
         with generators_kept(), undisturbed(learning=True):
             self.pair.call(converted, calls)

@@ -1,0 +1,212 @@
+"""ConversionReport: what the compiler found in a model and what it made of it, as text and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+Status = Literal["trace", "exact", "frozen"]
+"""How a parameter is trained: from traces (approximate), exactly, or not at all."""
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes per sample that are held between two time steps; none of them depends on the number of steps.
+
+    With K bins: a trace has K slots; a state has K tangents per current and one per trained parameter of its core; an
+    output has K (K + 1) / 2 responses per current, fewer where old bins fade, and K per parameter.
+
+    Attributes:
+        states: The network's own states.
+        traces: Sums of what the synapses read.
+        tangents: Derivatives of the states.
+        responses: Derivatives of the mean outputs, with the widest band.
+        profiles: What a single bin keeps of time, for its finite-horizon factors; in all, not per sample.
+    """
+
+    states: int = 0
+    traces: int = 0
+    tangents: int = 0
+    responses: int = 0
+    profiles: int = 0
+
+    @property
+    def total(self) -> int:
+        """All that is held per sample."""
+        return self.states + self.traces + self.tangents + self.responses
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{name} {_size(value)}" for name, value in asdict(self).items() if name != "profiles")
+        return f"at most {_size(self.total)} per sample, whatever the number of steps: {parts}"
+
+
+def _size(count: int) -> str:
+    size = float(count)
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} GB"
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One layer of the converted model.
+
+    Attributes:
+        name: The user's name for it.
+        kind: What it is ("spiking", "leaky integrator", "readout", ...).
+        inputs: Sources that it reads.
+        states: The user's names of its states.
+        outputs: Per-step values that other layers or the user read.
+        trace: The input trace and its decay, in words; "" where it keeps none.
+        recurrence: How its own outputs come back to it, in words; "" where they do not.
+        reset: What a spike does to its membrane, and whether gradients pass through that; "" where nothing.
+    """
+
+    name: str
+    kind: str
+    inputs: tuple[str, ...] = ()
+    states: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    trace: str = ""
+    recurrence: str = ""
+    reset: str = ""
+
+
+@dataclass(frozen=True)
+class ParameterReport:
+    """How one parameter gets its gradient.
+
+    Attributes:
+        status: "trace" (by the chosen rule, approximate), "exact", or "frozen" (it gets none).
+        reason: One sentence that says why.
+    """
+
+    status: Status
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class ExecutionReport:
+    """How the last sequence that was recorded for training was run.
+
+    Attributes:
+        backend: "eager" or "inductor".
+        chunk: Time steps computed together; 1 is the reference.
+        reason: Why.
+        compiled: Scans that were compiled since the conversion.
+        compile_seconds: Time that took.
+        obstacles: What is run without being compiled, and why, one sentence an entry.
+    """
+
+    backend: str
+    chunk: int
+    reason: str
+    compiled: int = 0
+    compile_seconds: float = 0.0
+    obstacles: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        together = f", up to {self.chunk} steps together" if self.chunk > 1 else ""
+        lines = [f"{self.backend}{together}: {self.reason}"]
+        if self.compiled:
+            scans = f"{self.compiled} scan{'s' * (self.compiled > 1)}"
+            lines.append(f"{scans} compiled in {self.compile_seconds:.1f} s")
+        return "\n".join([*lines, *self.obstacles])
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """Everything about a conversion that its user may want to know; printing it gives a table.
+
+    Attributes:
+        layers: The layers, in the order in which a time step computes them.
+        parameters: Every parameter of the model by name.
+        schedule: What is computed together, and in which order, one sentence an entry.
+        notes: Approximations and limits, one sentence an entry.
+        rule: The gradient rule: "measured", "analytic" or "bptt".
+        bins: Number of time bins of the measured rule.
+        backend: What was asked for: "auto", "eager" or "inductor".
+        memory: What training holds per sample.
+        execution: How the last sequence in training was run; None before the first.
+    """
+
+    layers: tuple[LayerReport, ...] = ()
+    parameters: Mapping[str, ParameterReport] = field(default_factory=dict)
+    schedule: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    rule: str = "measured"
+    bins: int = 1
+    backend: str = "eager"
+    memory: Footprint = field(default_factory=Footprint)
+    execution: ExecutionReport | None = None
+
+    def __str__(self) -> str:
+        time_bins = f", {self.bins} time bin{'s' if self.bins != 1 else ''}" if self.rule == "measured" else ""
+        sections = [
+            f"rule: {self.rule}{time_bins}; backend: {self.backend}",
+            _section("layers", _layer_table(self.layers)),
+            _section("parameters", _parameter_table(self.parameters)),
+            _section("schedule", "\n".join(f"{index}. {line}" for index, line in enumerate(self.schedule, 1))),
+            _section("execution of the last sequence", "" if self.execution is None else str(self.execution)),
+            _section("memory", str(self.memory) if self.memory.total else ""),
+            _section("notes", "\n".join(f"- {note}" for note in self.notes)),
+        ]
+        return "\n\n".join(section for section in sections if section)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the report as dictionaries, lists, strings and numbers, ready for ``json.dumps``."""
+        return {
+            "rule": self.rule,
+            "bins": self.bins,
+            "backend": self.backend,
+            "layers": [_lists(asdict(layer)) for layer in self.layers],
+            "parameters": {name: asdict(entry) for name, entry in self.parameters.items()},
+            "schedule": list(self.schedule),
+            "memory": asdict(self.memory) | {"total": self.memory.total},
+            "execution": None if self.execution is None else _lists(asdict(self.execution)),
+            "notes": list(self.notes),
+        }
+
+
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Returns an aligned plain-text table; columns without a single entry are left out.
+
+    Args:
+        header: Names of the columns.
+        rows: The cells, one sequence a row, each as long as ``header``.
+    """
+    used = [column for column in range(len(header)) if any(row[column] for row in rows)]
+    lines = [[header[column] for column in used], *([row[column] for column in used] for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(used))]
+    lines.insert(1, ["-" * width for width in widths])
+    padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
+    return "\n".join("  ".join(cells).rstrip() for cells in padded)
+
+
+def _section(title: str, body: str) -> str:
+    return f"{title}\n{body}" if body else ""
+
+
+def _layer_table(layers: Sequence[LayerReport]) -> str:
+    if not layers:
+        return ""
+    header = ("name", "kind", "inputs", "states", "outputs", "trace", "recurrence", "reset")
+    cells = [[_words(getattr(layer, column)) for column in header] for layer in layers]
+    return text_table(header, cells)
+
+
+def _parameter_table(parameters: Mapping[str, ParameterReport]) -> str:
+    if not parameters:
+        return ""
+    return text_table(("name", "gradient", "reason"), [(name, p.status, p.reason) for name, p in parameters.items()])
+
+
+def _words(value: str | tuple[str, ...]) -> str:
+    return value if isinstance(value, str) else ", ".join(value)
+
+
+def _lists(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}

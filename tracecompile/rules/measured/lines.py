@@ -1,0 +1,217 @@
+"""The measured rule: a core whose step moves on the derivatives of its states, and sums up those of its outputs.
+
+Per step, one line each, with J the Jacobian of the core, I a current and p a parameter of it,
+
+    e^v  <-  J_ss e^v + J_sv         tangent of the states by the variable v = I, p since the last fold, from zero
+    P    <-  J_ss P                  by the states where the last fold left them, from one
+    R^v  <-  R^v + J_ys e^v + J_yv   response: the answer of the step's outputs, summed since the last fold
+    Q    <-  Q + J_ys P
+
+so that what a step costs does not depend on the number of bins: what happened before the last fold acts through P and Q
+alone, and the bins themselves are touched once each, when a bin ends (see ``tracecompile.runtime.fold``).
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from tracecompile.layers import Accrual, Jacobian, Layer, Pair
+from tracecompile.program import StepProgram
+from tracecompile.rules.accumulation import accumulated, decayed, precise, spread
+from tracecompile.rules.jacobian import differentiate, is_differentiable
+
+FROM = "from:"
+"""Prefix of the variables that stand for a state where the last fold left it."""
+
+
+@dataclass(frozen=True)
+class MeasuredLines:
+    """A core with its derivatives, and what they move on: the tangents of its states and the responses of its outputs.
+
+    Attributes:
+        graph: (*currents, *states, *statics, *tangents, *responses) -> ((outputs, next states), (*tangents,
+            *responses), answers of this step as in the responses, derivatives).
+        rows: As in a Jacobian, of the derivatives.
+        tangents, responses: What is carried, in this order.
+        alike: Currents that act as another one does, by which the tangents and responses go, at every step.
+        invariant: Whether the derivatives by currents and states are the same at every step.
+    """
+
+    graph: fx.GraphModule
+    rows: dict[Pair, int | float]
+    tangents: tuple[Accrual, ...]
+    responses: tuple[Accrual, ...]
+    alike: dict[str, str]
+    invariant: bool
+
+
+def measured(program: StepProgram, layer: Layer, trainable: frozenset[str]) -> MeasuredLines:
+    """Returns the core of a layer with what the rule carries.
+
+    Args:
+        program: Owner of the modules that the core calls.
+        layer: A layer with a core.
+        trainable: Static values that depend on a parameter.
+    """
+    assert layer.core is not None
+    parameters = [name for name in layer.core_statics if name in trainable]
+    variables = frozenset([*layer.currents, *layer.states, *parameters])
+    return _Writer(layer, differentiate(program, layer.core, variables), parameters).written()
+
+
+class _Writer:
+    """Writes the lines of one layer behind those of its Jacobian."""
+
+    def __init__(self, layer: Layer, jacobian: Jacobian, parameters: list[str]) -> None:
+        self.layer, self.jacobian, self.decay = layer, jacobian, layer.decay
+        floating = {node.name for node in layer.core.graph.nodes if is_differentiable(node)} if layer.core else set()
+        self.states = [state for state in layer.states if state in floating]
+        self.alike = _alike(layer, jacobian.rows)
+        currents = [current for current in layer.currents if current not in self.alike]
+        self.variables = (*currents, *parameters, *(f"{FROM}{state}" for state in self.states))
+        self.results = {state: f"next:{place}" for place, state in enumerate(layer.states)}
+        self.graph = fx.Graph()
+        self.values: dict[fx.Node, fx.Node] = {}
+        self.slopes: dict[Pair, fx.Node | float] = {}
+        self.carried: dict[Pair, fx.Node] = {}
+
+    def written(self) -> MeasuredLines:
+        """Returns the graph with its lines."""
+        source = self.jacobian.graph.graph
+        output = next(node for node in reversed(source.nodes) if node.op == "output")
+        given = [node for node in source.nodes if node.op == "placeholder"]
+        tangents, responses = self._tangents(), self._responses()
+        self.values.update((node, self.graph.node_copy(node)) for node in given)
+        totals = {}
+        for accrual in (*tangents, *responses):
+            totals[accrual.pair] = self.graph.placeholder(accrual.name)
+        self.carried = {accrual.pair: totals[accrual.pair] for accrual in tangents}
+        for node in source.nodes:
+            if node.op not in ("placeholder", "output"):
+                self.values[node] = self.graph.node_copy(node, self.values.__getitem__)
+        (outputs, states), derivatives = fx.map_arg(output.args[0], self.values.__getitem__)
+        made = dict(zip(self.layer.outputs, outputs, strict=True)) | dict(
+            zip(self.results.values(), states, strict=True)
+        )
+        self._take_slopes(derivatives, made)
+        answers = [self._change(accrual.pair, made[accrual.pair[0]]) for accrual in responses]
+        sums = [self._summed(totals[accrual.pair], answer) for accrual, answer in zip(responses, answers, strict=True)]
+        moved = [
+            self._change((self.results[state], variable), made[self.results[state]])
+            for variable, state in (accrual.pair for accrual in tangents)
+        ]
+        results = ((outputs, states), (*moved, *sums), tuple(answers), derivatives)
+        self.graph.output(results)
+        module = fx.GraphModule(self.jacobian.graph, self.graph, "Measured")
+        invariant = _is_invariant(self.layer, self.jacobian)
+        return MeasuredLines(module, self.jacobian.rows, tangents, responses, self.alike, invariant)
+
+    # What is carried at all: what is zero at every step is left out.
+
+    def _tangents(self) -> tuple[Accrual, ...]:
+        found = {(f"{FROM}{state}", state) for state in self.states}
+        pairs = [(variable, state) for variable in self.variables for state in self.states]
+        while True:
+            more = {pair for pair in pairs if self._answers(self.results[pair[1]], pair[0], found)}
+            if more <= found:
+                break
+            found |= more
+        self.reached = found
+        name = self.layer.name
+        return tuple(
+            Accrual(self._named("tangent", state, variable), "tangent", name, (variable, state), state)
+            for variable, state in pairs
+            if (variable, state) in found
+        )
+
+    def _responses(self) -> tuple[Accrual, ...]:
+        pairs = ((output, variable) for output in self.layer.outputs for variable in self.variables)
+        return tuple(
+            Accrual(
+                self._named("response", output, variable),
+                "response",
+                self.layer.name,
+                (output, variable),
+                output,
+                self.decay,
+            )
+            for output, variable in pairs
+            if self._answers(output, variable, self.reached)
+        )
+
+    def _answers(self, result: str, variable: str, reached: set[Pair]) -> bool:
+        rows = self.jacobian.rows
+        through = any((result, state) in rows and (variable, state) in reached for state in self.states)
+        return (result, variable) in rows or through
+
+    @staticmethod
+    def _named(role: str, result: str, variable: str) -> str:
+        before = variable.startswith(FROM)
+        return f"{role}_{result}_{'from' if before else 'by'}_{variable.removeprefix(FROM)}"
+
+    # The lines.
+
+    def _take_slopes(self, derivatives: Any, made: dict[str, fx.Node]) -> None:
+        seen: dict[tuple[int, str], fx.Node] = {}
+        for pair, row in self.jacobian.rows.items():
+            if not isinstance(row, int):
+                self.slopes[pair] = row
+                continue
+            if (row, pair[0]) not in seen:
+                seen[row, pair[0]] = self.graph.call_function(precise, (derivatives[row], made[pair[0]]))
+            self.slopes[pair] = seen[row, pair[0]]
+
+    def _change(self, pair: Pair, like: fx.Node) -> fx.Node:
+        """Returns the derivative of a result by a variable: at once, and through the states of the step before."""
+        result, variable = pair
+        total: fx.Node | float | None = self.slopes.get(pair)
+        for state in self.states:
+            slope, tangent = self.slopes.get((result, state)), self.carried.get((variable, state))
+            if slope is not None and tangent is not None:
+                total = self._plus_product(total, slope, tangent)
+        # A state that does not go on from its last value forgets at once.
+        return self.graph.call_function(spread, (0.0 if total is None else total, like))
+
+    def _plus_product(self, total: fx.Node | float | None, slope: fx.Node | float, tangent: fx.Node) -> fx.Node:
+        call = self.graph.call_function
+        if isinstance(total, fx.Node) and isinstance(slope, fx.Node):
+            return call(torch.addcmul, (total, slope, tangent))
+        product = tangent if slope == 1.0 else call(operator.mul, (slope, tangent))
+        return product if total is None else call(operator.add, (total, product))
+
+    def _summed(self, total: fx.Node, answer: fx.Node) -> fx.Node:
+        if self.decay is None:
+            return self.graph.call_function(accumulated, (total, answer))
+        return self.graph.call_function(decayed, (total, answer, self.decay))
+
+
+def _alike(layer: Layer, rows: dict[Pair, int | float]) -> dict[str, str]:
+    """Returns the currents that have all their derivatives in common with an earlier one, and that one."""
+    results = dict.fromkeys(result for result, _ in rows)
+    first: dict[Any, str] = {}
+    found = {}
+    for current in layer.currents:
+        key = tuple(rows.get((result, current)) for result in results)
+        if first.setdefault(key, current) != current:
+            found[current] = first[key]
+    return found
+
+
+def _is_invariant(layer: Layer, jacobian: Jacobian) -> bool:
+    """Tells whether a core's derivatives by its currents and states are the same at every step."""
+    graph = jacobian.graph.graph
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    varying: set[fx.Node] = set(placeholders[: len(layer.currents) + len(layer.states)])
+    for node in graph.nodes:
+        if any(source in varying for source in node.all_input_nodes):
+            varying.add(node)
+    output = next(node for node in reversed(graph.nodes) if node.op == "output")
+    entries: Any = output.args[0][1]
+    of_signals = {*layer.currents, *layer.states}
+    rows = [row for (_, variable), row in jacobian.rows.items() if variable in of_signals]
+    return not any(entries[row] in varying for row in rows if isinstance(row, int))

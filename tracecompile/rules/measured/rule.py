@@ -1,0 +1,127 @@
+"""The measured rule as the passes, the runtime and the report see it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from torch import Tensor, fx
+
+from tracecompile.layers import Accrual, Layer, Pair
+from tracecompile.program import Settings, StepProgram
+from tracecompile.rules.measured.lines import MeasuredLines, measured
+from tracecompile.rules.measured.responses import Responses
+from tracecompile.rules.measured.tangents import Tangents
+from tracecompile.rules.rule import Response, Rule, Signals
+
+
+class MeasuredRule(Rule):
+    """Records how the outputs of every core answer, per time bin."""
+
+    name: ClassVar[str] = "measured"
+    records: ClassVar[bool] = True
+    reruns: ClassVar[bool] = True
+
+    def core(self, program: StepProgram, layer: Layer, trainable: frozenset[str]) -> MeasuredCore:
+        """See Rule."""
+        return MeasuredCore(measured(program, layer, trainable))
+
+    def resolves_steps(self, settings: Settings) -> bool:
+        """See Rule."""
+        return settings.decay is None
+
+    def is_exact(self, bins: int, steps: int) -> bool:
+        """See Rule."""
+        return bins >= steps
+
+    def bins(self, settings: Settings) -> int:
+        """See Rule."""
+        return settings.bins if settings.decay is None else 1
+
+    def status(self, settings: Settings) -> tuple[Literal["exact", "trace"], str]:
+        """See Rule."""
+        return "trace", f"measured slope, {settings.bins} time bin{'s' * (settings.bins > 1)}"
+
+    def title(self, settings: Settings) -> str:
+        """See Rule."""
+        return f"{self.name}, {settings.bins} time bin{'s' if settings.bins != 1 else ''}"
+
+    def notes(self, program: StepProgram) -> list[str]:
+        """See Rule."""
+        settings, notes = program.settings, []
+        if settings.bins == 1 and settings.decay is None:
+            notes.append("One bin: feed-forward layers are scaled by the measured factor for the finite sequence.")
+        if settings.decay is None and program.kind == "sequence":
+            notes.append(
+                "A loss that reads single steps (a maximum over time, a first spike) makes backward run the sequence "
+                "forward once more, from the same inputs (twice, if it reads neurons that spike)."
+            )
+        return notes
+
+
+@dataclass(frozen=True)
+class MeasuredCore:
+    """One core with the lines of the rule; see CoreRule."""
+
+    lines: MeasuredLines
+    kind: str = ""
+
+    @property
+    def graph(self) -> fx.GraphModule:
+        """The core in trace form."""
+        return self.lines.graph
+
+    @property
+    def accruals(self) -> tuple[Accrual, ...]:
+        """What it carries."""
+        return (*self.lines.tangents, *self.lines.responses)
+
+    @property
+    def rows(self) -> dict[Pair, int | float]:
+        """Of its derivatives."""
+        return self.lines.rows
+
+    @property
+    def invariant(self) -> bool:
+        """Whether these are the same at every step."""
+        return self.lines.invariant
+
+    def record(self, layer: Layer, trained: Sequence[str], learned: Sequence[str], bins: int) -> Responses:
+        """See CoreRule."""
+        parameters = [name for name in layer.core_statics if name in trained]
+        tangents = Tangents(layer, self.lines.alike, parameters, learned, bins)
+        return Responses(tangents, bins, layer.decay)
+
+    def local(
+        self, layer: Layer, recorded: Responses | None, currents: Mapping[str, Tensor], statics: Mapping[str, Tensor]
+    ) -> Response:
+        """See CoreRule."""
+        assert recorded is not None
+        return MeasuredResponse(recorded)
+
+
+@dataclass
+class MeasuredResponse:
+    """Responses as they were recorded."""
+
+    responses: Responses
+    factors: dict[Pair, float] = field(default_factory=dict)
+    """Finite-horizon factors by (output, variable); filled by the solver once it knows the profile of the signal."""
+
+    def on_currents(self, layer: Layer, signals: Signals, index: int) -> dict[str, Tensor]:
+        """See Response."""
+        alike = self.responses.tangents.alike
+        found: dict[str, Tensor] = {}
+        for current in layer.currents:
+            same = found.get(alike.get(current, ""))
+            signal = self.responses.pulled(current, signals, index, self.factors) if same is None else same
+            if signal is not None:
+                found[current] = signal
+        return found
+
+    def parameter_signals(self, layer: Layer, signals: Signals) -> dict[str, Tensor]:
+        """See Response."""
+        names = [name for name in self.responses.tangents.slots if name not in layer.currents]
+        found = ((name, self.responses.pulled(name, signals, 0, self.factors)) for name in names)
+        return {name: signal for name, signal in found if signal is not None}

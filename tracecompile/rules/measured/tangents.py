@@ -1,0 +1,163 @@
+"""Tangents: the derivatives of one core's states by constant currents, one per time bin, and by its parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from tracecompile.layers import Layer, Pair
+from tracecompile.rules.accumulation import accumulator_dtype
+from tracecompile.rules.measured.lines import FROM
+from tracecompile.rules.sums import padded, pairs_added
+
+FADED = 8.0
+"""A bin's tangents are dropped once they are below this many roundings of the latest bin's."""
+
+INITIAL = "init:"
+"""Prefix of the variables that stand for the initial value of a state."""
+
+
+class Tangents:
+    """Derivatives of the states where the record was last folded.
+
+    A current has one slot per bin, a parameter or the initial value of a state has one slot that is always now. Slots
+    that have faded are dropped, oldest first: what is left is the band of bins that a neuron remembers.
+
+    Attributes:
+        slots: Number of slots by variable: a current of the layer, a static value, or ``init:<state>``.
+        alike: Currents that have none of their own, since they act as another one does.
+        first: The oldest bin that is still carried.
+        latest_bin: The bin of the last step.
+        by_state: Tangents by (variable, state), (slots, *shape).
+    """
+
+    def __init__(
+        self, layer: Layer, alike: Mapping[str, str], parameters: Sequence[str], initial: Sequence[str], bins: int
+    ) -> None:
+        """Makes no tangents yet.
+
+        Args:
+            layer: A layer with a core.
+            alike: Currents that act as another one does, and that one.
+            parameters: Static values of the core that need a gradient.
+            initial: States whose initial value needs a gradient.
+            bins: K.
+        """
+        self.outputs, self.states = layer.outputs, layer.states
+        self.alike = alike
+        currents = [current for current in layer.currents if current not in self.alike]
+        self.slots = dict.fromkeys(currents, bins) | dict.fromkeys(
+            [*parameters, *(f"{INITIAL}{state}" for state in initial)], 1
+        )
+        self.first = 0
+        self.by_state: dict[Pair, Tensor] = {}
+        self.latest_bin = 0
+
+    def begin(self, states: Mapping[str, Tensor]) -> None:
+        """Sets the tangents of initial states that need a gradient to one."""
+        for variable in self.slots:
+            if variable.startswith(INITIAL):
+                state = variable.removeprefix(INITIAL)
+                ones = torch.ones_like(states[state], dtype=accumulator_dtype(states[state].dtype))
+                self.by_state[variable, state] = ones.unsqueeze(0)
+
+    def is_binned(self, variable: str) -> bool:
+        """Tells whether a variable has one slot per bin."""
+        return self.slots[self.alike.get(variable, variable)] > 1
+
+    def acting_as(self, variable: str) -> list[str]:
+        """Returns a variable and the currents that act as it does."""
+        return [variable, *(current for current, other in self.alike.items() if other == variable)]
+
+    def enter(self, index: int) -> None:
+        """Says in which bin the last steps were; where one begins, what the neurons have forgotten is dropped."""
+        if index > self.latest_bin:
+            self._drop_faded()
+        self.latest_bin = index
+
+    def answers(self, given: Mapping[Pair, Tensor]) -> dict[Pair, Tensor]:
+        """Returns how outputs answer to what acted since the beginning, by (output, variable): (slots, *shape).
+
+        Args:
+            given: Their answers to what acted since the last fold, and to the states as that left them.
+        """
+        return self._by_slot(given, self.outputs, lambda output, variable: (output, variable))
+
+    def move(self, given: Mapping[Pair, Tensor]) -> None:
+        """Takes the tangents on to where a fold is.
+
+        Args:
+            given: By (variable, state), of what acted since the last fold, and of the states as that left them.
+        """
+        moved = self._by_slot(given, self.states, lambda state, variable: (variable, state))
+        self.by_state = {(variable, state): value for (state, variable), value in moved.items()}
+
+    def _by_slot(self, given: Mapping[Pair, Tensor], results: Sequence[str], key: object) -> dict[Pair, Tensor]:
+        assert callable(key)
+        made: dict[Pair, Tensor] = {}
+        for result in results:
+            pairs = ((state, given.get(key(result, f"{FROM}{state}"))) for state in self.states)
+            through = {state: value for state, value in pairs if value is not None}
+            for variable in self.slots:
+                change = self._combined(variable, through, given.get(key(result, variable)))
+                if change is not None:
+                    made[result, variable] = change
+        return made
+
+    def _combined(self, variable: str, through: Mapping[str, Tensor], fresh: Tensor | None) -> Tensor | None:
+        """Applies what time does to the tangents where it began, and adds what has begun since to the latest slot."""
+        slots = self.latest_bin + 1 - self.first if self.is_binned(variable) else 1
+        total: Tensor | None = None
+        for state, factor in through.items():
+            tangent = self.by_state.get((variable, state))
+            if tangent is not None:
+                tangent = padded(tangent, 0, slots)
+                total = factor * tangent if total is None else torch.addcmul(total, factor, tangent)
+        if fresh is None:
+            return total
+        if total is None:
+            return fresh.unsqueeze(0) if slots == 1 else padded_before(fresh.unsqueeze(0), slots)
+        total[-1] += fresh
+        return total
+
+    def _drop_faded(self) -> None:
+        """Drops the oldest slots as far as every state has forgotten them."""
+        binned = [key for key in self.by_state if self.is_binned(key[0])]
+        if not binned:
+            return
+        keep = []
+        for key in binned:
+            tangent = self.by_state[key]
+            sizes = tangent.abs().reshape(len(tangent), -1).amax(1)
+            keep.append(sizes > FADED * torch.finfo(tangent.dtype).eps * sizes[-1])
+        alive = torch.stack(keep).any(0)
+        # Where nothing is alive all slots are zero, and the latest stays.
+        faded = int(alive.to(torch.int).argmax()) if bool(alive.any()) else len(alive) - 1
+        if faded:
+            for key in binned:
+                self.by_state[key] = self.by_state[key][faded:]
+            self.first += faded
+
+    def merge(self) -> None:
+        """Adds neighbouring bins up: a merged current acts in both."""
+        for key, tangent in self.by_state.items():
+            if self.is_binned(key[0]):
+                self.by_state[key] = slots_merged(tangent, self.first)
+        self.first //= 2
+        self.latest_bin //= 2
+
+
+def padded_before(values: Tensor, size: int) -> Tensor:
+    """Returns values with zeros before them along the first axis, up to a size."""
+    return torch.cat([values.new_zeros((size - values.shape[0], *values.shape[1:])), values])
+
+
+def slots_merged(values: Tensor, first: int, axis: int = 0) -> Tensor:
+    """Returns the sums of slots 2 i and 2 i + 1, of values whose first slot along an axis is number ``first``."""
+    if first % 2:
+        missing = list(values.shape)
+        missing[axis] = 1
+        values = torch.cat([values.new_zeros(missing), values], axis)
+    return pairs_added(values, axis)

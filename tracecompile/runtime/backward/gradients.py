@@ -1,0 +1,208 @@
+"""From learning signals on the outputs of a sequence to gradients of its parameters, initial states and inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from tracecompile.analysis.ports import static_names
+from tracecompile.layers import Layer, Pair
+from tracecompile.program import StepProgram
+from tracecompile.rules import Response, Signals
+from tracecompile.rules.measured.adjoint import KnownCurrents
+from tracecompile.rules.measured.horizon import Horizon
+from tracecompile.runtime.backward.local import LocalGraph
+from tracecompile.runtime.backward.moments import MomentPass
+from tracecompile.runtime.backward.signals import Signal, TimedSignal, at_step, of_all_steps
+from tracecompile.runtime.backward.solve import Solver
+from tracecompile.runtime.record import Moment, Record, norm_pairs
+from tracecompile.runtime.rerun import Rerun
+
+StandIns = dict[nn.Parameter, Tensor]
+"""The leaf that stands for each Parameter in the graph of the static values."""
+
+
+@dataclass
+class JunctionResponse:
+    """A junction hands on what it receives."""
+
+    responses: None = None
+    factors: dict[Pair, float] = field(default_factory=dict)
+
+    def on_currents(self, layer: Layer, signals: Signals, index: int) -> dict[str, Tensor]:
+        """See Response."""
+        signal = signals[layer.outputs[0]][index]
+        return {} if signal is None else dict.fromkeys(layer.currents, signal)
+
+    def parameter_signals(self, layer: Layer, signals: Signals) -> dict[str, Tensor]:
+        """See Response."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """What one backward pass found.
+
+    Attributes:
+        parameters: Gradients of Parameters.
+        initial: Of initial states, by placeholder.
+        inputs: Of the mean input per bin, by the input's placeholder.
+        solver: Residuals of the recurrent blocks are there.
+    """
+
+    parameters: dict[nn.Parameter, Tensor]
+    initial: dict[str, Tensor]
+    inputs: dict[str, list[Tensor | None]]
+    solver: Solver
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Learning signals on the values of single steps.
+
+    Attributes:
+        signals: The signals.
+        last: The last step of the record.
+        rerun: Runs all steps of the sequence once more; None if the signals fall on the last step alone.
+    """
+
+    signals: Sequence[TimedSignal]
+    last: Moment
+    rerun: Rerun | None
+
+
+class BackwardPass:
+    """Runs the local graphs of one record."""
+
+    def __init__(
+        self,
+        program: StepProgram,
+        record: Record,
+        statics: Mapping[str, Tensor],
+        stand_ins: StandIns,
+        wanted_inputs: set[str],
+    ) -> None:
+        """Prepares the pass.
+
+        Args:
+            program: After all passes.
+            record: Of the sequence.
+            statics: Static values with their graph.
+            stand_ins: The leaves of that graph.
+            wanted_inputs: Placeholders of the inputs whose gradient is wanted.
+        """
+        self.program, self.record = program, record
+        self.statics, self.stand_ins = statics, stand_ins
+        self.constant = static_names(program)
+        self.wanted = wanted_inputs | {output for layer in program.layers for output in layer.outputs}
+
+    def run(self, signals: Sequence[Signal], moments: Moments | None = None) -> Gradients:
+        """Turns learning signals on what the user read into gradients.
+
+        Args:
+            signals: On all values of a bin.
+            moments: Those on the values of single steps.
+        """
+        leaves = {
+            name: value.detach().requires_grad_(value.requires_grad) if isinstance(value, Tensor) else value
+            for name, value in self.statics.items()
+        }
+        bins = self.record.bins
+        delays = {s.delay for layer in self.program.layers for s in layer.sources} | {s.source.delay for s in signals}
+        overlap = {delay: bins.overlap(delay) for delay in delays if delay}
+        graphs: dict[str, LocalGraph] = {}
+        responses: dict[str, Response] = {}
+        solver = Solver(self.program, overlap, bins.count, responses, graphs, self.record.responses)
+        solver.horizon = self._horizon()
+        if moments is not None and moments.signals:
+            # First, since a second pass fills the record.
+            self._take_moments(solver, leaves, moments)
+        for layer in self.program.layers:
+            graphs[layer.name] = self._graph(layer, leaves)
+            responses[layer.name] = _response(layer, self.record, graphs[layer.name], leaves)
+        for given in signals:
+            self._take(solver, given)
+            if solver.horizon is not None:
+                solver.horizon.note(given.source.origin, given.value, solver.horizon.constant())
+        solver.run()
+        inputs = {x.name: solver.signals[x.name] for x in self.program.inputs if x.name in solver.signals}
+        return Gradients(self._through_statics(solver), solver.initial, inputs, solver)
+
+    def _take(self, solver: Solver, given: Signal) -> None:
+        """Takes a signal on all values of a bin, made by a layer or an input, or the same at every step."""
+        if given.source.origin in self.constant:
+            solver.add_weights({}, {given.source.origin: given.value})
+        else:
+            solver.add(given.source.origin, given.source.delay, given.index, given.value)
+
+    def _take_moments(self, solver: Solver, statics: Mapping[str, Tensor], moments: Moments) -> None:
+        timed, last = moments.signals, moments.last
+        steps = MomentPass(self.program, self.record.bins, solver, statics, self.wanted)
+        if moments.rerun is None:
+            steps.take(last, at_step(timed, last.step))
+            return
+        known = self._known_currents(timed, last, moments.rerun)
+        for moment in moments.rerun.moments(self.record):
+            steps.take(moment, at_step(timed, moment.step), known)
+
+    def _known_currents(self, timed: Sequence[TimedSignal], last: Moment, rerun: Rerun) -> KnownCurrents:
+        """Pulls the signals through the cores that the user reads, as exactly as the steps are known."""
+        known = KnownCurrents()
+        given = {
+            layer.name: of_all_steps(timed, layer.outputs, self.record.bins.edges[-1])
+            for layer in self.program.layers
+            if layer.name in self.record.responses
+        }
+        read = [layer for layer in self.program.layers if given.get(layer.name)]
+        varying = [layer for layer in read if layer.response is not None and not layer.response.invariant]
+        jacobians = rerun.jacobians(varying) if varying else {}
+        for layer in read:
+            slopes = jacobians.get(layer.name, [last.derivatives[layer.name]])
+            known.add(layer, slopes, given[layer.name])
+        return known
+
+    def _horizon(self) -> Horizon | None:
+        cells = self.record.cells
+        return None if cells is None else Horizon(cells.bins.widths)
+
+    def _graph(self, layer: Layer, statics: Mapping[str, Tensor]) -> LocalGraph:
+        decay = layer.decay
+        buffers = {source.value: self.record.traces[source.value, "", decay] for source in layer.sources}
+        means = [
+            {name: buffer.mean(index) for name, buffer in buffers.items()} for index in range(self.record.bins.count)
+        ]
+        recorded = [self.record.traces[norm, what, decay] for norm, what in norm_pairs(layer)]
+        norms = [[buffer.mean(index) for buffer in recorded] for index in range(self.record.bins.count)]
+        return LocalGraph(layer, means, norms, statics, {s.value for s in layer.sources if s.origin in self.wanted})
+
+    def _through_statics(self, solver: Solver) -> dict[nn.Parameter, Tensor]:
+        """Adds to the synapses' gradients what reaches parameters through static values."""
+        found = dict(solver.weights)
+        names = [name for name in solver.statics if self.statics[name].requires_grad]
+        if names:
+            outputs = [self.statics[name] for name in names]
+            pulls = [_reduced(solver.statics[name], value) for name, value in zip(names, outputs, strict=True)]
+            leaves = {p: leaf for p, leaf in self.stand_ins.items() if leaf.requires_grad}
+            # Modules of the static part, if there are any, hold their parameters themselves.
+            held = [p for p in self.program.root.parameters() if p.requires_grad and p not in leaves]
+            wanted = leaves | {p: p for p in held}
+            gradients = torch.autograd.grad(outputs, list(wanted.values()), pulls, retain_graph=True, allow_unused=True)
+            for parameter, gradient in zip(wanted, gradients, strict=True):
+                if gradient is not None:
+                    found[parameter] = found[parameter] + gradient if parameter in found else gradient
+        return found
+
+
+def _response(layer: Layer, record: Record, graph: LocalGraph, statics: Mapping[str, Tensor]) -> Response:
+    if layer.response is None:
+        return JunctionResponse()
+    currents = dict(zip(layer.currents, graph.currents[0], strict=True))
+    return layer.response.local(layer, record.responses.get(layer.name), currents, statics)
+
+
+def _reduced(signal: Tensor, value: Tensor) -> Tensor:
+    """Sums a signal that is per neuron and sample to the shape of a value that they share."""
+    return signal.sum_to_size(value.shape).to(value.dtype)

@@ -1,0 +1,244 @@
+"""The backward pass: layers from the last to the first, bins from the last to the first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from tracecompile.layers import Layer
+from tracecompile.program import StepProgram
+from tracecompile.rules import Response
+from tracecompile.rules.measured.horizon import Horizon, Profile
+from tracecompile.rules.measured.profiles import Profile as Recorded
+from tracecompile.rules.measured.responses import Responses
+from tracecompile.rules.measured.tangents import Tangents
+from tracecompile.runtime.backward.local import LocalGraph
+from tracecompile.runtime.backward.neumann import Handed, Neumann
+
+
+class Solver:
+    """Learning signals of every layer of a program, from those on the values that the user read.
+
+    Attributes:
+        signals: Learning signals by the node that made a value, one per bin.
+        timed: By layer, signals on the variables of its core, (slots, *shape), that single steps have given.
+        weights: Gradients of the parameters of synapses.
+        statics: Learning signals of static values.
+        initial: Learning signals of initial states, by placeholder.
+        residuals: Last relative change of each recurrent block, by the names of its layers.
+        unsettled: Samples of each recurrent block for which the iteration stopped contracting and was cut off.
+    """
+
+    def __init__(
+        self,
+        program: StepProgram,
+        overlap: Mapping[int, list[list[float]]],
+        bins: int,
+        responses: Mapping[str, Response],
+        graphs: Mapping[str, LocalGraph],
+        recorded: Mapping[str, Responses],
+    ) -> None:
+        """Prepares an empty solve.
+
+        Args:
+            program: What was run.
+            overlap: For every delay that occurs, the share of each bin's delayed steps made in each bin.
+            bins: K.
+            responses: By layer name.
+            graphs: By layer name.
+            recorded: What was measured, by layer name.
+        """
+        self.recorded = recorded
+        self.program, self.overlap, self.bins = program, overlap, bins
+        self.responses, self.graphs = responses, graphs
+        self.signals: dict[str, list[Tensor | None]] = {}
+        self.timed: dict[str, dict[str, Tensor]] = {}
+        self.weights: dict[nn.Parameter, Tensor] = {}
+        self.statics: dict[str, Tensor] = {}
+        self.initial: dict[str, Tensor] = {}
+        self.residuals: dict[str, float] = {}
+        self.unsettled: dict[str, int] = {}
+        self.horizon: Horizon | None = None
+        """Set where there is a single bin, whose responses need the finite-horizon factor."""
+
+    def add(self, origin: str, delay: int, index: int, signal: Tensor, *, own: bool = True) -> None:
+        """Adds a learning signal on the values read in bin ``index`` to the bins in which they were made.
+
+        Args:
+            origin: Maker of the values.
+            delay: Steps between making and reading.
+            index: The bin.
+            signal: dL/d(mean value read in the bin).
+            own: False to leave out what was made in the same bin.
+        """
+        rows = self.signals.setdefault(origin, [None] * self.bins)
+        shares = self.overlap[delay][index] if delay else [float(made == index) for made in range(self.bins)]
+        for made, share in enumerate(shares):
+            if share and (own or made != index):
+                rows[made] = _plus(rows[made], signal * share if share != 1.0 else signal)
+
+    def add_timed(self, layer: Layer, variable: str, first: int, signal: Tensor) -> None:
+        """Adds a signal, (slots, *shape), on the slots of a variable of a core from ``first`` on."""
+        of_layer = self.timed.setdefault(layer.name, {})
+        if variable not in of_layer:
+            slots = self.bins if self.tangents(layer).is_binned(variable) else 1
+            of_layer[variable] = signal.new_zeros((slots, *signal.shape[1:]))
+        of_layer[variable][first : first + signal.shape[0]].add_(signal)
+
+    def add_weights(self, weights: Mapping[nn.Parameter, Tensor], statics: Mapping[str, Tensor]) -> None:
+        """Adds gradients of the parameters of a synapse, and signals on its static values."""
+        for parameter, gradient in weights.items():
+            self.weights[parameter] = _plus(self.weights.get(parameter), gradient)
+        for name, gradient in statics.items():
+            self.statics[name] = _joined(self.statics.get(name), gradient)
+
+    def tangents(self, layer: Layer) -> Tangents:
+        """Returns the tangents of a layer with a measured response."""
+        recorded = self.recorded[layer.name]
+        return recorded.tangents
+
+    def run(self) -> None:
+        """Goes through the blocks from the last to the first."""
+        for block in reversed(self.program.blocks):
+            layers = [self.program.layers[index] for index in block.layers]
+            if block.recurrent:
+                self._recurrent(layers)
+            else:
+                self._feed_forward(layers[0])
+
+    def _feed_forward(self, layer: Layer) -> None:
+        if layer.name not in self.timed and not any(name in self.signals for name in layer.outputs):
+            return
+        profile = self._apply_horizon(layer)
+        pulled = [self._currents(layer, index) for index in range(self.bins)]
+        for index, signals in enumerate(pulled):
+            for origin, delay, signal in self._handed(layer, index, signals):
+                self.add(origin, delay, index, signal)
+                if self.horizon is not None and profile is not None:
+                    self.horizon.note(origin, signal, profile)
+        self._finish(layer, pulled)
+
+    def _apply_horizon(self, layer: Layer) -> Profile | None:
+        """Sets the finite-horizon factors of a layer; returns the profile of the signals that it hands on."""
+        if self.horizon is None:
+            return None
+        outputs = [name for name in layer.outputs if self.horizon.knows(name)]
+        response = self.responses[layer.name]
+        if response.responses is None:
+            return sum((self.horizon.of(name) for name in outputs[1:]), self.horizon.of(outputs[0]))
+        handed: Profile | None = None
+        for output in outputs:
+            for (name, variable), recorded in response.responses.profiles.items():
+                if name == output and output in self.signals:
+                    response.factors[name, variable] = self.horizon.factor(recorded, self.horizon.of_bins(output))
+            below = self._handed_profile(layer, output, response.responses.profiles, self.horizon.of(output))
+            handed = below if handed is None else handed + below
+        return handed
+
+    def _handed_profile(
+        self, layer: Layer, output: str, profiles: Mapping[tuple[str, str], Recorded], profile: Profile
+    ) -> Profile:
+        """Returns the profile of what an output hands on to the first current that it answers to."""
+        assert self.horizon is not None
+        current = next((name for name in layer.currents if (output, name) in profiles), None)
+        if current is None:
+            return profile
+        gain = profiles.get((f"gain of {output}", current))
+        return self.horizon.below(profiles[output, current], gain, profile)
+
+    def _recurrent(self, layers: list[Layer]) -> None:
+        """Solves a block bin by bin from the last to the first."""
+        inside = {output for layer in layers for output in layer.outputs}
+        name = "+".join(layer.name for layer in layers)
+        self.residuals[name], self.unsettled[name] = 0.0, 0
+        pulled: dict[str, list[Mapping[str, Tensor]]] = {layer.name: [{}] * self.bins for layer in layers}
+        for index in reversed(range(self.bins)):
+            solve = Neumann()
+            sweep = _Sweep(self, layers, inside, index)
+            handed = solve.run(sweep)
+            self.residuals[name] = max(self.residuals[name], solve.residual)
+            self.unsettled[name] = max(self.unsettled[name], solve.unsettled)
+            for layer in layers:
+                pulled[layer.name][index] = sweep.pulled[layer.name]
+            for origin, delay, signal in handed:
+                self.add(origin, delay, index, signal, own=origin not in inside)
+                if self.horizon is not None and origin not in inside:
+                    # How a signal spreads in time through recurrence is not known: taken as constant.
+                    self.horizon.note(origin, signal, self.horizon.constant())
+        for layer in layers:
+            self._finish(layer, pulled[layer.name])
+
+    def _currents(self, layer: Layer, index: int) -> dict[str, Tensor]:
+        """Returns the learning signals on a layer's currents in one bin."""
+        signals = {name: self.signals[name] for name in layer.outputs if name in self.signals}
+        timed = self.timed.get(layer.name, {})
+        found = self.responses[layer.name].on_currents(layer, signals, index) if signals else {}
+        for current in layer.currents:
+            if current in timed:
+                found[current] = _plus(found.get(current), timed[current][index])
+        return found
+
+    def _handed(self, layer: Layer, index: int, signals: Mapping[str, Tensor]) -> Handed:
+        if not signals:
+            return []
+        upstream = self.graphs[layer.name].upstream(index, signals)
+        return [(s.origin, s.delay, upstream[s.value]) for s in layer.sources if s.value in upstream]
+
+    def _finish(self, layer: Layer, pulled: Sequence[Mapping[str, Tensor]]) -> None:
+        """Takes the gradients of a layer whose learning signals are settled."""
+        signals = {name: self.signals[name] for name in layer.outputs if name in self.signals}
+        self.add_weights(*self.graphs[layer.name].weight_gradients(pulled))
+        of_core = self.responses[layer.name].parameter_signals(layer, signals) if signals else {}
+        for name, signal in self.timed.get(layer.name, {}).items():
+            if name not in layer.currents:
+                of_core[name] = _plus(of_core.get(name), signal[0])
+        for name, gradient in of_core.items():
+            if name.startswith("init:"):
+                self.initial[name.removeprefix("init:")] = gradient
+            else:
+                self.statics[name] = _joined(self.statics.get(name), gradient)
+
+
+class _Sweep:
+    """One pass through a recurrent block in one bin, from its last layer to its first."""
+
+    def __init__(self, solver: Solver, layers: list[Layer], inside: set[str], index: int) -> None:
+        self.solver, self.layers, self.inside, self.index = solver, layers, inside, index
+        self.pulled: dict[str, dict[str, Tensor]] = {}
+        self.base = {name: solver.signals[name][index] if name in solver.signals else None for name in inside}
+
+    def __call__(self, fed: Mapping[str, Tensor]) -> tuple[Handed, dict[str, Tensor]]:
+        """Returns what the bin hands upstream and to earlier bins, and what its own delayed values feed back."""
+        rows = self.solver.signals
+        for name in self.inside:
+            signal = self.base[name]
+            now = _plus(signal, fed[name]) if name in fed else signal
+            if now is not None or name in rows:
+                rows.setdefault(name, [None] * self.solver.bins)[self.index] = now
+        handed: Handed = []
+        fed_back: dict[str, Tensor] = {}
+        for layer in reversed(self.layers):
+            self.pulled[layer.name] = self.solver._currents(layer, self.index)
+            for origin, delay, signal in self.solver._handed(layer, self.index, self.pulled[layer.name]):
+                if origin in self.inside and delay == 0:
+                    self.solver.add(origin, 0, self.index, signal)
+                    continue
+                handed.append((origin, delay, signal))
+                share = self.solver.overlap[delay][self.index][self.index] if delay else 0.0
+                if origin in self.inside and share:
+                    fed_back[origin] = _plus(fed_back.get(origin), signal * share)
+        return handed, fed_back
+
+
+def _plus(left: Tensor | None, right: Tensor) -> Tensor:
+    return right if left is None else left + right
+
+
+def _joined(left: Tensor | None, right: Tensor) -> Tensor:
+    """Adds signals on a static value: a core gives them per sample, a synapse in the shape of the value."""
+    if left is None or left.shape == right.shape:
+        return _plus(left, right)
+    shape = min(left.shape, right.shape, key=torch.Size.numel)
+    return left.sum_to_size(shape) + right.sum_to_size(shape)

@@ -1,0 +1,117 @@
+"""What runs before the loop over time and after it: prologue, static values and epilogue."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tracecompile.errors import InvalidInput
+from tracecompile.program import StepProgram
+from tracecompile.runtime.anew import made_anew
+from tracecompile.runtime.backward.gradients import StandIns
+from tracecompile.runtime.epilogue import Again
+from tracecompile.runtime.rerun import Prepared, Rerun
+
+
+class Ends:
+    """The code of one program around its steps, on tensors of any batch size, length, dtype and device."""
+
+    def __init__(self, program: StepProgram) -> None:
+        """Takes a program that has gone through all passes."""
+        assert program.emitted is not None
+        assert program.statics is not None
+        self.program, self.emitted, self.static_code = program, program.emitted, program.statics
+        self.anew = made_anew(program) if program.epilogue_again else frozenset[int]()
+
+    def attributes(self, paths: Sequence[str], device: torch.device | None) -> list[Any]:
+        """Returns the model's parameters and buffers as they are now."""
+        found = [self.program.resolve(path) for path in paths]
+        return [_on_device(value, device) for value in found]
+
+    def prepare(self, leaves: Sequence[Any], given: Sequence[Tensor] | None = None) -> Prepared:
+        """Runs the prologue.
+
+        Args:
+            leaves: The call's leaves.
+            given: States that the caller handed in instead of the initial ones.
+        """
+        device = next((leaf.device for leaf in leaves if isinstance(leaf, Tensor)), None)
+        code = self.emitted.prologue if given is None else self.emitted.arguments
+        attributes = self.attributes(self.emitted.prologue_attributes, device)
+        found = code(*attributes, *leaves)
+        inputs, invariants = found[:2]
+        initial = self.with_statistics(given if given is not None else found[2])
+        missing = [c.name for c, value in zip(self.program.carries, initial, strict=True) if value is None]
+        if missing:
+            raise InvalidInput(
+                f"The model needs a state for {', '.join(missing)}.", "Hand it in, as the model itself requires it."
+            )
+        return Prepared(tuple(inputs), tuple(invariants), tuple(initial), device)
+
+    def with_statistics(self, states: Sequence[Any]) -> tuple[Any, ...]:
+        """Returns states with the statistics as the model holds them now: copies, since these will move."""
+        found = dict(zip((carry.name for carry in self.program.carries), states, strict=False))
+        for carry in self.program.carries:
+            if carry.statistic:
+                found[carry.name] = self.program.resolve(carry.statistic).detach().clone()
+        return tuple(found.values())
+
+    def move_statistics(self, names: Sequence[str], values: Sequence[Tensor]) -> None:
+        """Leaves in the model what statistics have come to; in place, since others hold these tensors."""
+        with torch.no_grad():
+            for name, value in zip(names, values, strict=True):
+                if name:
+                    self.program.resolve(name).copy_(value)
+
+    def statics(self, prepared: Prepared, stand_ins: StandIns | None = None) -> dict[str, Any]:
+        """Returns what does not change over time, with its graph if grad is enabled.
+
+        Args:
+            prepared: Start of the sequence.
+            stand_ins: Filled with a leaf for each Parameter, to which the graph then leads instead.
+        """
+        attributes = self.attributes(self.static_code.attributes, prepared.device)
+        if stand_ins is not None:
+            attributes = [_stand_in(value, stand_ins) for value in attributes]
+        values = self.static_code.graph(*attributes, *prepared.invariants)
+        return dict(zip(self.static_code.names, values, strict=True))
+
+    def finish(
+        self,
+        collected: Sequence[Any],
+        states: Sequence[Tensor],
+        invariants: Sequence[Any],
+        rerun: Rerun | None = None,
+        steps: int = 0,
+    ) -> list[Any]:
+        """Runs the epilogue; where a rerun is given so that it keeps nothing of all steps for backward."""
+        device = next((s.device for s in (*collected, *states) if isinstance(s, Tensor)), None)
+        attributes = self.attributes(self.emitted.epilogue_attributes, device)
+        given = [*attributes, *collected, *states, *invariants]
+        if rerun is None:
+            leaves = list(self.emitted.epilogue(*given))
+        else:
+            again = Again(self.emitted.epilogue, self.program, rerun, steps, len(attributes), self.anew)
+            leaves = again.run(given)
+        count = len(leaves) - len(self.program.statistics)
+        self.move_statistics(self.program.statistics, leaves[count:])
+        if self.program.kind == "sequence":
+            self.move_statistics([carry.statistic for carry in self.program.carries], states)
+        return leaves[:count]
+
+
+def _stand_in(value: Any, stand_ins: StandIns) -> Any:
+    """Returns a leaf for a Parameter: its hooks must see its whole gradient once, and not a part of it."""
+    if not isinstance(value, nn.Parameter):
+        return value
+    return stand_ins.setdefault(value, value.detach().requires_grad_(value.requires_grad))
+
+
+def _on_device(value: Any, device: torch.device | None) -> Any:
+    """Moves a constant of the capture to where the input is; parameters and buffers are where the user put them."""
+    if device is None or not isinstance(value, Tensor) or isinstance(value, nn.Parameter):
+        return value
+    return value if value.device == device or value.ndim == 0 else value.to(device)

@@ -1,0 +1,214 @@
+"""Scans compiled by inductor: every distinct core once per length of a piece, whichever layer it belongs to.
+
+A scan is unrolled and traced to elementary operations, with the user's own surrogate derivatives as they come out of
+autograd, and compiled with sizes left open. States and derivatives then stay in registers for a whole piece. What
+inductor keeps on disk serves the next run of the same program.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from tracecompile.analysis.folding import runs_per_step
+from tracecompile.runtime.engine.flat import Layout, held_tensors, layout_of, precision, shape_pattern
+from tracecompile.runtime.engine.scan import Answers, Engine, ScanResult
+from tracecompile.runtime.engine.traced import Traced, Untraceable, agree, trace_step
+from tracecompile.runtime.forms import UnitForm
+
+PIECE = 16
+"""Steps of a compiled scan. Twice as many take twice as long to compile and gain nothing measurable; what is left of a
+chunk is run by a compiled scan of one step."""
+RECURRENT_PIECE = 4
+"""Steps of a compiled scan of a recurrent block: its products cannot be fused, so that more of them save nothing but
+calls."""
+OPTIONS: dict[str, Any] = {"emulate_precision_casts": True}
+"""In 16 bits, values are rounded wherever they are in the model: else membranes near the threshold fall differently."""
+
+PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device, torch.Size)
+"""What a compiled step may take for a constant."""
+
+Key = tuple[Any, ...]
+
+
+@dataclass
+class _Ready:
+    """A compiled scan, ready for arguments of certain shapes."""
+
+    layout: Layout
+    run: Callable[..., Sequence[Tensor]]
+    traced: Traced
+
+
+class Kernels:
+    """What is compiled for one module, whichever programs it is captured as.
+
+    Attributes:
+        seconds: Spent on compiling.
+        count: Compiled scans.
+    """
+
+    def __init__(self) -> None:
+        """Compiles nothing yet."""
+        self.seconds = 0.0
+        self.count = 0
+        self._compiled: dict[Key, Callable[..., Sequence[Tensor]]] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Kernels:
+        """Returns one that compiles for itself: what is compiled cannot be copied."""
+        return Kernels()
+
+    def get(self, key: Key, code: Callable[..., Any], arguments: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]]:
+        """Returns compiled code, compiled now if there is none for the key.
+
+        Args:
+            key: All that the compiled code depends on.
+            code: Flat tensors to flat tensors.
+            arguments: What it will be called with, or the like.
+        """
+        if key not in self._compiled:
+            start = time.perf_counter()
+            with warnings.catch_warnings():
+                # torch warns of its own deprecated calls, which would be errors where a program makes warnings errors.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                unrolled = make_fx(code, tracing_mode="symbolic")(*arguments)
+                run = torch.compile(unrolled, dynamic=True, fullgraph=True, options=OPTIONS)
+                run(*(value.clone() for value in arguments))
+            self._compiled[key] = run
+            self.count += 1
+            self.seconds += time.perf_counter() - start
+        return self._compiled[key]
+
+
+class CompiledEngine(Engine):
+    """Runs the scans of one program compiled; those that cannot be compiled as they are.
+
+    Attributes:
+        kernels: Compiled code.
+        obstacles: Why a unit is not compiled, by its layers.
+    """
+
+    def __init__(self, kernels: Kernels) -> None:
+        """Compiles nothing yet."""
+        self.kernels = kernels
+        self.obstacles: dict[tuple[int, ...], str] = {}
+        self._layouts: dict[Key, Layout] = {}
+        self._ready: dict[Key, _Ready] = {}
+        self._checked: set[tuple[int, ...]] = set()
+        """Units whose compiled code was compared in this sequence."""
+
+    def begin(self) -> None:
+        """See Engine."""
+        self._checked = set()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CompiledEngine:
+        """Returns one that starts anew, for the copy of its kernels: it refers to layouts by identity."""
+        return CompiledEngine(copy.deepcopy(self.kernels, memo))
+
+    def pieces(self, form: UnitForm, steps: int) -> list[int]:
+        """See Engine."""
+        assert form.step is not None
+        unit = form.unit
+        if unit.layers not in self.obstacles and any(runs_per_step(module) for module in form.step.modules()):
+            self._refuse(form, "a module in its step has hooks or counts what passes through it")
+        if unit.layers in self.obstacles:
+            return [steps]
+        size = RECURRENT_PIECE if unit.recurrent else PIECE
+        whole, left = divmod(steps, size)
+        return [size] * whole + [1] * left
+
+    def run(
+        self,
+        form: UnitForm,
+        steps: int,
+        values: Sequence[Tensor],
+        carries: Sequence[Tensor],
+        statics: Sequence[Any],
+        accrued: Sequence[Tensor],
+        answers: Answers,
+    ) -> ScanResult:
+        """See Engine."""
+        if not all(isinstance(value, (Tensor, *PLAIN)) for value in statics):
+            self._refuse(form, "its step takes a value that is neither a tensor nor a number")
+        layers = form.unit.layers
+        if layers not in self.obstacles:
+            layout = self._layout(form, statics, answers != "last")
+            held = held_tensors(layout.step, layout.held)
+            arguments = layout.arguments(values, carries, statics, held, accrued)
+            ready = self._ready_for(layout, steps, arguments)
+            if ready is not None and layers not in self._checked:
+                ready = self._up_to_date(ready, steps, arguments)
+            if ready is not None:
+                found = layout.result(ready.run(*arguments), ready.traced.counts, steps)
+                if answers == "means":
+                    found.answers = [{key: _means(value) for key, value in core.items()} for core in found.answers]
+                return found
+        return super().run(form, steps, values, carries, statics, accrued, answers)
+
+    def _layout(self, form: UnitForm, statics: Sequence[Any], each: bool) -> Layout:
+        constants = tuple(value for value in statics if not isinstance(value, Tensor))
+        key = (id(form), each, constants)
+        if key not in self._layouts:
+            self._layouts[key] = layout_of(form, statics, each)
+        return self._layouts[key]
+
+    def _ready_for(self, layout: Layout, steps: int, arguments: Sequence[Tensor]) -> _Ready | None:
+        """Returns the compiled scan for arguments of these shapes, or None where it cannot be compiled."""
+        alike = tuple((value.shape, value.dtype, value.device) for value in arguments)
+        key = (id(layout), steps, precision(arguments[0].device), alike)
+        found = self._ready.get(key)
+        if found is None:
+            try:
+                found = self._ready[key] = self._prepare(layout, steps, arguments)
+            except Untraceable as reason:
+                self._refuse(layout.form, str(reason))
+                return None
+            except Exception as fault:  # the user's own surrogate is run by tracers here: anything may come out of it
+                lines = [line.strip() for line in str(fault).splitlines() if line.strip()]
+                self._refuse(layout.form, " ".join([f"{type(fault).__name__}:", *lines[:2]]))
+                return None
+        return found
+
+    def _up_to_date(self, ready: _Ready, steps: int, arguments: Sequence[Tensor]) -> _Ready | None:
+        """Compares what is compiled with a step of the unit as it is now, once in every sequence.
+
+        A surrogate may have been given another slope since, which is a number in what is compiled.
+        """
+        layout = ready.layout
+        self._checked.add(layout.form.unit.layers)
+        given = layout.first_step(arguments)
+        if agree(ready.traced.step(*given), layout.step_of(*given)):
+            return ready
+        self._ready = {key: other for key, other in self._ready.items() if other.layout is not layout}
+        anew = self._ready_for(layout, steps, arguments)
+        if anew is None or agree(anew.traced.step(*given), layout.step_of(*given)):
+            return anew
+        self._refuse(layout.form, "its step does not compute the same twice from the same values")
+        return None
+
+    def _prepare(self, layout: Layout, steps: int, arguments: Sequence[Tensor]) -> _Ready:
+        traced = trace_step(layout, arguments)
+        alike = tuple((value.dtype, value.device) for value in arguments)
+        autocast = precision(arguments[0].device)
+        key = (traced.text, layout.structure(), steps, shape_pattern(arguments), alike, autocast)
+        return _Ready(layout, self.kernels.get(key, layout.scan_of(traced.step, steps), arguments), traced)
+
+    def _refuse(self, form: UnitForm, reason: str) -> None:
+        layers = form.unit.layers
+        if layers in self.obstacles:
+            return
+        self.obstacles[layers] = reason
+        warnings.warn(f"A block is run without being compiled: {reason}", stacklevel=2)
+
+
+def _means(values: Tensor) -> Tensor:
+    """Returns the mean over all neurons of each step."""
+    return values.flatten(1).mean(1) if values.ndim > 1 else values

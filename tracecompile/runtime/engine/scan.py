@@ -1,0 +1,112 @@
+"""Runs the steps of one unit over a piece of time: as they are; see ``compiled`` for inductor."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from tracecompile.layers import Pair
+from tracecompile.runtime.forms import UnitForm
+
+Answers = Literal["last", "means", "each"]
+"""Which answers of the cores are wanted: those of the last step alone, the means of every step, or those themselves."""
+
+
+@dataclass
+class ScanResult:
+    """What a scan leaves behind.
+
+    Attributes:
+        outputs: Of the unit, (steps, *shape) each.
+        carries: Next carries of the unit.
+        accrued: What has accrued at the end.
+        norms: (means, variances) of its normalisations, (steps, channels) each.
+        of_layers: (outputs, answers, derivatives) of each layer in the last step.
+        answers: By core, as ``CoreForm.profiled`` names them: (steps,) means, or (steps, *shape).
+    """
+
+    outputs: list[Tensor]
+    carries: list[Tensor]
+    accrued: list[Tensor]
+    norms: list[tuple[Tensor, Tensor]]
+    of_layers: Sequence[Any]
+    answers: list[dict[Pair, Tensor]]
+
+
+def scan(
+    step: Callable[..., Any],
+    form: UnitForm,
+    steps: int,
+    values: Sequence[Tensor],
+    carries: Sequence[Tensor],
+    statics: Sequence[Any],
+    accrued: Sequence[Tensor],
+    kept: Callable[[Tensor], Tensor] | None,
+) -> ScanResult:
+    """Runs a unit over a piece of time.
+
+    Args:
+        step: (*values, *carries, *statics, *accruals) -> as a unit's step returns.
+        form: What it is the step of.
+        steps: How many.
+        values: (steps, *shape) each.
+        carries: At the beginning.
+        statics: What does not change.
+        accrued: At the beginning.
+        kept: What is kept of an answer of every step; None where only the last step's are wanted.
+    """
+    made: list[list[Tensor]] = []
+    statistics: list[list[tuple[Tensor, Tensor]]] = []
+    answers: list[dict[Pair, list[Tensor]]] = [{} for _ in form.cores]
+    of_layers: Any = ()
+    given = zip(*(value.unbind() for value in values), strict=True) if values else itertools.repeat((), steps)
+    for current in given:
+        outputs, carries, accrued, norms, of_layers = step(*current, *carries, *statics, *accrued)
+        made.append(outputs)
+        statistics.append(norms)
+        for core, rows in zip(form.cores if kept is not None else (), answers, strict=False):
+            assert kept is not None
+            for pair, value in core.profiled(of_layers[core.place]).items():
+                rows.setdefault(pair, []).append(kept(value))
+    return ScanResult(
+        [torch.stack(rows) for rows in zip(*made, strict=True)],
+        list(carries),
+        list(accrued),
+        [
+            (torch.stack([mean for mean, _ in pairs]), torch.stack([variance for _, variance in pairs]))
+            for pairs in zip(*statistics, strict=True)
+        ],
+        of_layers,
+        [{pair: torch.stack(rows) for pair, rows in each.items()} for each in answers],
+    )
+
+
+class Engine:
+    """Runs the scans of units as they are."""
+
+    def begin(self) -> None:
+        """Says that a sequence begins."""
+
+    def pieces(self, form: UnitForm, steps: int) -> list[int]:
+        """Returns the lengths of the scans that a piece of a unit is made of."""
+        return [steps]
+
+    def run(
+        self,
+        form: UnitForm,
+        steps: int,
+        values: Sequence[Tensor],
+        carries: Sequence[Tensor],
+        statics: Sequence[Any],
+        accrued: Sequence[Tensor],
+        answers: Answers,
+    ) -> ScanResult:
+        """Runs one scan; see ``scan``."""
+        assert form.step is not None
+        kept = {"last": None, "means": torch.mean, "each": torch.clone}[answers]
+        return scan(form.step.forward, form, steps, values, carries, statics, accrued, kept)

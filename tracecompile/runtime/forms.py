@@ -1,0 +1,144 @@
+"""A program in trace form as one call runs it: with what the call asks for, and no more."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from tracecompile.graphs.pruning import pruned
+from tracecompile.layers import Accrual, Pair, Unit
+from tracecompile.program import StepProgram
+from tracecompile.rules.measured.lines import FROM
+from tracecompile.rules.measured.profiles import GAIN
+
+
+@dataclass(frozen=True)
+class CoreForm:
+    """What one core answers in a step.
+
+    Attributes:
+        index: Of its layer in the program; ``place`` in the unit.
+        layer: Name of it.
+        responses: What its answers are to.
+        rows: Of its derivatives.
+        outputs: Of the layer.
+    """
+
+    index: int
+    place: int
+    layer: str
+    responses: tuple[Accrual, ...]
+    rows: dict[Pair, int | float]
+    outputs: tuple[str, ...]
+
+    @cached_property
+    def gains(self) -> dict[Pair, int | float]:
+        """The derivatives within a step, by the key of their profile."""
+        variables = {accrual.pair[1] for accrual in self.responses if not accrual.pair[1].startswith(FROM)}
+        return {
+            (f"{GAIN}{result}", variable): row
+            for (result, variable), row in self.rows.items()
+            if result in self.outputs and variable in variables
+        }
+
+    def answers(self, of_layer: Any) -> dict[Pair, Any]:
+        """Returns the answers of a step by (output, variable)."""
+        return {accrual.pair: answer for accrual, answer in zip(self.responses, of_layer[1], strict=True)}
+
+    def derivatives(self, of_layer: Any) -> dict[Pair, Any]:
+        """Returns the derivatives of a step by (result, variable)."""
+        entries = of_layer[2]
+        return {key: entries[row] if isinstance(row, int) else row for key, row in self.rows.items()}
+
+    def profiled(self, of_layer: Any) -> dict[Pair, Tensor]:
+        """Returns the answers of a step by (output, variable), and the gains by (``gain of <output>``, variable)."""
+        found: dict[Pair, Tensor] = self.answers(of_layer)
+        like = next(iter(found.values()), None)
+        for key, row in self.gains.items():
+            slope = of_layer[2][row] if isinstance(row, int) else row
+            if isinstance(slope, Tensor):
+                found[key] = slope
+            elif like is not None:
+                found[key] = torch.full((), slope, dtype=like.dtype, device=like.device)
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class UnitForm:
+    """A unit with the step that is run."""
+
+    unit: Unit
+    step: fx.GraphModule | None
+    accruals: tuple[Accrual, ...]
+    cores: tuple[CoreForm, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Form:
+    """What one call runs.
+
+    Attributes:
+        step: The step of the program; ``accruals`` what it carries, traces first.
+        cores: By layer.
+        units: The same step, block by block, for many steps at once.
+    """
+
+    step: fx.GraphModule
+    accruals: tuple[Accrual, ...]
+    cores: tuple[CoreForm, ...]
+    units: tuple[UnitForm, ...]
+
+
+@dataclass
+class Forms:
+    """The forms of one program, each made when it is first asked for."""
+
+    program: StepProgram
+    made: dict[frozenset[str], Form] = field(default_factory=dict)
+
+    @property
+    def plain(self) -> Form:
+        """The step as the model has it, under which autograd may follow it."""
+        assert self.program.emitted is not None
+        return Form(self.program.emitted.plain, (), (), ())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Forms:
+        """Returns that of the copied program, with nothing made yet."""
+        return Forms(copy.deepcopy(self.program, memo))
+
+    def without(self, dropped: Collection[str]) -> Form:
+        """Returns the form that leaves some accruals out, by name."""
+        key = frozenset(dropped)
+        if key not in self.made:
+            self.made[key] = self._make(key)
+        return self.made[key]
+
+    def _make(self, dropped: frozenset[str]) -> Form:
+        emitted = self.program.emitted
+        assert emitted is not None
+        step, accruals = pruned(emitted.traced, emitted.accruals, dropped)
+        cores = self._cores(range(len(self.program.layers)), dropped)
+        return Form(step, accruals, cores, tuple(self._unit(unit, dropped) for unit in self.program.units))
+
+    def _unit(self, unit: Unit, dropped: frozenset[str]) -> UnitForm:
+        if unit.step is None:
+            return UnitForm(unit, None, (), ())
+        step, accruals = pruned(unit.step, unit.accruals, dropped & {accrual.name for accrual in unit.accruals})
+        return UnitForm(unit, step, accruals, self._cores(unit.layers, dropped))
+
+    def _cores(self, layers: Collection[int], dropped: frozenset[str]) -> tuple[CoreForm, ...]:
+        found = []
+        for place, index in enumerate(layers):
+            layer = self.program.layers[index]
+            rule = layer.response
+            if rule is not None and rule.graph is not None:
+                kept = (accrual for accrual in rule.accruals if accrual.name not in dropped)
+                responses = tuple(accrual for accrual in kept if accrual.role == "response")
+                found.append(CoreForm(index, place, layer.name, responses, rule.rows, layer.outputs))
+        return tuple(found)

@@ -1,0 +1,231 @@
+"""The loop over time: whole sequences, streams, single steps, second passes and diagnostics are calls of it.
+
+A program in trace form moves its states and its accruals on; what has accrued is folded into the record where a bin
+ends. A piece of one step is the step of the program as it is, which is the reference, bit for bit the model; a longer
+piece is computed block by block (see ``tracecompile.runtime.piece``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tracecompile.errors import InvalidInput
+from tracecompile.layers import Accrual, Pair
+from tracecompile.program import StepProgram
+from tracecompile.rules.accumulation import accumulator_dtype
+from tracecompile.rules.measured.horizon import CELLS
+from tracecompile.rules.measured.lines import FROM
+from tracecompile.runtime.forms import CoreForm, Form, Forms
+from tracecompile.runtime.record import Moment, Record
+
+
+@dataclass(frozen=True)
+class Last:
+    """The last step.
+
+    Attributes:
+        read: What the traces have added up of it, in their order.
+        of_layers: By layer (outputs, answers, derivatives); only the last two count where several steps were one piece.
+    """
+
+    read: Sequence[Tensor]
+    of_layers: Sequence[Any]
+
+
+class Loop:
+    """One stretch of time on its way.
+
+    Attributes:
+        states: Of the program, in the order of the carries.
+        accrued: What has accrued since the last fold, in the order of the accruals of the form.
+        since: Number of steps since then.
+        index: Their bin.
+        last: The last step, None before the first.
+        form: What is run.
+    """
+
+    def __init__(
+        self,
+        program: StepProgram,
+        form: Form,
+        record: Record | None,
+        states: Sequence[Tensor],
+        statics: Mapping[str, Any],
+        invariants: Sequence[Any],
+    ) -> None:
+        """Stands before the first step.
+
+        Args:
+            program: After all passes.
+            form: Of the program, see ``form_for``.
+            record: Takes what accrues; None to carry nothing beside the states.
+            states: Initial ones.
+            statics: Static values by name.
+            invariants: Values of the call that do not change over time.
+        """
+        self.record, self.invariants = record, list(invariants)
+        self.states = list(states)
+        self._follow(program, form, statics)
+        self.since = self.index = 0
+        self.last: Last | None = None
+        self.accrued: list[Tensor] = []
+        self._cells: list[int] | None = None
+
+    def _follow(self, program: StepProgram, form: Form, statics: Mapping[str, Any]) -> None:
+        self.program, self.form, self.statics = program, form, statics
+        self.first_apart = program.first_apart
+        assert program.statics is not None
+        placeholders = set(program.invariants)
+        self.arguments = [statics[name] for name in program.statics.names if name not in placeholders]
+        self._run = form.step.forward
+
+    def follow(self, program: StepProgram, form: Form, statics: Mapping[str, Any]) -> None:
+        """Goes on with another program of the same model, such as that of its other mode.
+
+        Raises:
+            InvalidInput: That one carries something else.
+        """
+        if [accrual.name for accrual in form.accruals] != [accrual.name for accrual in self.form.accruals]:
+            raise InvalidInput(
+                "In this mode the model is made of other layers than in the steps before.",
+                "Call backward, or reset() of the converted module, before its mode is changed.",
+            )
+        self._follow(program, form, statics)
+
+    def step(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Takes one step; returns its outputs."""
+        self.enter(1)
+        outputs, self.states, self.accrued, read, of_layers = self._run(
+            *inputs, *self.invariants, *self.states, *self.arguments, *self.accrued
+        )
+        self.last = Last(read, of_layers)
+        if self._cells is not None:
+            for core in self.form.cores:
+                self.note(core, core.profiled(of_layers[core.index]), 0, 1)
+        return list(outputs)
+
+    def enter(self, steps: int) -> None:
+        """Says that so many steps come, all of one bin; folds where another bin has ended."""
+        if self.record is None:
+            return
+        clock = self.record.clock
+        if clock.must_merge():
+            self.fold()
+            self.record.merge()
+        apart = self.first_apart and clock.steps == 1
+        bins = {clock.tick() for _ in range(steps)}
+        assert len(bins) == 1, "a piece crosses the edge of a bin"
+        index = bins.pop()
+        if index != self.index or apart:
+            self.fold()
+        if not self.since and not self.accrued:
+            self.accrued = self._beginnings()
+        self.index = index
+        self.since += steps
+        self._cells = self.record.tick_cells(steps)
+
+    def fold(self) -> None:
+        """Folds what has accrued into the record."""
+        if self.record is not None and self.since:
+            self.record.fold(dict(zip(self.form.accruals, self.accrued, strict=True)), self.index, self.since)
+            self.since, self.accrued = 0, []
+
+    def _beginnings(self) -> list[Tensor]:
+        states = dict(zip((carry.placeholder for carry in self.program.carries), self.states, strict=True))
+        return [_beginning(accrual, states) for accrual in self.form.accruals]
+
+    def moment(self) -> Moment | None:
+        """Returns what the last step has left behind, before it is folded; None where there was none."""
+        record, last = self.record, self.last
+        if record is None or last is None or not self.since:
+            return None
+        changes, first = {}, {}
+        for core in self.form.cores:
+            tangents = record.responses[core.layer].tangents
+            tangents.enter(self.index)
+            changes[core.layer] = tangents.answers(core.answers(last.of_layers[core.index]))
+            first[core.layer] = tangents.first
+        derivatives = {core.layer: core.derivatives(last.of_layers[core.index]) for core in self.form.cores}
+        traces = (accrual.pair for accrual in self.program.traces_kept)
+        values = {pair: _own(value) for pair, value in zip(traces, last.read, strict=True)}
+        return Moment(record.clock.steps - 1, self.index, values, changes, first, derivatives)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Returns what has accrued, by a name."""
+        found = {f"accrued|{a.name}": total for a, total in zip(self.form.accruals, self.accrued, strict=False)}
+        return found | {"since": torch.tensor([self.since, self.index])}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Goes on from what ``tensors`` returned."""
+        self.since, self.index = tensors["since"].tolist()
+        self.accrued = [tensors[f"accrued|{a.name}"].clone() for a in self.form.accruals] if self.since else []
+
+    def settle(self) -> None:
+        """Leaves everything in the record: the last step as its moment, and what has accrued."""
+        if self.record is not None:
+            self.record.moment = self.moment() or self.record.moment
+            self.fold()
+            self.last = None
+
+    def note(self, core: CoreForm, given: Mapping[Pair, Tensor], first: int, steps: int) -> None:
+        """Adds the mean answers of some steps of a piece to their cells of time, where these are kept.
+
+        Args:
+            core: Whose.
+            given: As ``CoreForm.profiled`` names them: (steps,) means, or of one step, of any shape.
+            first: Where in the piece the steps begin.
+            steps: How many.
+        """
+        if self._cells is None or self.record is None:
+            return
+        responses, cells = self.record.responses[core.layer], self._cells[first : first + steps]
+        found = {key: value for key, value in given.items() if not key[1].startswith(FROM)}
+        if self.record.learns_starts:
+            found |= {key: change[0] for key, change in responses.tangents.answers(given).items()}
+        for key, value in found.items():
+            means = value.mean().expand(1) if steps == 1 else value
+            responses.note(key, means, cells, CELLS)
+
+
+def form_for(forms: Forms, record: Record | None) -> Form:
+    """Returns the form of a program that carries what a record asks for; without one, derivatives alone."""
+    return forms.without(_dropped(forms.program, record))
+
+
+def _dropped(program: StepProgram, record: Record | None) -> set[str]:
+    """Returns the names of the accruals that nobody asks for."""
+    emitted = program.emitted
+    assert emitted is not None
+    if record is None:
+        return {accrual.name for accrual in emitted.accruals}
+    # What acts through the states of the last fold counts only if there is one before the end, or a start that learns.
+    whole = record.clock.capacity == 1 and not program.first_apart and not record.learns_starts
+    found = set()
+    for accrual in emitted.accruals:
+        if accrual.role == "trace":
+            continue
+        variable = accrual.pair[1] if accrual.role == "response" else accrual.pair[0]
+        wanted = record.responses[accrual.layer].tangents.slots
+        if whole if variable.startswith(FROM) else variable not in wanted:
+            found.add(accrual.name)
+    return found
+
+
+def _beginning(accrual: Accrual, states: Mapping[str, Tensor]) -> Tensor:
+    """Returns what nothing has accrued to: a tangent has the shape of its state, a sum takes that of what is added."""
+    if accrual.role != "tangent":
+        return torch.zeros(())
+    variable, name = accrual.pair
+    state = states[name]
+    start = torch.ones_like if variable == f"{FROM}{name}" else torch.zeros_like
+    return start(state, dtype=accumulator_dtype(state.dtype))
+
+
+def _own(value: Tensor) -> Tensor:
+    """Returns a tensor in memory of its own, so that the sequence that it is a slice of is not kept."""
+    return value if value.untyped_storage().nbytes() == value.nbytes else value.clone()

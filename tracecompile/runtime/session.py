@@ -1,0 +1,227 @@
+"""Session: what one model runs on, and where it stands in time."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from tracecompile.arguments import Call
+from tracecompile.capture.copying.copies import copy_as_they_are, detach_leftovers
+from tracecompile.compiled import Compiled
+from tracecompile.errors import ConversionError, InvalidInput
+from tracecompile.program import Settings, StepProgram
+from tracecompile.runtime.backward.anchors import with_anchors
+from tracecompile.runtime.bins import StreamClock
+from tracecompile.runtime.engine.compiled import Kernels
+from tracecompile.runtime.executor import Executor
+from tracecompile.runtime.live import LiveState, count_states
+from tracecompile.runtime.rerun import Prepared
+from tracecompile.runtime.window import Window
+
+MOST_PROGRAMS = 8
+"""Programs that are kept, for a model whose mode or whose arguments' kind alternates."""
+
+Compiler = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Settings, Sequence[Compiled]], Compiled]
+"""Makes what runs calls like one: (model, args, kwargs, settings, what was compiled before)."""
+
+
+class Session:
+    """The programs of one model, the one that runs, and the live state.
+
+    Attributes:
+        model: The copy of the user's model that shares its tensors: what the programs run on.
+        settings: What the user asked for.
+        compiled, executor: What ran the last call; None before the first.
+        programs: What has been compiled, for each mode and kind of arguments, the last one compiled last.
+        live: States and the open window.
+        kernels: Compiled code.
+    """
+
+    def __init__(self, model: nn.Module, settings: Settings, compiler: Compiler) -> None:
+        """Stands before the first call; ``compiler`` is asked where nothing that is there fits a call."""
+        self.model, self.settings, self.compiler = model, settings, compiler
+        self.compiled: Compiled | None = None
+        self.executor: Executor | None = None
+        self.programs: list[tuple[Compiled, Executor]] = []
+        self.live = LiveState()
+        self.kernels = Kernels()
+
+    def compile_with(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Compiles the model from the inputs of one call.
+
+        Raises:
+            ConversionError: The model is refused; what ran before stays.
+        """
+        earlier = [compiled for compiled, _ in self.programs]
+        self.use(self.compiler(self.model, args, kwargs, self.settings, earlier))
+
+    def use(self, compiled: Compiled) -> None:
+        """Runs what was compiled from here on."""
+        self.compiled, self.executor = compiled, Executor(compiled.program, self.kernels)
+        self.programs = [*self.programs[1 - MOST_PROGRAMS :], (self.compiled, self.executor)]
+
+    @property
+    def ready(self) -> Compiled:
+        """What runs calls like the last one.
+
+        Raises:
+            InvalidInput: Nothing is compiled yet.
+        """
+        if self.compiled is None:
+            raise InvalidInput(
+                "The model is not captured yet.", "Call the module once, or pass example_inputs to convert."
+            )
+        return self.compiled
+
+    @property
+    def program(self) -> StepProgram:
+        """The program of ``ready``."""
+        return self.ready.program
+
+    @property
+    def window(self) -> Window | None:
+        """The window of the last whole sequence as long as its outputs live, or the open one of a stream."""
+        sequence = None if self.live.sequence is None else self.live.sequence()
+        return self.live.window if sequence is None else sequence
+
+    # Calls.
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the model; see ``TracedModule.forward``."""
+        executor, call = self.prepared_for(args, kwargs)
+        program = executor.program
+        try:
+            if program.kind == "sequence":
+                keeps = any(carry.kept for carry in program.carries)
+                left = self.live.states if keeps else None
+                leaves, window, states = executor.sequence(call.leaves, self.settings.bins, left)
+                if keeps:
+                    self.live.states = states[: count_states(program.carries)]
+                self.live.sequence = None if window is None else weakref.ref(window)
+            else:
+                leaves = self._step(executor, call)
+        except ConversionError:
+            raise
+        except (RuntimeError, IndexError) as fault:
+            raise _explained(fault, call) from fault
+        return pytree.tree_unflatten(leaves, program.result)
+
+    def prepared_for(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Executor, Call]:
+        """Binds a call; captures the model first if it never was, or was with tensors of other dtypes or devices.
+
+        A model may read ``x.dtype``, ``x.device`` and ``self.training`` as plain Python values, so they are part of
+        what was captured.
+        """
+        before = self.compiled
+        if before is None or not before.fits(self.model, args, kwargs):
+            fitting = [ready for ready in self.programs if ready[0].fits(self.model, args, kwargs)]
+            if fitting:
+                self.compiled, self.executor = fitting[-1]
+            else:
+                self.compile_with(args, kwargs)
+            if before is not None:
+                self.live.relay(before.program.carries, self.ready.program.carries)
+        executor = self.executor
+        assert executor is not None
+        return executor, self.ready.arguments.bind(args, kwargs)
+
+    def _step(self, executor: Executor, call: Call) -> list[Any]:
+        live = self.live
+        given = live.states if call.states is None and not executor.program.explicit_states else self._handed_in(call)
+        prepared = executor.ends.prepare(call.leaves, given)
+        outputs, states = self._advance(executor, prepared)
+        leaves = executor.ends.finish(outputs, states, prepared.invariants)
+        if executor.program.explicit_states:
+            live.returned = tuple(states)
+        return leaves
+
+    def _handed_in(self, call: Call) -> Sequence[Tensor] | None:
+        """Returns the states to go on from; a state that is not the one returned last begins another sequence."""
+        live = self.live
+        if call.states is None:
+            live.clear()
+            return None
+        carries = self.ready.program.carries
+        explicit = [i for i, carry in enumerate(carries) if carry.explicit]
+        is_next = live.returned is not None and all(
+            state is live.returned[position] for state, position in zip(call.states, explicit, strict=True)
+        )
+        if is_next and live.states is not None:
+            return live.states
+        live.clear()
+        if len(explicit) < count_states(carries):
+            raise InvalidInput("The model keeps part of its state itself.", "Call reset and begin without a state.")
+        return call.states
+
+    def _advance(self, executor: Executor, prepared: Prepared) -> tuple[list[Tensor], list[Tensor]]:
+        """Runs one step from the prepared states; returns outputs and next states with their anchors."""
+        live = self.live
+        window = None
+        if executor.wants_record(prepared) or (live.window is not None and torch.is_grad_enabled()):
+            if live.window is None or live.window.closed:
+                live.window = executor.open_window(StreamClock(self.settings.bins), prepared)
+                live.window.load(live.pending)
+                live.pending = {}
+            window = live.window
+        else:
+            live.close_window()
+        before = live.flags_of(prepared.initial)
+        outputs, states = executor.step(prepared, window)
+        lasting = states[: count_states(executor.program.carries)]
+        live.states = [state.detach() if executor.rule.records else state for state in lasting]
+        live.flags = None
+        if window is None:
+            return outputs, states
+        learns, flags = executor.flow.over(prepared.inputs, prepared.invariants, before, 1)
+        live.flags = flags[: len(lasting)]
+        anchors = window.step_anchors(executor.program.ports, [*outputs, *states], (*learns, *flags))
+        return with_anchors(outputs, anchors[: len(outputs)]), with_anchors(states, anchors[len(outputs) :])
+
+    def advance(self, given: tuple[Any, ...]) -> Any:
+        """Runs one step of a sequence model; see ``TracedModule.stream``."""
+        if self.executor is None:
+            raise InvalidInput("The model is not captured yet.", "Pass example_inputs to convert before streaming.")
+        executor, call = self.prepared_for(_as_sequences(self.executor, given), {})
+        prepared = executor.one_step(executor.ends.prepare(call.leaves, None), self.live.states)
+        outputs, _ = self._advance(executor, prepared)
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Session:
+        """Returns a copy that shares nothing and stands before the first step."""
+        other = type(self).__new__(type(self))
+        memo[id(self)] = other
+        memo[id(self.live)] = LiveState()
+        detach_leftovers(self.model, memo)
+        copy_as_they_are(self.model, memo)
+        if self.compiled is not None:
+            # Pytree specifications never change, and torch warns about copying them.
+            memo |= {id(spec): spec for spec in (self.program.signature, self.program.result)}
+        current = [] if self.compiled is None or self.executor is None else [(self.compiled, self.executor)]
+        other.__dict__.update(copy.deepcopy({**self.__dict__, "programs": current}, memo))
+        return other
+
+
+def _as_sequences(executor: Executor, given: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Gives each per-step input a time axis of one step, where the model's argument has it."""
+    program = executor.program
+    axes = executor.time_axes()
+    if program.kind != "sequence" or axes is None or len(axes) != len(given):
+        raise InvalidInput(
+            "Only a model that takes a whole sequence, and slices it as it is given, can be streamed.",
+            "Call a step model directly; move work on the whole input into the loop.",
+        )
+    return tuple(value.unsqueeze(axis) for value, axis in zip(given, axes, strict=True))
+
+
+def _explained(fault: Exception, call: Call) -> InvalidInput:
+    shapes = ", ".join(str(tuple(leaf.shape)) for leaf in call.leaves if isinstance(leaf, Tensor))
+    return InvalidInput(
+        f"The model cannot run on inputs of shape {shapes}: {str(fault).splitlines()[0]}.",
+        "Compare with the model's own input.",
+    )
