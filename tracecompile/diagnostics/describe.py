@@ -11,6 +11,7 @@ from tracecompile.diagnostics.footprint import footprint
 from tracecompile.diagnostics.report import ConversionReport, LayerReport, ParameterReport
 from tracecompile.exact import exact_value
 from tracecompile.layers import Jacobian, Layer
+from tracecompile.operations import Fact, has
 from tracecompile.passes.insert_input_traces import layer_decay
 from tracecompile.program import StepProgram
 from tracecompile.rules.analytic import RateCurve
@@ -173,7 +174,7 @@ def _trains(program: StepProgram, node: fx.Node) -> bool:
     """Tells whether a module has parameters that learn from what this node of a prologue or epilogue computes."""
     waiting, seen = [node], {node}
     while waiting:
-        fresh = {user for user in waiting.pop().users if user.target != "detach"} - seen
+        fresh = {user for user in waiting.pop().users if not has(user, Fact.DETACHES)} - seen
         waiting += fresh
         seen |= fresh
     learns = any(reached.op == "output" for reached in seen)
