@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from forms.cells import Cell
+from forms.cells import Cell, Recurrent
 from support.oracle import HIDDEN, Program, require_right, spike
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -103,6 +103,24 @@ class RowsConcatenated(Cell):
         return torch.stack(outs)
 
 
+class LateralProductTurnedOver(Recurrent):
+    """A matrix that is turned over is no state with its axes elsewhere: the product stays as it is."""
+
+    def step(self, current: Tensor, v: Tensor) -> State:
+        v = 0.9 * v + current
+        z = spike(v - 0.8)
+        return z, v - 0.8 * z + 0.1 * (self.lateral @ z.t().contiguous()).T
+
+
+class NeuronsLast(Cell):
+    """Brings an axis to the end and back, by one of the many names for it."""
+
+    def step(self, current: Tensor, v: Tensor) -> State:
+        v = torch.swapdims(torch.swapdims(v, 0, 1) * 0.9 + current.moveaxis(0, 1), 0, 1)
+        z = spike(v - 0.8)
+        return z, v - 0.8 * z
+
+
 class OtherNames(Cell):
     """Nothing is called by the name that most use."""
 
@@ -125,7 +143,10 @@ class CurrentByMaskOfASum(Cell):
         return z, v
 
 
-MODELS = [ShiftedInPlace, StartsFromTransposed, RowsConcatenated, OtherNames, CurrentByMaskOfASum]
+MODELS = [
+    ShiftedInPlace, StartsFromTransposed, RowsConcatenated, LateralProductTurnedOver, NeuronsLast, OtherNames,
+    CurrentByMaskOfASum,
+]  # fmt: skip
 RUNS = ((3, 4), (11, 5), (23, 2))
 
 

@@ -20,8 +20,8 @@ LAYOUTS = (
     Operation(name="permute", facts=_PERMUTED),
     Operation(name="transpose", facts=_PERMUTED, also=("swapaxes", "swapdims")),
     Operation(name="movedim", facts=_PERMUTED, also=("moveaxis",)),
-    Operation(name="t", facts=_PERMUTED, properties=("T",)),
-    Operation(name="adjoint", facts=_PERMUTED, properties=("mT", "mH", "H")),
+    Operation(name="t", facts=_LAID_OUT, properties=("T",)),
+    Operation(name="adjoint", facts=_LAID_OUT, properties=("mT", "mH", "H")),
 )
 
 PARTS = (

@@ -47,7 +47,7 @@ class Fact(Flag):
     """The same numbers, each once, in a tensor of another shape."""
 
     PERMUTES = auto()
-    """Lays numbers out with the axes in another order."""
+    """Lays numbers out with the axes in an order that it is given."""
 
     LIKE = auto()
     """Reads nothing of its first tensor but shape, type and device."""
