@@ -39,6 +39,11 @@ ALONE: dict[str, Callable[[Tensor], Tensor]] = {
     "reshaped within samples": lambda z: z.view(-1, 2, FEATURES // 2).flatten(1),
     "concatenated within samples": lambda z: torch.cat([z, -z], 1)[:, 3:9],
     "product of a sample": lambda z: F.linear(z, torch.eye(FEATURES, dtype=z.dtype)),
+    "groups of a sample": lambda z: F.group_norm(z, 2),
+    "smallest of a sample": lambda z: z - 0.1 * z.amin(1, keepdim=True),
+    "logarithm of shares": lambda z: F.log_softmax(z, 1) + 2,
+    "product by its matrix": lambda z: torch.mm(z, torch.eye(FEATURES, dtype=z.dtype)),
+    "unflattened within samples": lambda z: z.unflatten(1, (2, -1)).flatten(1),
     "elementwise": lambda z: z.tanh() * 2 + z.abs().clamp(max=1.0),
 }
 

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 ORDER = (
-    ("errors", "exact", "neuron_step", "layers", "program"),
+    ("errors", "operations", "exact", "neuron_step", "layers", "program"),
     ("report", "arguments", "nn", "analysis"),
     ("capture", "rules"),
     ("graphs",),

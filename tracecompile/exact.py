@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from tracecompile.operations import Fact, described
+
 if TYPE_CHECKING:
     from tracecompile.program import StepProgram
 
 
+@described(Fact.ELEMENTWISE | Fact.LINEAR)
 def exact_value(computed: Tensor, value: Tensor) -> Tensor:
     """Returns ``value``, bit for bit, with the gradient of ``computed``.
 

@@ -21,6 +21,8 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from tracecompile.operations import NORMALISES, Fact, has
+
 if TYPE_CHECKING:
     from torch.utils._pytree import TreeSpec
 
@@ -265,10 +267,8 @@ def static_nodes(program: StepProgram) -> set[fx.Node]:
 def _changes_when_run(program: StepProgram, node: fx.Node) -> bool:
     if node.meta.get("draws"):
         return True
-    if node.op == "call_function":
-        return getattr(node.target, "__name__", "") in ("batch_norm", "instance_norm")
     module = program.resolve(str(node.target)) if node.op == "call_module" else None
-    return isinstance(module, (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd))
+    return has(node, NORMALISES, module) or (module is not None and has(node, Fact.RANDOM, module))
 
 
 def final_states_read(program: StepProgram) -> tuple[bool, ...]:

@@ -1,6 +1,6 @@
 """What an operation consists of: the core operators of torch that it runs, and torch's own word on what they do.
 
-There are some two thousand operations and more spellings of them; the tables of this compiler know the usual ones. Any
+There are some two thousand operations and more spellings of them; the table of this compiler has the usual ones. Any
 other is run once on the values that it had while the model was captured, and what reaches torch's dispatcher answers
 for it.
 """
@@ -18,18 +18,8 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tracecompile.operations import Fact, has, operation_of_function
 from tracecompile.program import example_value
-
-_aten = torch.ops.aten
-_SHAPE_OF_ALL = frozenset(
-    {
-        _aten.clone, _aten.alias, _aten.detach, _aten.expand, _aten._to_copy, _aten.full, _aten.full_like,
-        _aten.scalar_tensor, _aten.zeros, _aten.zeros_like, _aten.ones, _aten.ones_like, _aten.lift_fresh,
-        _aten.lift_fresh_copy, _aten.new_zeros, _aten.new_ones, _aten.new_full, _aten.fill, _aten.empty_like,
-        _aten.copy_, _aten.fill_, _aten.zero_, _aten._local_scalar_dense,
-    }
-)  # fmt: skip
-"""Treat all elements alike, although torch does not call them elementwise."""
 
 
 def called(node: fx.Node, module: Callable[..., Any] | None = None) -> Any:
@@ -52,7 +42,7 @@ def unheard() -> Iterator[None]:
 
 
 def acts_on_elements(node: fx.Node, module: Callable[..., Any] | None = None) -> bool:
-    """Tells whether an operation that no table knows computes every element of its value from the same elements alone.
+    """Tells whether an operation that is not in the table computes every element of its value from the same ones alone.
 
     Args:
         node: The call.
@@ -66,7 +56,7 @@ def acts_on_elements(node: fx.Node, module: Callable[..., Any] | None = None) ->
 def has_shape_of_operands(node: fx.Node) -> bool:
     """Tells whether a value has the shape that its operands are broadcast to."""
     # What a tensor is only made like, such as the input in x.to(input), has no say in its shape.
-    sources = node.all_input_nodes[:1] if node.target in ("to", "type_as") else node.all_input_nodes
+    sources = node.all_input_nodes[:1] if has(node, Fact.CASTS) else node.all_input_nodes
     shapes = [value.shape for value in map(example_value, sources) if isinstance(value, Tensor)]
     try:
         return bool(shapes) and torch.broadcast_shapes(*shapes) == example_value(node).shape
@@ -117,7 +107,8 @@ def _decomposes_elementwise(node: fx.Node, module: Callable[..., Any] | None) ->
 def _elementwise(operator: Any) -> bool:
     if torch.Tag.nondeterministic_seeded in operator.tags:
         return False
-    return torch.Tag.pointwise in operator.tags or operator.overloadpacket in _SHAPE_OF_ALL
+    # Torch does not call elementwise what treats all elements alike, such as a copy.
+    return torch.Tag.pointwise in operator.tags or Fact.ELEMENTWISE in operation_of_function(operator).facts
 
 
 @lru_cache(maxsize=1)

@@ -13,15 +13,10 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from tracecompile.operations import CUTS, has
 from tracecompile.program import StepProgram, example_value, step_results
 
 Flags = tuple[bool, ...]
-
-CUTS = frozenset(
-    {"detach", "detach_", "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "new_zeros"}
-    | {"new_ones", "new_full", "new_empty", "new_tensor", "argmax", "argmin"}
-)
-"""What takes a tensor and gives one that autograd does not lead back from."""
 
 
 class GradientFlow:
@@ -80,9 +75,8 @@ class GradientFlow:
             elif node.op == "get_attr":
                 flags[node] = _requires(self.program.resolve(str(node.target)))
             else:
-                name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
                 value = example_value(node)
-                cut = node.op != "call_module" and name in CUTS
+                cut = has(node, CUTS)
                 cut |= isinstance(value, (int, float)) or (isinstance(value, Tensor) and not value.is_floating_point())
                 flags[node] = not cut and (any(flags[source] for source in node.all_input_nodes) or self._learns(node))
         return flags

@@ -13,35 +13,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 
-from tracecompile.analysis.linearity import operation_name
 from tracecompile.analysis.pointwise import acts_alone, is_pointwise
 from tracecompile.layers import Fold
+from tracecompile.operations import NORMALISES, Fact, Operation, Rows, operation_of, operation_of_module
 from tracecompile.program import StepProgram, example_value
 
 Kind = Literal["static", "rows", "shape", "row count", "number"]
 """static: the same at every step. rows: has the batch in front. shape, row count, number: sizes of such a value."""
-
-_SPATIAL: dict[str, int] = {f"{name}{d}d": d for name in (
-    "conv", "conv_transpose", "avg_pool", "max_pool", "adaptive_avg_pool", "adaptive_max_pool", "lp_pool",
-    "Conv", "ConvTranspose", "AvgPool", "MaxPool", "AdaptiveAvgPool", "AdaptiveMaxPool", "LPPool",
-) for d in (1, 2, 3)}  # fmt: skip
-_NORMS = {"BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "GroupNorm"}
-_LAST_AXIS = {"linear", "Linear", "Identity", "matmul"}
-_DROPOUTS = {"Dropout", "Dropout1d", "Dropout2d", "Dropout3d"}
-_JOINING = {"cat", "concat", "concatenate", "stack"}
-_BY_AXES = {
-    "flatten",
-    "Flatten",
-    "unsqueeze",
-    "squeeze",
-    "sum",
-    "mean",
-    "amax",
-    "softmax",
-    "narrow",
-    "select",
-    *_JOINING,
-}
 
 
 def find_fold(program: StepProgram, graph: fx.Graph, sources: tuple[str, ...]) -> Fold | None:
@@ -90,19 +68,20 @@ class _Finder:
         kinds = {self.kinds[source] for source in node.all_input_nodes}
         if kinds <= {"static", "number"}:
             return "static"
-        name = operation_name(self.program, node)
+        module = self.program.resolve(str(node.target)) if node.op == "call_module" else None
+        operation = operation_of(node, module)
         if not isinstance(value, Tensor):
-            return self._size(node, name, value)
-        if kinds & {"shape"} or not self._rows_kept(node, name, value):
+            return self._size(node, operation)
+        if kinds & {"shape"} or not self._rows_kept(node, operation, value):
             return None
         return "rows"
 
-    def _size(self, node: fx.Node, name: str, value: Any) -> Kind | None:
+    def _size(self, node: fx.Node, operation: Operation) -> Kind | None:
         of = self.kinds[node.all_input_nodes[0]]
-        if of == "rows" and (name == "size" or (name == "getattr" and node.args[1] == "shape")):
-            axis = node.args[1] if name == "size" and len(node.args) > 1 else node.kwargs.get("dim")
+        if of == "rows" and operation.name == "size":
+            axis = node.args[1] if node.target is not getattr and len(node.args) > 1 else node.kwargs.get("dim")
             return "shape" if axis is None else self._size_of_axis(node, axis)
-        if of == "shape" and name == "getitem" and isinstance(node.args[1], int):
+        if of == "shape" and operation.name == "getitem" and isinstance(node.args[1], int):
             axes = len(example_value(node.all_input_nodes[0]))
             return "row count" if node.args[1] % axes == 0 else "number"
         return None
@@ -111,27 +90,25 @@ class _Finder:
         rank = example_value(node.all_input_nodes[0]).ndim
         return None if not isinstance(axis, int) else "row count" if axis % rank == 0 else "number"
 
-    def _rows_kept(self, node: fx.Node, name: str, value: Tensor) -> bool:
+    def _rows_kept(self, node: fx.Node, operation: Operation, value: Tensor) -> bool:
         """Tells whether each row of a node's value depends on the same rows of its operands alone."""
         operands = [source for source in node.all_input_nodes if self.kinds[source] == "rows"]
         shapes = [example_value(source).shape for source in operands]
         counted = any(self.kinds[source] == "row count" for source in node.all_input_nodes)
         if not operands or value.ndim < 2 or {shape[0] for shape in shapes} != {value.shape[0]}:
             return False
-        if name in ("view", "reshape", "Unflatten"):
+        if operation.rows is Rows.SIZES:
             return self._rows_in_front(node)
         if counted:
             return False
-        if name in _SPATIAL:
-            return len(shapes[0]) == _SPATIAL[name] + 2 and len(operands) == 1
-        if name in _NORMS or name in _DROPOUTS:
-            return node.op == "call_module" and len(operands) == 1
-        if name in _LAST_AXIS:
-            return _on_last_axis(node, name, operands)
-        if name == "getitem":
+        if operation.rows is Rows.SAMPLES:
+            return _sample_by_sample(node, operation, operands, len(shapes[0]))
+        if operation.rows is Rows.LAST_AXIS:
+            return _on_last_axis(node, operands)
+        if operation.rows is Rows.INDEX:
             return _indexed_behind(node.args[1])
-        if name in _BY_AXES:
-            return self._axes_behind(node, name, shapes[0])
+        if operation.rows is Rows.NAMED_AXES:
+            return self._axes_behind(node, operation, shapes[0])
         if is_pointwise(self.program, node) or (acts_alone(node) and node.op != "call_module"):
             return self._aligned(node, value)
         return False
@@ -142,9 +119,6 @@ class _Finder:
             self.shared |= {source.name for source in node.all_input_nodes if self.kinds[source] == "static"}
 
     def _rows_in_front(self, node: fx.Node) -> bool:
-        if node.op == "call_module":
-            module: Any = self.program.resolve(str(node.target))
-            return isinstance(module, nn.Unflatten) and isinstance(module.dim, int) and module.dim > 0
         sizes: Any = node.args[1:]
         if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)):
             sizes = sizes[0]
@@ -155,23 +129,23 @@ class _Finder:
         in_front = first == -1 or (isinstance(first, fx.Node) and self.kinds[first] == "row count")
         return in_front and all(self.kinds[size] in ("number", "static") for size in others)
 
-    def _axes_behind(self, node: fx.Node, name: str, shape: torch.Size) -> bool:
+    def _axes_behind(self, node: fx.Node, operation: Operation, shape: torch.Size) -> bool:
         """Tells whether an operation names its axes, and the first is none of them."""
+        joins = Fact.JOINS in operation.facts
+        first = operation.name == "flatten"
         if node.op == "call_module":
             module: Any = self.program.resolve(str(node.target))
-            return isinstance(module, nn.Flatten) and module.start_dim > 0
-        default, key = (
-            (0 if name in _JOINING or name == "flatten" else None),
-            "start_dim" if name == "flatten" else "dim",
-        )
-        axes = node.args[1] if len(node.args) > 1 else node.kwargs.get(key, default)
-        if name in _JOINING:
+            axes = module.start_dim if first else module.dim
+        else:
+            key = "start_dim" if first else "dim"
+            axes = node.args[1] if len(node.args) > 1 else node.kwargs.get(key, 0 if joins or first else None)
+        if joins:
             values: Any = node.args[0] if node.args else ()
             ranks = {example_value(v).ndim if self.kinds.get(v) == "rows" else None for v in values}
             if len(ranks) != 1 or None in ranks:
                 return False
         listed = axes if isinstance(axes, (tuple, list)) else (axes,)
-        rank = len(shape) + (name in ("unsqueeze", "stack"))
+        rank = len(shape) + (operation.name in ("unsqueeze", "stack"))
         return all(isinstance(axis, int) and axis % rank != 0 for axis in listed)
 
     def _aligned(self, node: fx.Node, value: Tensor) -> bool:
@@ -196,11 +170,24 @@ def _indexed_behind(index: Any) -> bool:
     return None not in index and all(bound is None or isinstance(bound, int) for bounds in parts for bound in bounds)
 
 
-def _on_last_axis(node: fx.Node, name: str, operands: list[fx.Node]) -> bool:
-    if len(operands) != 1 or node.args[0] is not operands[0]:
+def _sample_by_sample(node: fx.Node, operation: Operation, operands: list[fx.Node], rank: int) -> bool:
+    if operands != [_first_operand(node)]:
         return False
-    other = example_value(node.args[1]) if name == "matmul" and isinstance(node.args[1], fx.Node) else None
-    return name != "matmul" or (isinstance(other, Tensor) and other.ndim <= 2)
+    if operation.facts & (NORMALISES | Fact.RANDOM) and node.op != "call_module":
+        # Whether it takes the batch for one, or draws for it, is not asked again when the graph runs.
+        return False
+    return operation.spatial is None or rank == operation.spatial + 2
+
+
+def _on_last_axis(node: fx.Node, operands: list[fx.Node]) -> bool:
+    if operands != [_first_operand(node)]:
+        return False
+    others = map(example_value, node.all_input_nodes[1:2])
+    return all(isinstance(other, Tensor) and other.ndim <= 2 for other in others)
+
+
+def _first_operand(node: fx.Node) -> Any:
+    return node.args[0] if node.args else node.kwargs.get("input")
 
 
 def fold_applies(fold: Fold, program: StepProgram, sources: Mapping[str, Tensor]) -> bool:
@@ -214,7 +201,7 @@ def fold_applies(fold: Fold, program: StepProgram, sources: Mapping[str, Tensor]
 
 def runs_per_step(module: nn.Module) -> bool:
     """Tells whether a module must be called once per time step: it has hooks, draws, or normalises by its batch."""
-    counts = isinstance(module, (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)) and module.training
+    counts = bool(operation_of_module(module).facts & (NORMALISES | Fact.RANDOM)) and module.training
     return counts or bool(module._forward_hooks or module._forward_pre_hooks)
 
 

@@ -6,24 +6,11 @@ from typing import Any
 
 from torch import fx, nn
 
-from tracecompile.analysis.norms import NORMS, norm_arguments
+from tracecompile.analysis.norms import takes_own_statistics
 from tracecompile.errors import UnsupportedOperation
 from tracecompile.layers import Layer
+from tracecompile.operations import NORMALISES, SHAPE_ONLY, Fact, operation_of, operation_of_module
 from tracecompile.program import StepProgram
-
-_LINEAR_MODULES: tuple[type[nn.Module], ...] = (
-    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
-    nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d,
-    nn.Flatten, nn.Unflatten, nn.Identity, nn.Upsample, nn.ZeroPad2d,
-)  # fmt: skip
-_LINEAR_NAMES = frozenset(
-    """add sub neg rsub linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d avg_pool1d
-    avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d cat stack flatten view reshape
-    permute transpose t unsqueeze squeeze expand expand_as movedim swapaxes contiguous clone detach to float double
-    half bfloat16 type type_as sum mean getitem select narrow chunk split unbind pad interpolate roll flip size getattr
-    concat concatenate zeros_like repeat unflatten index_select exact_value""".split()
-)
-_PRODUCTS = frozenset("mul truediv div matmul mm bmm einsum multiply divide addmm baddbmm".split())
 
 
 def operation_name(program: StepProgram, node: fx.Node) -> str:
@@ -52,18 +39,16 @@ def nonlinear_operations(program: StepProgram, layer: Layer) -> tuple[str, ...]:
 
 
 def _is_linear(program: StepProgram, node: fx.Node, varying: set[fx.Node]) -> bool:
-    if node.op == "call_module":
-        module = program.resolve(str(node.target))
-        return isinstance(module, (*_LINEAR_MODULES, nn.Dropout)) or (isinstance(module, NORMS) and not module.training)
-    name = operation_name(program, node)
-    norm = norm_arguments(node.target, node.args, dict(node.kwargs))
-    if norm is not None:
-        return not norm["training"]
-    if name in _PRODUCTS:
-        moving = [source for source in node.all_input_nodes if source in varying]
-        by_varying = name in ("truediv", "div", "divide") and len(node.args) > 1 and node.args[1] in varying
-        return len(moving) == 1 and not by_varying
-    return name in _LINEAR_NAMES
+    module = program.resolve(str(node.target)) if node.op == "call_module" else None
+    facts = operation_of(node, module).facts
+    if facts & NORMALISES:
+        return not takes_own_statistics(node, module)
+    if facts & (Fact.PRODUCT | Fact.QUOTIENT):
+        moving: list[fx.Node] = []  # twice, what is multiplied with itself
+        fx.map_arg((node.args, node.kwargs), lambda source: moving.extend({source} & varying))
+        divisor = node.args[1] if Fact.QUOTIENT in facts and len(node.args) > 1 else None
+        return len(moving) == 1 and divisor not in moving
+    return bool(facts & (Fact.LINEAR | SHAPE_ONLY))
 
 
 def refuse_random(program: StepProgram) -> None:
@@ -90,8 +75,11 @@ def draws_random(program: StepProgram, node: fx.Node) -> bool:
 
 def _may_drop(module: nn.Module) -> bool:
     """Tells whether a module draws random numbers when it is trained."""
-    share = module.p if isinstance(module, nn.modules.dropout._DropoutNd) else getattr(module, "dropout", 0.0)
-    return isinstance(module, nn.RReLU) or (isinstance(share, (int, float)) and share > 0)
+    if Fact.RANDOM in operation_of_module(module).facts:
+        return getattr(module, "p", 1.0) > 0
+    # A recurrent layer or an attention of torch's has a dropout within.
+    share = getattr(module, "dropout", 0.0)
+    return isinstance(share, (int, float)) and share > 0
 
 
 def refuse_active_dropout(program: StepProgram) -> None:

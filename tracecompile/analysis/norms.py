@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
+from inspect import isfunction, signature
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.nn import functional as F
 
+from tracecompile.operations import NORMALISES, Fact, has, modules_with, operation_of_function
 from tracecompile.program import StepProgram
 
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+NORMS = modules_with(Fact.BATCH_STATISTICS)
 """Normalisations whose statistics are recorded per step; see ``rules.norm``."""
 
-BATCH_NORM = "input running_mean running_var weight bias training momentum eps".split()
-_ARGUMENTS: dict[Any, list[str]] = {
-    F.batch_norm: BATCH_NORM,
-    torch.batch_norm: "input weight bias running_mean running_var training momentum eps cudnn".split(),
-    F.instance_norm: "input running_mean running_var weight bias training momentum eps".split(),
-    torch.instance_norm: "input weight bias running_mean running_var training momentum eps cudnn".split(),
-}
 _DEFAULTS: dict[str, Any] = {"training": False, "momentum": 0.1, "eps": 1e-5}
 
 
@@ -28,21 +22,42 @@ def norm_arguments(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
 
     ``training`` says whether it normalises with the statistics of its input, whatever the function calls that.
     """
-    names = _ARGUMENTS.get(function) if callable(function) else None
-    if names is None:
+    facts = operation_of_function(function).facts if callable(function) else Fact(0)
+    if not facts & NORMALISES:
         return None
-    given = {**_DEFAULTS, **dict(zip(names, args, strict=False)), **kwargs}
-    if function in (F.instance_norm, torch.instance_norm):
-        given["training"] = given.get("use_input_stats", given["training"] if len(args) > 5 else True)
+    given = {**_DEFAULTS, **dict(zip(_argument_names(function), args, strict=False)), **kwargs}
+    if Fact.OWN_STATISTICS in facts:
+        given["training"] = given.get("use_input_stats", True)
     return given
+
+
+def _argument_names(function: Any) -> list[str]:
+    """Returns the names of a function's arguments, those of torch's operator where it is one: the order differs."""
+    if isfunction(function):
+        return list(signature(function).parameters)
+    packet = getattr(torch.ops.aten, operation_of_function(function).name)
+    return [argument.name for argument in packet.default._schema.arguments]
 
 
 def batch_norm_arguments(node: fx.Node) -> dict[str, Any] | None:
     """Returns the arguments of a function that normalises by the statistics of its batch, None for all else."""
-    if node.op != "call_function" or node.target not in (F.batch_norm, torch.batch_norm):
+    if node.op != "call_function" or not has(node, Fact.BATCH_STATISTICS):
         return None
     given = norm_arguments(node.target, node.args, dict(node.kwargs))
     return given if given is not None and given["training"] else None
+
+
+def takes_own_statistics(node: fx.Node, module: nn.Module | None) -> bool:
+    """Tells whether a normalisation takes the statistics of what it is given; the running ones are constants.
+
+    Args:
+        node: A call of a normalisation.
+        module: What a ``call_module`` node calls.
+    """
+    if module is not None:
+        return module.training or getattr(module, "running_mean", None) is None
+    given = norm_arguments(node.target, node.args, dict(node.kwargs))
+    return given is not None and bool(given["training"])
 
 
 def is_norm(program: StepProgram, node: fx.Node) -> bool:

@@ -2,47 +2,16 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import fx, nn
-from torch.nn import functional as F
+from torch import fx
 
 from tracecompile.analysis.core_operators import acts_on_elements, has_shape_of_operands
 from tracecompile.neuron_step import NeuronStep
+from tracecompile.operations import Fact, has, operation_of
 from tracecompile.program import StepProgram, example_value, is_tensor
-
-_NAMES = """
-    add sub mul div true_divide neg rsub pow square sqrt rsqrt reciprocal exp expm1 log log1p sigmoid tanh relu clamp
-    clamp_min clamp_max abs sign sgn floor ceil round trunc where heaviside maximum minimum gt ge lt le eq ne greater
-    greater_equal less less_equal logical_and logical_or logical_not logical_xor lerp addcmul addcdiv softplus sin cos
-    erf erfc logit sinc atan arctan fmod remainder detach clone masked_fill zeros_like ones_like full_like nan_to_num
-    threshold multiply subtract divide negative absolute
-""".split()
-_METHODS_ONLY = "float double half bfloat16 to type type_as contiguous bool int long".split()
-_OPERATORS = "add sub mul truediv neg pow gt ge lt le eq ne and_ or_ invert xor mod floordiv abs pos".split()
-_ACTIVATIONS = """
-    relu sigmoid tanh leaky_relu elu celu selu gelu silu mish softplus hardtanh hardsigmoid hardswish logsigmoid relu6
-    softsign tanhshrink
-""".split()
-_COMPARING = "gt ge lt le eq ne greater greater_equal less less_equal heaviside sign sgn".split()
-
-_FUNCTIONS: frozenset[Any] = frozenset(
-    [getattr(torch, name) for name in _NAMES if hasattr(torch, name)]
-    + [getattr(operator, name) for name in _OPERATORS]
-    + [getattr(F, name) for name in _ACTIVATIONS]
-)
-_METHODS: frozenset[str] = frozenset(_NAMES + _METHODS_ONLY) | {f"__{name}__" for name in _OPERATORS}
-_MODULES: tuple[type[nn.Module], ...] = (
-    nn.Identity, nn.ReLU, nn.Sigmoid, nn.Tanh, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Softplus, nn.Hardtanh,
-    nn.ReLU6,
-)  # fmt: skip
-_DRAWING = (nn.modules.dropout._DropoutNd, nn.RReLU)
-_COMPARISONS: frozenset[Any] = frozenset(
-    getattr(place, name) for place in (torch, operator) for name in _COMPARING if hasattr(place, name)
-)
 
 
 def is_surrogate(program: StepProgram, node: fx.Node) -> bool:
@@ -51,10 +20,8 @@ def is_surrogate(program: StepProgram, node: fx.Node) -> bool:
 
 
 def is_comparison(node: fx.Node) -> bool:
-    """Tells whether a node's value is piecewise constant in its input."""
-    if node.op == "call_method":
-        return node.target in _COMPARING
-    return node.op == "call_function" and node.target in _COMPARISONS
+    """Tells whether a node's value is piecewise constant in its input, with few levels."""
+    return has(node, Fact.THRESHOLD)
 
 
 def is_pointwise(program: StepProgram, node: fx.Node) -> bool:
@@ -69,16 +36,15 @@ def is_pointwise(program: StepProgram, node: fx.Node) -> bool:
         return acts_elementwise(module, node) and has_shape_of_operands(node)
     if not has_shape_of_operands(node) or any(True for _ in module.parameters()) or any(True for _ in module.buffers()):
         return False
-    return isinstance(module, _MODULES) or (not isinstance(module, _DRAWING) and acts_on_elements(node, module))
+    facts = operation_of(node, module).facts
+    return Fact.ELEMENTWISE in facts or (Fact.RANDOM not in facts and acts_on_elements(node, module))
 
 
 def acts_alone(node: fx.Node) -> bool:
     """Tells whether a function or method acts on every element of its operands by itself, whatever the program."""
-    if node.op == "call_method" and node.target in _METHODS:
-        return True
-    if node.op == "call_function" and node.target in _FUNCTIONS:
-        return True
-    return node.op in ("call_function", "call_method") and is_tensor(node) and acts_on_elements(node)
+    if node.op not in ("call_function", "call_method"):
+        return False
+    return has(node, Fact.ELEMENTWISE) or (is_tensor(node) and acts_on_elements(node))
 
 
 def acts_elementwise(function: Callable[..., Any], node: fx.Node) -> bool:

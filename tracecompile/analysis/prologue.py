@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import fx, nn
 
-from tracecompile.analysis.linearity import operation_name
-from tracecompile.analysis.norms import NORMS, batch_norm_arguments
+from tracecompile.analysis.norms import batch_norm_arguments
+from tracecompile.operations import SHAPE_ONLY, Fact, has, operation_of
 from tracecompile.program import StepProgram, is_tensor
-
-_SHAPE_ONLY = frozenset(
-    "zeros_like ones_like full_like empty_like new_zeros new_ones new_full size shape getattr dim numel".split()
-)
 
 
 def without_side_effects(program: StepProgram) -> fx.GraphModule:
@@ -18,13 +16,14 @@ def without_side_effects(program: StepProgram) -> fx.GraphModule:
 
     A model may make a state as zeros like a current, ``torch.zeros_like(norm(fc(x[0])))``; computing that current again
     would move the running statistics and draw random numbers a second time. These layers keep the shape of what they
-    take, so where only the shape is wanted, their input serves. Nothing is learned through a shape: what is computed
-    for its sake leaves no graph behind.
+    take, so where only the shape is wanted, their input serves; but what no step runs, the model itself has run before
+    the loop. Nothing is learned through a shape: what is computed for its sake leaves no graph behind.
     """
     by_value = _read_by_value(program.prologue.graph)
+    again = {_expression(node) for node in program.step.graph.nodes}
     graph, values = fx.Graph(), dict[fx.Node, fx.Node]()
     for node in program.prologue.graph.nodes:
-        if node not in by_value and _has_side_effects(program, node):
+        if node not in by_value and _expression(node) in again and _has_side_effects(program, node):
             values[node] = values[node.all_input_nodes[0]]
         else:
             values[node] = graph.node_copy(node, values.__getitem__)
@@ -33,11 +32,16 @@ def without_side_effects(program: StepProgram) -> fx.GraphModule:
     return program.graph_module(graph, "Prologue")
 
 
+def _expression(node: fx.Node) -> tuple[Any, ...]:
+    """Returns what is called at which line: the same for what the first step has been asked for ahead."""
+    return node.op, node.target, node.meta.get("where")
+
+
 def _has_side_effects(program: StepProgram, node: fx.Node) -> bool:
-    if node.op != "call_module":
-        drops = node.op == "call_function" and operation_name(program, node) == "dropout"
-        return drops or batch_norm_arguments(node) is not None
-    return isinstance(program.resolve(str(node.target)), (*NORMS, nn.modules.dropout._DropoutNd))
+    module = program.resolve(str(node.target)) if node.op == "call_module" else None
+    if has(node, Fact.BATCH_STATISTICS, module):
+        return module is not None or batch_norm_arguments(node) is not None
+    return has(node, Fact.DROPS, module)
 
 
 def _takes_parameters(program: StepProgram, node: fx.Node) -> bool:
@@ -51,9 +55,8 @@ def _read_by_value(graph: fx.Graph) -> set[fx.Node]:
     found: set[fx.Node] = set()
     for node in reversed(graph.nodes):
         if node.op == "output" or node in found:
-            name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-            if name == "expand_as":
+            if operation_of(node).name == "expand_as":
                 found.update(source for source in node.args[:1] if isinstance(source, fx.Node))
-            elif node.op == "output" or name not in _SHAPE_ONLY:
+            elif not has(node, SHAPE_ONLY):
                 found.update(node.all_input_nodes)
     return found

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import operator
 from collections import Counter
 
-import torch
 from torch import fx
 
 from tracecompile.analysis.pointwise import emits_spikes, is_comparison, is_surrogate
 from tracecompile.neuron_step import NeuronStep
+from tracecompile.operations import SAME_NUMBERS, Fact, has, operation_of
 from tracecompile.program import StepProgram, is_tensor, step_results
 
-_CASTS = frozenset(["float", "double", "half", "bfloat16", "to", "type", "type_as", "clone", "contiguous", "detach"])
-_SUMS = {operator.add: 1, torch.add: 1, "add": 1, operator.sub: -1, torch.sub: -1, "sub": -1}
+_SUMS = {"add": 1, "sub": -1}
 
 
 def spike_nodes(program: StepProgram) -> set[fx.Node]:
@@ -39,10 +37,9 @@ def _casts_comparison(node: fx.Node, found: set[fx.Node]) -> bool:
     if is_comparison(node):
         found.add(node)
         return False
-    is_cast = node.op == "call_method" and node.target in _CASTS
-    if is_cast and isinstance(node.args[0], fx.Node) and node.args[0] in found:
+    if has(node, SAME_NUMBERS | Fact.DETACHES) and node.args and node.args[0] in found:
         return True
-    if node.op == "call_function" and node.target is torch.where and len(node.args) == 3:
+    if node.op == "call_function" and operation_of(node).name == "where" and len(node.args) == 3:
         levels = {value for value in node.args[1:] if isinstance(value, (int, float))}
         return levels == {0, 1} and node.args[0] in found
     return False
@@ -50,10 +47,10 @@ def _casts_comparison(node: fx.Node, found: set[fx.Node]) -> bool:
 
 def _linear_value(node: fx.Node, values: dict[fx.Node, Counter[fx.Node]]) -> Counter[fx.Node]:
     """Returns the value of a node as a signed sum of others, blind to detach: ``soft - soft.detach()`` is nothing."""
-    if (node.op == "call_method" and node.target == "detach") or node.target is torch.detach:
+    if has(node, Fact.DETACHES):
         (inner,) = node.all_input_nodes
         return values[inner]
-    sign = _SUMS.get(node.target) if node.op in ("call_function", "call_method") and not node.kwargs else None
+    sign = None if node.kwargs else _SUMS.get(operation_of(node).name)
     if sign is not None and len(node.args) == 2 and all(isinstance(argument, fx.Node) for argument in node.args):
         left, right = (values[argument] for argument in node.args)  # type: ignore[index]
         total = Counter(left)
@@ -93,9 +90,7 @@ def reset_style(program: StepProgram, nodes: list[fx.Node], spikes: set[fx.Node]
                 styles.add(detached)
                 continue
             pending.append((placeholders[carried[node]], detached))
-        pending += [
-            (user, detached or user.target in ("detach", torch.detach)) for user in node.users if user in inside
-        ]
+        pending += [(user, detached or has(user, Fact.DETACHES)) for user in node.users if user in inside]
     if not styles:
         return "none"
     return "in graph" if False in styles else "detached"

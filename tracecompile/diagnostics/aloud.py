@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from torch import fx
 
 from tracecompile.analysis.norms import is_norm
-from tracecompile.analysis.pointwise import is_comparison, is_surrogate
+from tracecompile.analysis.pointwise import is_surrogate
 from tracecompile.analysis.reach import reached_parameters
 from tracecompile.errors import SourceLine
+from tracecompile.operations import Fact, has
 from tracecompile.program import StepProgram, is_tensor, step_results
 from tracecompile.rules import rule_of
 
@@ -17,7 +17,6 @@ NORM = (
     "the layers below it may fall to a cosine of 0.7 (rate-coded images, 128 steps, bins=4). More bins are closer: try "
     "bins=16 or 32, and look at your own model with `tracecompile check`."
 )
-_ROUNDING = frozenset("round floor ceil trunc sign sgn heaviside".split())
 
 
 def said_aloud(program: StepProgram) -> list[str]:
@@ -72,10 +71,7 @@ def unreachable_parameters(program: StepProgram) -> dict[str, SourceLine | None]
 
 
 def _is_hard(node: fx.Node) -> bool:
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    if not is_tensor(node) or not node.all_input_nodes or node.op not in ("call_function", "call_method"):
-        return False
-    return is_comparison(node) or name in _ROUNDING
+    return is_tensor(node) and bool(node.all_input_nodes) and has(node, Fact.THRESHOLD | Fact.ROUNDS)
 
 
 def _undetached(ends: list[fx.Node]) -> set[fx.Node]:
@@ -84,7 +80,7 @@ def _undetached(ends: list[fx.Node]) -> set[fx.Node]:
     waiting = list(ends)
     while waiting:
         node = waiting.pop()
-        if node not in found and node.target not in ("detach", torch.detach):
+        if node not in found and not has(node, Fact.DETACHES):
             found.add(node)
             waiting += node.all_input_nodes
     return found

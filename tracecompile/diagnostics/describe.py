@@ -10,6 +10,7 @@ from tracecompile.diagnostics.aloud import said_aloud
 from tracecompile.diagnostics.footprint import footprint
 from tracecompile.exact import exact_value
 from tracecompile.layers import Layer
+from tracecompile.operations import Fact, has
 from tracecompile.program import StepProgram
 from tracecompile.report import ConversionReport, LayerReport, ParameterReport
 from tracecompile.rules import rule_of
@@ -150,7 +151,7 @@ def _trains(program: StepProgram, node: fx.Node) -> bool:
     """Tells whether a module has parameters that learn from what this node of a prologue or epilogue computes."""
     waiting, seen = [node], {node}
     while waiting:
-        fresh = {user for user in waiting.pop().users if user.target != "detach"} - seen
+        fresh = {user for user in waiting.pop().users if not has(user, Fact.DETACHES)} - seen
         waiting += fresh
         seen |= fresh
     learns = any(reached.op == "output" for reached in seen)

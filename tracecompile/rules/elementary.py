@@ -1,4 +1,4 @@
-"""The derivatives of elementary operations, by what a node calls."""
+"""The derivatives of elementary operations, by what a node calls, whatever its spelling."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import fx
 
+from tracecompile.operations import SAME_NUMBERS, operation_of
 from tracecompile.program import example_value
 
 Derivative = fx.Node | int | float
@@ -98,6 +99,8 @@ def _tanh(b: Builder, node: fx.Node, a: Any) -> Tangent:
 
 
 def _where(b: Builder, node: fx.Node, condition: Any, left: Any, right: Any) -> Tangent:
+    if node.op == "call_method":  # x.where(condition, y)
+        condition, left = left, condition
     found: Tangent = {}
     for variable in {**b.of(left), **b.of(right)}:
         sides = [b.of(side).get(variable, 0) for side in (left, right)]
@@ -109,13 +112,15 @@ def _where(b: Builder, node: fx.Node, condition: Any, left: Any, right: Any) -> 
     return found
 
 
-_Rule = Callable[..., Tangent | None]
-RULES: dict[Any, _Rule] = {
-    operator.add: _add, torch.add: _add, "add": _add, "__add__": _add,
-    operator.sub: _sub, torch.sub: _sub, "sub": _sub, "__sub__": _sub, torch.rsub: _rsub,
-    operator.mul: _mul, torch.mul: _mul, "mul": _mul, "__mul__": _mul,
-    operator.truediv: _div, torch.div: _div, "div": _div, torch.true_divide: _div,
-    operator.neg: _neg, torch.neg: _neg, "neg": _neg,
-    torch.exp: _exp, "exp": _exp, torch.sigmoid: _sigmoid, "sigmoid": _sigmoid, torch.tanh: _tanh, "tanh": _tanh,
-    torch.where: _where, torch.clone: same,
+Rule = Callable[..., Tangent | None]
+RULES: dict[str, Rule] = {
+    "add": _add, "sub": _sub, "rsub": _rsub, "mul": _mul, "div": _div, "neg": _neg,
+    "exp": _exp, "sigmoid": _sigmoid, "tanh": _tanh, "where": _where,
 }  # fmt: skip
+"""By the names of the table of operations."""
+
+
+def rule_of(node: fx.Node) -> Rule | None:
+    """Returns the rule for what a function or a method computes, None where it has no formula here."""
+    operation = operation_of(node)
+    return same if operation.facts & SAME_NUMBERS else RULES.get(operation.name)

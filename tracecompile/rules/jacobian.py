@@ -14,22 +14,14 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from tracecompile.analysis.pointwise import is_comparison
 from tracecompile.errors import UnsupportedOperation
 from tracecompile.layers import Jacobian
 from tracecompile.neuron_step import NeuronStep
+from tracecompile.operations import FLAT, has
 from tracecompile.program import StepProgram, example_value
-from tracecompile.rules.elementary import RULES, Derivative, Tangent, same
+from tracecompile.rules.elementary import Derivative, Tangent, rule_of
 from tracecompile.rules.opaque import StepWithSlopes
 from tracecompile.rules.slopes import WithSlopes
-
-_FLAT = frozenset(
-    [*(torch.detach, torch.zeros_like, torch.ones_like, torch.full_like, torch.floor, torch.ceil, torch.round)]
-)
-_FLAT_METHODS = frozenset(
-    ["detach", "bool", "int", "long", "zeros_like", "ones_like", "full_like", "floor", "ceil", "round", "trunc"]
-)
-_SAME_METHODS = frozenset(["float", "double", "half", "bfloat16", "to", "type", "type_as", "contiguous", "clone"])
 
 
 def differentiate(program: StepProgram, core: fx.GraphModule, variables: frozenset[str]) -> Jacobian:
@@ -100,16 +92,12 @@ class _Builder:
 
     def _visit(self, node: fx.Node) -> Tangent:
         flows = [s for s in node.all_input_nodes if self.tangent[s]]
-        method = node.target if node.op == "call_method" else None
-        flat = is_comparison(node) or node.target in _FLAT or method in _FLAT_METHODS
-        if not flows or flat or not is_differentiable(node):
+        if not flows or has(node, FLAT) or not is_differentiable(node):
             self._copy(node)
             return {}
         if node.op == "call_module" and isinstance(leaf := self.program.resolve(str(node.target)), NeuronStep):
             return self._by_step(node, leaf)
-        rule = RULES.get(node.target)
-        if rule is None and method in _SAME_METHODS:
-            rule = same
+        rule = rule_of(node)
         if rule is not None and not node.kwargs:
             self._copy(node)
             found = rule(self, node, *node.args)

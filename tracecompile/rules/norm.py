@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from tracecompile.analysis.norms import batch_norm_arguments, is_norm, norm_arguments
+from tracecompile.operations import Fact, has
 
 if TYPE_CHECKING:
     from tracecompile.program import StepProgram
@@ -141,8 +142,8 @@ def _recorded(
 def _moves_alone(program: StepProgram, node: fx.Node) -> bool:
     if node.op == "call_module":
         module = program.resolve(str(node.target))
-        return isinstance(module, nn.modules.instancenorm._InstanceNorm) and module.track_running_stats
-    return node.target in (F.instance_norm, torch.instance_norm)
+        return has(node, Fact.OWN_STATISTICS, module) and module.track_running_stats
+    return has(node, Fact.OWN_STATISTICS)
 
 
 def _still(

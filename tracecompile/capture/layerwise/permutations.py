@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from tracecompile.analysis.pointwise import acts_alone, acts_elementwise
 from tracecompile.capture.tracing.tape import Tape
+from tracecompile.operations import Fact, has
 
 Permutation = tuple[int, ...]
 
@@ -106,12 +107,12 @@ class _Permutations:
 
 def _permutation(node: fx.Node) -> Permutation | None:
     """Returns the axes that a node's axes are, where all that it does is to permute them."""
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    if name not in ("movedim", "moveaxis", "permute", "transpose", "swapaxes") or node.op == "call_module":
+    if not has(node, Fact.PERMUTES):
         return None
     source = node.args[0] if node.args else None
     if not isinstance(source, fx.Node) or node.kwargs or any(isinstance(arg, fx.Node) for arg in node.args[1:]):
         return None
     # Each axis is known by its length.
     marked = torch.empty(tuple(range(source.meta["val"].dim())), device="meta")
-    return tuple(getattr(marked, name)(*node.args[1:]).shape)
+    target: Any = getattr(torch.Tensor, node.target) if isinstance(node.target, str) else node.target
+    return tuple(target(marked, *node.args[1:]).shape)

@@ -25,12 +25,7 @@ from tracecompile.capture.layerwise.layout import Form, Layout, fitting_layouts
 from tracecompile.capture.layerwise.numbers import Numbers, number_value
 from tracecompile.capture.layerwise.probing import FAILURES, Prober
 from tracecompile.capture.loops.lengths import rebuild
-
-LAYOUTS = frozenset(
-    """view reshape flatten unflatten ravel permute transpose swapaxes swapdims movedim moveaxis t squeeze unsqueeze
-    view_as reshape_as contiguous clone Flatten Unflatten""".split()
-)
-"""Operations and modules of torch that move numbers without making others."""
+from tracecompile.operations import Fact, has
 
 
 @dataclass(frozen=True)
@@ -145,8 +140,7 @@ def lays_out(call: fx.Node, module: nn.Module | None) -> bool:
         index = call.args[1]
         whole = (None, Ellipsis, slice(None))
         return all(item in whole for item in (index if isinstance(index, tuple) else (index,)))
-    name = type(module).__name__ if module is not None else getattr(call.target, "__name__", call.target)
-    return name in LAYOUTS
+    return has(call, Fact.LAYS_OUT | Fact.COPIES, module)
 
 
 class _Trial:

@@ -12,6 +12,7 @@ from torch import fx
 from tracecompile.capture.loops.collected import chosen_steps
 from tracecompile.capture.loops.loop_body import Loop, Site, body_changes, leaves_of
 from tracecompile.capture.loops.roll import Roller
+from tracecompile.operations import operation_of
 from tracecompile.program import ChosenSteps
 
 
@@ -99,6 +100,4 @@ def starts_at_zero(initial: Any, total: fx.Node, added: fx.Node) -> bool:
     if not isinstance(initial, fx.Node):
         return initial is None or initial == 0
     start = initial.meta["val"]
-    names = ("zeros", "zeros_like", "new_zeros")
-    name = initial.target if isinstance(initial.target, str) else getattr(initial.target, "__name__", "")
-    return name in names and isinstance(start, torch.Tensor) and start.dtype == value.dtype
+    return operation_of(initial).fill == 0 and isinstance(start, torch.Tensor) and start.dtype == value.dtype

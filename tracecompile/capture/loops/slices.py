@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from tracecompile.capture.loops.loop_body import Loop, Site
+from tracecompile.operations import operation_of
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ def picked(node: fx.Node) -> Iterator[Pick]:
         yield from _unbound(source, node.args[1])
     elif node.target is operator.getitem and isinstance(value, torch.Tensor):
         yield from _indexed(source, node.args[1], value.dim())
-    elif node.target in ("select", torch.select, "narrow", torch.narrow) and isinstance(value, torch.Tensor):
+    elif operation_of(node).name in ("select", "narrow") and isinstance(value, torch.Tensor):
         dim, number, *length = node.args[1:]
         if type(dim) is int and type(number) is int and (not length or length == [1]):
             yield Pick(source, dim % value.dim(), number, keep=bool(length))
@@ -190,7 +191,7 @@ def _takes_all(item: Any) -> bool:
 
 def _unbound(source: fx.Node, number: Any) -> Iterator[Pick]:
     """Yields the slice out of ``unbind``, or ``split`` into single steps."""
-    name = source.target if isinstance(source.target, str) else getattr(source.target, "__name__", "")
+    name = operation_of(source).name
     whole = source.args[0] if source.args else None
     if name not in ("unbind", "split", "chunk") or not isinstance(whole, fx.Node) or type(number) is not int:
         return

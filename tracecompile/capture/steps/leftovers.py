@@ -10,21 +10,22 @@ from torch.utils import _pytree as pytree
 
 from tracecompile.capture.tracing.build import alike, is_random, read_by_value
 from tracecompile.capture.tracing.tape import Tape
-
-_FILLS: dict[Any, float] = {torch.zeros_like: 0, "zeros_like": 0, torch.ones_like: 1, "ones_like": 1}
-_KEEP = frozenset([torch.detach, "detach", torch.clone, "clone", "contiguous"])
+from tracecompile.operations import Fact, has, operation_of
 
 
 def filled_with(node: Any) -> float | None:
     """Returns the number that a tensor is filled with, where it takes only its shape from another one."""
-    while isinstance(node, fx.Node) and node.target in _KEEP:
+    while isinstance(node, fx.Node) and has(node, Fact.COPIES | Fact.DETACHES):
         node = node.args[0]
     if not isinstance(node, fx.Node) or not isinstance(node.meta.get("val"), torch.Tensor):
         return None
-    if node.target in (torch.full_like, "full_like") and len(node.args) == 2:
+    operation = operation_of(node)
+    if Fact.LIKE not in operation.facts:
+        return None
+    if operation.name == "full_like" and len(node.args) == 2:
         number = node.args[1]
         return number if isinstance(number, (int, float)) else None
-    return _FILLS.get(node.target) if node.op in ("call_function", "call_method") else None
+    return operation.fill
 
 
 def attributes_read(tape: Tape) -> set[str]:

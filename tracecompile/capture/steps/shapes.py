@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import operator
-
 import torch
 from torch import fx
 
 from tracecompile.capture.tracing.build import alike
-from tracecompile.exact import exact_value
-
-KEEPS_SHAPE = frozenset({operator.add, operator.sub, operator.mul, operator.truediv, operator.neg, exact_value})
-METHODS = frozenset({"detach", "clone", "contiguous"})
-
-
-LIKE = frozenset({"zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like"})
-OF_A_TYPE = frozenset({"new_zeros", "new_ones", "new_full", "new_empty", "new_tensor"})
+from tracecompile.operations import Fact, has
 
 
 def only_shape_matters(node: fx.Node) -> bool:
     """Tells whether all that is done with a tensor is to make others of its shape or its type."""
-    asked = (_name(user) in LIKE | OF_A_TYPE or kind_of(user) is node for user in node.users)
+    asked = (has(user, Fact.LIKE | Fact.OF_TYPE) or kind_of(user) is node for user in node.users)
     return bool(node.users) and all(asked)
 
 
@@ -28,16 +19,12 @@ def kind_of(node: fx.Node) -> fx.Node | None:
     """Returns the tensor of which a node takes the type and the device alone, if there is one."""
     if node.op != "call_method":
         return None
-    if node.target in OF_A_TYPE:
+    if has(node, Fact.OF_TYPE):
         return node.args[0] if isinstance(node.args[0], fx.Node) else None
-    if node.target in ("to", "type_as") and len(node.args) > 1:
+    if has(node, Fact.CASTS) and len(node.args) > 1:
         like = node.args[1]
         return like if isinstance(like, fx.Node) and isinstance(like.meta["val"], torch.Tensor) else None
     return None
-
-
-def _name(node: fx.Node) -> str:
-    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
 
 
 def same_shape_above(node: fx.Node) -> set[fx.Node]:
@@ -53,6 +40,6 @@ def same_shape_above(node: fx.Node) -> set[fx.Node]:
             continue
         found.add(current)
         spikes = current.op == "call_module" and str(current.target).startswith("spike_")
-        if spikes or current.target in KEEPS_SHAPE or current.target in METHODS or current.target is torch.where:
-            waiting += current.all_input_nodes
+        if spikes or has(current, Fact.ELEMENTWISE):
+            waiting += current.all_input_nodes[:1] if has(current, Fact.CASTS) else current.all_input_nodes
     return found

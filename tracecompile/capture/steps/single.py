@@ -10,21 +10,13 @@ from tracecompile.capture.loops.fixed import FEWEST_STEPS
 from tracecompile.capture.loops.places import visit_counts
 from tracecompile.capture.tracing.build import is_random
 from tracecompile.capture.tracing.tape import Tape
+from tracecompile.operations import Fact, has
 from tracecompile.program import StepProgram
-
-STARTS = frozenset(
-    {"zeros", "ones", "full", "zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full"}
-)
-"""How a state begins."""
 
 
 def starts_a_state(tape: Tape) -> bool:
     """Tells whether a call makes a state of its own, or leaves one, and loops over nothing."""
-    names = (
-        node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-        for node in tape.graph.nodes
-    )
-    starts = any(name in STARTS for name in names) or any(is_random(node) for node in tape.graph.nodes)
+    starts = any(has(node, Fact.FILLS) or is_random(node) for node in tape.graph.nodes)
     loops = max(visit_counts(tape).values(), default=0) >= FEWEST_STEPS
     return (starts or bool(tape.written)) and not loops
 

@@ -9,6 +9,8 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from tracecompile.operations import SHAPE_ONLY, Fact, has
+
 
 class GraphCutter:
     """Copies what some results need out of a tape, up to given boundaries.
@@ -111,20 +113,9 @@ def cone(nodes: Iterable[Any], stop: Callable[[fx.Node], bool] = lambda node: Fa
     return found
 
 
-SHAPE_ONLY = frozenset(
-    {"zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "size", "numel"}
-)
-"""What looks at the shape of its tensor, not at its value; set to nothing but a number, a state starts afresh."""
-
-
 def read_by_value(nodes: Iterable[Any]) -> set[fx.Node]:
     """Returns the nodes whose values some nodes need, themselves included: the shape of a tensor is not its value."""
-
-    def stops(node: fx.Node) -> bool:
-        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-        return name in SHAPE_ONLY
-
-    return cone(nodes, stops)
+    return cone(nodes, lambda node: has(node, SHAPE_ONLY))
 
 
 def take_in_order(cutter: GraphCutter, graph: fx.Graph, wanted: list[fx.Node]) -> list[fx.Node]:
@@ -142,11 +133,11 @@ def is_random(node: fx.Node) -> bool:
 
 
 def is_dropout(node: fx.Node, root: nn.Module) -> bool:
-    """Tells whether a node is a dropout module of the model's."""
+    """Tells whether a node is a module of the model's that draws in training."""
     if node.op != "call_module":
         return False
     path, _, name = str(node.target).rpartition(".")
-    return isinstance(getattr(root.get_submodule(path), name, None), nn.modules.dropout._DropoutNd)
+    return has(node, Fact.DROPS, getattr(root.get_submodule(path), name, None))
 
 
 def same_graph(first: fx.Graph, second: fx.Graph) -> bool:

@@ -13,15 +13,8 @@ from typing import Any
 from torch import Tensor
 
 from tracecompile.capture.tracing.step_numbers import Conditions, StepNumber
+from tracecompile.operations import Fact, operation_named, symbol_named
 
-INDEXING = frozenset({"__getitem__", "__setitem__", "select", "narrow"})
-_ARITHMETIC: dict[str, Callable[[Any, Any], Any]] = {
-    "add": operator.add, "sub": operator.sub, "mul": operator.mul, "floordiv": operator.floordiv,
-    "floor_divide": operator.floordiv, "mod": operator.mod, "remainder": operator.mod,
-}  # fmt: skip
-_COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
-    name: getattr(operator, name) for name in ("lt", "le", "gt", "ge", "eq", "ne")
-}
 _READING: dict[str, Callable[[Any], Any]] = {"__bool__": bool, "__index__": operator.index}
 
 
@@ -56,15 +49,15 @@ class CountedTensors:
         if len(args) != 2 or not any(id(arg) in self._numbers for arg in args):
             return
         left, right = map(self.number, args)
-        name = name.strip("_")
-        if name not in _ARITHMETIC and name not in _COMPARISONS and name.startswith("r"):
-            name, left, right = name[1:], right, left
-        if isinstance(left, Tensor) or isinstance(right, Tensor):
+        symbol, facts = symbol_named(name), operation_named(name).facts
+        if symbol is None or isinstance(left, Tensor) or isinstance(right, Tensor):
             return
-        if name in _COMPARISONS:
-            compare = _COMPARISONS[name]
-            self._outcomes[id(value)] = (value, lambda: compare(left, right))
-        elif name in _ARITHMETIC and isinstance(number := _ARITHMETIC[name](left, right), StepNumber):
+        compute = symbol.function
+        if symbol.reflected:
+            left, right = right, left
+        if Fact.COMPARES in facts:
+            self._outcomes[id(value)] = (value, lambda: bool(compute(left, right)))
+        elif Fact.WHOLE in facts and isinstance(number := compute(left, right), StepNumber):
             self._numbers[id(value)] = (value, number)
 
     def may_read(self, name: str, value: Any) -> bool:

@@ -19,6 +19,7 @@ from tracecompile.capture.tracing.build import cone, find, is_random
 from tracecompile.capture.tracing.source import INSTALLED, PACKAGE, TORCH, source_line
 from tracecompile.capture.tracing.tape import Tape
 from tracecompile.errors import SourceLine, UnsupportedOperation
+from tracecompile.operations import Fact, has
 from tracecompile.program import StepProgram
 
 LIBRARY = str(Path(os.__file__).parent) + "/"
@@ -127,7 +128,7 @@ def with_all_draws(program: StepProgram, root: nn.Module, *tapes: Tape) -> StepP
                     node.meta.get("where"),
                 )
             if node.op == "call_module" and node.target not in tape.leaves:
-                drops = isinstance(find(root, str(node.target)), nn.modules.dropout._DropoutNd)
+                drops = has(node, Fact.DROPS, find(root, str(node.target)))
                 program = program.evolve(reads_mode=program.reads_mode or drops)
     return program
 

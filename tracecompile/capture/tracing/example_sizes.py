@@ -15,18 +15,13 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from tracecompile.capture.tracing.build import SHAPE_ONLY, is_random
+from tracecompile.capture.tracing.build import is_random
+from tracecompile.capture.tracing.functionalize import in_place_on_copy
 from tracecompile.capture.tracing.tape import Tape
+from tracecompile.operations import SHAPE_ONLY, Fact, has, operation_of
 
 MORE = 3
 """How many more samples the second trace has."""
-
-SIZED = frozenset(
-    {"zeros", "ones", "full", "empty", "rand", "randn", "randint", "normal", "new_zeros", "new_ones", "new_full"}
-    | {"new_empty", "new", "new_tensor", "view", "reshape", "expand", "repeat", "tile", "broadcast_to", "arange", "eye"}
-    | {"unflatten", "split", "chunk", "narrow", "select", "tensor", "as_tensor", "asarray", "stack", "cat", "truediv"}
-)
-"""Operations that take a size, or a list as long as one; the numbers of any other are hardly ever a batch size."""
 
 TraceAt = Callable[[int, int], Tape | None]
 """Traces the same call with so many entries along an axis of the first tensor; None where the model cannot."""
@@ -64,7 +59,7 @@ def mentions(node: fx.Node, size: int, tape: Tape) -> bool:
     """Tells whether a node may have a size built in."""
     if node.op == "get_attr":
         return str(node.target) in tape.constants and size in tape.constants[str(node.target)].shape
-    if not node.op.startswith("call_") or name_of(node) not in SIZED:
+    if not has(node, Fact.TAKES_SIZE):
         return False
     if is_constant(node, tape):
         return size in node.meta["val"].shape
@@ -78,9 +73,7 @@ def is_constant(node: fx.Node, tape: Tape) -> bool:
         return False
     if node.op == "get_attr":
         return str(node.target) in tape.constants
-    return (
-        node.op == "call_function" and name_of(node) in ("tensor", "as_tensor", "asarray") and not node.all_input_nodes
-    )
+    return has(node, Fact.OF_NUMBERS) and not node.all_input_nodes
 
 
 def same_place(one: fx.Node, other: fx.Node) -> bool:
@@ -92,7 +85,7 @@ def same_place(one: fx.Node, other: fx.Node) -> bool:
 def join_repeated(tape: Tape) -> None:
     """Makes one value of the equal ones in a list: ``stack([torch.zeros(10) for _ in range(batch)])``."""
     for node in list(tape.graph.nodes):
-        items = node.args[0] if name_of(node) in ("stack", "cat") and node.args else None
+        items = node.args[0] if has(node, Fact.JOINS) and node.args else None
         if not isinstance(items, (list, tuple)) or len(items) < 2 or not all(alike(items[0], item) for item in items):
             continue
         node.args = ([items[0]] * len(items), *node.args[1:])
@@ -147,7 +140,7 @@ class Sizes:
                 number = self.number(one, other)
                 if number is not None:
                     put(node, position, number)
-        elif name_of(node) in ("stack", "cat") and len({*node.all_input_nodes}) == 1:
+        elif has(node, Fact.JOINS) and len({*node.all_input_nodes}) == 1:
             self._replace_list(node, twin)
 
     def number(self, one: Any, other: Any) -> fx.Node | None:
@@ -209,7 +202,7 @@ class Sizes:
         (item,) = {*node.all_input_nodes}
         count = self.number(len(node.args[0]), len(twin.args[0]))  # type: ignore[arg-type]
         given = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
-        stacked, value = name_of(node) == "stack", item.meta["val"]
+        stacked, value = operation_of(node).name == "stack", item.meta["val"]
         if count is None or not isinstance(given, int):
             return
         with self.tape.graph.inserting_before(node):
@@ -233,14 +226,8 @@ class Sizes:
 
 def looks_at_shape(user: fx.Node, node: fx.Node) -> bool:
     """Tells whether a node takes nothing but the shape of another: what is filled, say, after it was allocated."""
-    name = name_of(user)
-    drawn = name == "in_place_on_copy" and is_random(user) and node not in user.all_input_nodes[1:]
-    return name in SHAPE_ONLY or drawn
-
-
-def name_of(node: fx.Node) -> str:
-    """Returns the name of what a node calls."""
-    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    drawn = user.target is in_place_on_copy and is_random(user) and node not in user.all_input_nodes[1:]
+    return has(user, SHAPE_ONLY) or drawn
 
 
 def flat(node: fx.Node) -> list[Any]:

@@ -6,75 +6,13 @@ tensor afterwards reads that value.
 
 from __future__ import annotations
 
-import operator
 import pkgutil
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-IN_PLACE_OPERATORS = {
-    "__iadd__": operator.add,
-    "__isub__": operator.sub,
-    "__imul__": operator.mul,
-    "__itruediv__": operator.truediv,
-    "__idiv__": operator.truediv,
-    "__ifloordiv__": operator.floordiv,
-    "__imod__": operator.mod,
-    "__ipow__": operator.pow,
-    "__iand__": operator.and_,
-    "__ior__": operator.or_,
-    "__ixor__": operator.xor,
-}
-
-OPERATORS: dict[str, tuple[Callable[..., Any], bool]] = {
-    "add": (operator.add, False),
-    "__add__": (operator.add, False),
-    "__radd__": (operator.add, True),
-    "sub": (operator.sub, False),
-    "__sub__": (operator.sub, False),
-    "__rsub__": (operator.sub, True),
-    "mul": (operator.mul, False),
-    "__mul__": (operator.mul, False),
-    "__rmul__": (operator.mul, True),
-    "div": (operator.truediv, False),
-    "true_divide": (operator.truediv, False),
-    "__truediv__": (operator.truediv, False),
-    "__rdiv__": (operator.truediv, True),
-    "__rtruediv__": (operator.truediv, True),
-    "__floordiv__": (operator.floordiv, False),
-    "__rfloordiv__": (operator.floordiv, True),
-    "remainder": (operator.mod, False),
-    "__mod__": (operator.mod, False),
-    "__rmod__": (operator.mod, True),
-    "pow": (operator.pow, False),
-    "__pow__": (operator.pow, False),
-    "__rpow__": (operator.pow, True),
-    "matmul": (operator.matmul, False),
-    "__matmul__": (operator.matmul, False),
-    "__rmatmul__": (operator.matmul, True),
-    "gt": (operator.gt, False),
-    "greater": (operator.gt, False),
-    "ge": (operator.ge, False),
-    "lt": (operator.lt, False),
-    "le": (operator.le, False),
-    "eq": (operator.eq, False),
-    "__eq__": (operator.eq, False),
-    "ne": (operator.ne, False),
-    "__ne__": (operator.ne, False),
-    "__and__": (operator.and_, False),
-    "__or__": (operator.or_, False),
-    "__xor__": (operator.xor, False),
-    "neg": (operator.neg, False),
-    "__neg__": (operator.neg, False),
-    "__invert__": (operator.invert, False),
-    "abs": (operator.abs, False),
-    "__getitem__": (operator.getitem, False),
-}
-"""How Python's operators are spelt once they reach a tensor, and whether the operands are swapped. One spelling for
-``a.add(b)``, ``a + b`` and ``torch.add(a, b)``: two idioms of one network give one graph."""
-
-UNARY = frozenset({"neg", "__neg__", "__invert__", "abs"})
+from tracecompile.operations import symbol_named
 
 
 def set_item(tensor: torch.Tensor, index: Any, value: Any) -> torch.Tensor:
@@ -110,7 +48,9 @@ def write_through(base: torch.Tensor, value: torch.Tensor, view: str, *args: Any
 
 def is_in_place(name: str) -> bool:
     """Tells whether a tensor method writes its tensor."""
-    return name in IN_PLACE_OPERATORS or name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
+    symbol = symbol_named(name)
+    operator = symbol is not None and symbol.in_place
+    return operator or name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
 
 
 Call = tuple[str, Any, tuple[Any, ...], dict[str, Any]]
@@ -126,8 +66,9 @@ def out_of_place(function: Callable[..., Any], name: str, args: tuple[Any, ...],
         return "call_function", torch.zeros_like, args, kwargs
     if name == "fill_":
         return "call_function", torch.full_like, args, kwargs
-    if name in IN_PLACE_OPERATORS:
-        return "call_function", IN_PLACE_OPERATORS[name], args, kwargs
+    symbol = symbol_named(name)
+    if symbol is not None:
+        return "call_function", symbol.function, args, kwargs
     if not has_twin(name):
         return on_copy(function, name, args, kwargs)
     return canonical("call_method", name[:-1], args, kwargs)
@@ -145,11 +86,13 @@ def on_copy(function: Callable[..., Any], name: str, args: tuple[Any, ...], kwar
 
 
 def canonical(op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-    """Spells a call the one way in which the program writes it."""
+    """Spells a call the one way in which the program writes it: ``a.add(b)`` and ``torch.add(a, b)`` are ``a + b``.
+
+    Two idioms of one network give one graph.
+    """
     name = target if isinstance(target, str) else getattr(target, "__name__", "")
     from_torch = op == "call_method" or getattr(torch, name, None) is target
-    wanted = 1 if name in UNARY else 2
-    if from_torch and not kwargs and len(args) == wanted and name in OPERATORS:
-        function, swapped = OPERATORS[name]
-        return "call_function", function, args[::-1] if swapped else args, {}
+    symbol = symbol_named(name)
+    if from_torch and symbol is not None and not kwargs and len(args) == symbol.operands:
+        return "call_function", symbol.function, args[::-1] if symbol.reflected else args, {}
     return op, target, args, kwargs

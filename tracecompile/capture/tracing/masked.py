@@ -6,7 +6,6 @@ some elements replaced it would be an operation on all of them together.
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 import torch
@@ -14,10 +13,7 @@ from torch import fx
 
 from tracecompile.capture.tracing.build import cone
 from tracecompile.capture.tracing.writer import Writer
-
-_ARITHMETIC = frozenset({operator.add, operator.sub, operator.mul, operator.neg})
-_SAME = frozenset({"clone", "detach", "contiguous"})
-_SELECTING = frozenset({"nonzero", "argwhere", "masked_select", "unique"})
+from tracecompile.operations import Fact, operation_of
 
 
 def masked_write(recorder: Writer, tensor: torch.Tensor, index: Any, value: Any) -> fx.Node | None:
@@ -89,14 +85,14 @@ class _Choice:
 
     def lifted(self, value: fx.Node) -> fx.Node | None:
         """Undoes the selection by the mask: ``2 * u[mask]`` is what the mask selects of ``2 * u``."""
-        selected = value.target in (operator.getitem, "masked_select", torch.masked_select)
+        selected = operation_of(value).name in ("getitem", "masked_select")
         if selected and len(value.args) == 2 and _same(value.args[1], self.mask):
             whole = value.args[0]
             return whole if isinstance(whole, fx.Node) and whole.meta["val"].shape == self.tensor.shape else None
-        if value.op == "call_method" and value.target in _SAME and len(value.args) == 1 and not value.kwargs:
-            inner = self.lifted(value.args[0])  # type: ignore[arg-type]
-            return inner and self.add(value.op, value.target, inner)
-        if value.target not in _ARITHMETIC or value.kwargs:
+        facts = operation_of(value).facts
+        # A quotient may have no derivative where the mask does not select.
+        alone = Fact.ELEMENTWISE in facts and facts & (Fact.LINEAR | Fact.PRODUCT) and Fact.TAKES_SIZE not in facts
+        if not alone or value.kwargs:
             return None
         operands = [self._operand(operand) for operand in value.args]
         if None in operands or not any(isinstance(operand, fx.Node) for operand in operands):
@@ -120,9 +116,9 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _selects(node: fx.Node) -> bool:
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    if name in _SELECTING:
+    operation = operation_of(node)
+    if Fact.SELECTS in operation.facts:
         return True
-    indices = node.args[1] if name == "getitem" else None
+    indices = node.args[1] if operation.name == "getitem" else None
     parts = indices if isinstance(indices, tuple) else (indices,)
     return any(isinstance(part, fx.Node) and getattr(part.meta["val"], "dtype", None) == torch.bool for part in parts)

@@ -13,7 +13,6 @@ from torch.utils import _pytree as pytree
 
 from tracecompile.capture.tracing import counted
 from tracecompile.capture.tracing.build import cone, is_random
-from tracecompile.capture.tracing.counted import INDEXING
 from tracecompile.capture.tracing.functionalize import canonical, is_in_place
 from tracecompile.capture.tracing.memory import same_kind
 from tracecompile.capture.tracing.node_writer import NodeWriter
@@ -22,13 +21,7 @@ from tracecompile.capture.tracing.step_numbers import StepNumber, is_users
 from tracecompile.capture.tracing.tape import Condition
 from tracecompile.capture.tracing.values import TracedFloat, TracedInt, plain
 from tracecompile.errors import UnsupportedControlFlow, UnsupportedOperation, UnsupportedState
-
-READS_VALUE = frozenset(
-    {"__bool__", "__float__", "__int__", "__index__", "__complex__", "item", "tolist", "numpy", "__array__", "equal"}
-    | {"allclose", "is_nonzero", "__contains__"}
-)
-TENSOR_PROPERTIES = frozenset({"T", "mT", "H", "mH", "real", "imag"})
-PASSED_THROUGH = frozenset({"__repr__", "__format__", "__hash__", "__deepcopy__", "stride", "dim", "storage_offset"})
+from tracecompile.operations import UNKNOWN, Fact, operation_named, operation_of_property
 
 
 class OperationRecorder(NodeWriter):
@@ -39,15 +32,16 @@ class OperationRecorder(NodeWriter):
         name = getattr(function, "__name__", "")
         if name in ("__get__", "__set__"):
             return self.record_property(function, args, kwargs)
-        if name in INDEXING:
+        facts = operation_named(name).facts
+        if Fact.INDEXES in facts:
             args, kwargs = (args[0], *map(self.counted.number, args[1:])), pytree.tree_map(self.counted.number, kwargs)
         if args and self.counted.may_read(name, args[0]):
             return self.counted.read(name, args[0])
-        if name in READS_VALUE:
+        if Fact.READS in facts:
             return self.read_value(function, name, args, kwargs)
-        if name in PASSED_THROUGH:
+        if Fact.ASKS in facts:
             return self.really(function, args, kwargs)
-        if name in ("size", "numel", "nelement") and isinstance(args[0], torch.Tensor):
+        if Fact.SIZE in facts and isinstance(args[0], torch.Tensor):
             return self.record_size(name, args, kwargs)
         method = getattr(torch.Tensor, name, None) is function or torch.overrides.is_tensor_method_or_property(function)
         if is_in_place(name) and args and isinstance(args[0], torch.Tensor):
@@ -99,7 +93,7 @@ class OperationRecorder(NodeWriter):
         value = self.really(function, args, kwargs)
         if name == "data":
             return self.write_down("call_method", "detach", args[:1], {}, value)
-        if name in TENSOR_PROPERTIES:
+        if operation_of_property(name) is not UNKNOWN:
             return self.write_down("call_function", getattr, (args[0], name), {}, value)
         return value
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tracecompile.capture.tracing.source import CAPTURE, TORCH
+from tracecompile.operations import OPERATIONS, Fact
 
 _RANGE, _ENUMERATE = builtins.range, builtins.enumerate
 _FOREIGN = (TORCH, CAPTURE, str(Path(os.__file__).parent) + "/")
@@ -93,11 +94,13 @@ def _comparison(name: str) -> Callable[[StepNumber, Any], Any]:
     return method
 
 
-for _name in ("lt", "le", "gt", "ge", "eq", "ne"):
-    setattr(StepNumber, f"__{_name}__", _comparison(_name))
-for _name in ("add", "sub", "mul", "floordiv", "mod"):
-    setattr(StepNumber, f"__{_name}__", _arithmetic(_name, reflected=False))
-    setattr(StepNumber, f"__r{_name}__", _arithmetic(_name, reflected=True))
+for _operation in OPERATIONS:
+    _symbol = _operation.symbol
+    if Fact.COMPARES in _operation.facts:
+        setattr(StepNumber, f"__{_symbol}__", _comparison(_symbol))
+    if Fact.WHOLE in _operation.facts:
+        setattr(StepNumber, f"__{_symbol}__", _arithmetic(_symbol, reflected=False))
+        setattr(StepNumber, f"__r{_symbol}__", _arithmetic(_symbol, reflected=True))
 
 
 class _CountedRange:
