@@ -20,7 +20,8 @@ from tracecompile.capture.tracing.source import line_of_failure
 from tracecompile.diagnostics.describe import describe
 from tracecompile.diagnostics.report import ConversionReport
 from tracecompile.errors import ConversionError, InvalidInput, SourceLine, UnsupportedState
-from tracecompile.passes.pipeline import Stages, run_pipeline
+from tracecompile.passes.pipeline import run_pipeline
+from tracecompile.printing import Stages
 from tracecompile.program import Settings, StepProgram
 from tracecompile.runtime.arguments import Arguments, check_tensor
 
@@ -31,7 +32,7 @@ class Compiled:
 
     Attributes:
         program: After all passes.
-        stages: Its text after each.
+        stages: What it was after capture and after each, as text.
         report: What the user is told.
         arguments: How calls are laid over the captured one.
         modes: Training flag of every module, where the program depends on them.
