@@ -32,9 +32,10 @@ class Globals(Protocol):
 class Body:
     """Writes statements, an expression of the user's as one expression where that changes no order.
 
-    A node that one other node of the same source line reads waits on a stack. If its reader takes exactly what lies on
-    top of the stack, in the order in which it lies there, it becomes part of the reader's expression: Python evaluates
-    an expression's parts from left to right, so every operation still runs in its turn, whatever it does besides.
+    A node that one other node of the same source line reads waits on a stack. What lies on top of the stack in the
+    order in which its reader takes it becomes part of the reader's expression: Python evaluates an expression's parts
+    from left to right, so every operation still runs in its turn, whatever it does besides. What lies below gets a
+    name.
 
     Attributes:
         lines: What is written so far.
@@ -73,8 +74,9 @@ class Body:
 
     def _write(self, node: fx.Node, inside: set[fx.Node]) -> None:
         parts = [source for source in _read(node) if source in self.waiting]
-        if parts and self.waiting[len(self.waiting) - len(parts) :] != parts:
-            self._flush()
+        count = self._in_order(parts)
+        if count < len(parts):
+            self._flush(count)
         value = self._expression(node)
         if len(value.text) + len(self.wanted.get(node) or wanted_name(node)) + len(INDENT) + 8 > WIDTH and parts:
             self._flush()
@@ -93,9 +95,18 @@ class Body:
             return False
         return _line(reader) == _line(node) and _read(reader).count(node) == 1 and len(value.text) < WIDTH // 2
 
-    def _flush(self) -> None:
-        """Writes what waits, each as a statement of its own."""
-        waiting, self.waiting = self.waiting, []
+    def _in_order(self, parts: list[fx.Node]) -> int:
+        """Returns how many of the parts lie on top of the stack as they are read."""
+        for count in range(len(parts), 0, -1):
+            top = self.waiting[-count:]
+            if [part for part in parts if part in top] == top:
+                return count
+        return 0
+
+    def _flush(self, kept: int = 0) -> None:
+        """Writes what waits, but for the top of the stack, each as a statement of its own."""
+        below = len(self.waiting) - kept
+        waiting, self.waiting = self.waiting[:below], self.waiting[below:]
         for node in waiting:
             self._assign(node, self.values[node])
 

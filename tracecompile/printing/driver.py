@@ -14,6 +14,8 @@ from tracecompile.printing.references import MODEL, path_in
 from tracecompile.program import StepOutput, StepProgram
 
 TREES = "torch.utils._pytree"
+LOCALS = ("carried", "inputs", "invariants", "states", "unchanging", "steps", "outputs", "leaves", "leaf", "t", "value")
+"""The variables of ``run``; an argument of the same name gets a number."""
 
 
 class Driver:
@@ -59,11 +61,11 @@ class Driver:
     def lines(self, step_takes_model: bool) -> list[str]:
         """Returns the lines of ``run``."""
         scope = Scope(self.page.scope)
+        for name in (*LOCALS, *(f"values_{place}" for place in range(len(self.program.outputs)))):
+            scope.reserve(name)
         parameters = self.arguments.named(scope)
         if self.kept:
             parameters.append("carried=None")
-        for name in ("inputs", "invariants", "states", "statics", "steps", "outputs", "leaves", "t"):
-            scope.reserve(name)
         body = self._documentation()
         given, lines = self.arguments.leaves(scope)
         body += lines
@@ -123,7 +125,7 @@ class Driver:
         model = [MODEL] if takes_model else []
         if program.kind == "step":
             one = call("step", names([*model, "*inputs", "*invariants", "*states", *static]))
-            return [*statement("outputs, states = ", one), f"{INDENT}steps = [outputs]"]
+            return statement("outputs, states = ", one)
         slices = [f"inputs[{i}].select({x.dim}, t)" for i, x in enumerate(program.inputs)]
         length = str(program.length)
         if program.length is None:
@@ -138,14 +140,18 @@ class Driver:
 
     def _end(self) -> list[str]:
         program = self.program
-        collected = [_collected(place, output) for place, output in enumerate(program.outputs)]
         lines: list[str] = []
-        for place, (values, _) in enumerate(collected):
-            lines.append(f"{INDENT}values_{place} = {values}")
-        given = [*self._read(self.after), *(text for _, text in collected), "*states", "*invariants"]
+        collected: list[str] = []
+        for place, output in enumerate(program.outputs):
+            values, found = _collected(place, output)
+            lines += [f"{INDENT}values_{place} = {values}"] if values else []
+            collected.append(found)
+        if program.kind == "step":
+            collected = ["*outputs"]
+        given = [*self._read(self.after), *collected, "*states", "*invariants"]
         lines += statement("leaves = ", self.epilogue.call(given))
         if self.kept:
-            detached = f"[state.detach() for state in states[:{self.states}]]"
+            detached = f"[value.detach() for value in states[:{self.states}]]"
             lines += [f"{INDENT}if carried is not None:", f'{INDENT * 2}carried["states"] = {detached}']
         count = program.result.num_leaves
         moved = [(path, f"leaves[{count + i}]") for i, path in enumerate(program.statistics) if path]
@@ -192,16 +198,18 @@ def _listed(items: Sequence[str]) -> Expression:
 
 
 def _collected(place: int, output: StepOutput) -> tuple[str, str]:
-    """Returns the values of one output, and what the epilogue receives of them."""
-    chosen = output.chosen
+    """Returns the values of one output that need a name, and what the epilogue receives of them."""
+    chosen, name = output.chosen, f"values_{place}"
     values = f"[outputs[{place}] for outputs in steps]"
-    name = f"values_{place}"
     if chosen is not None and chosen.bounds is not None:
         start, stop, step = ("" if bound is None else str(bound) for bound in chosen.bounds)
         values = f"[outputs[{place}] for outputs in steps[{start}:{stop}:{step}]]"
     elif chosen is not None:
         values = f"[steps[t][{place}] for t in {sorted(chosen.numbers)} if t < len(steps)]"
     if output.collect == "stack":
-        return values, f"torch.stack({name})"
-    found = f"sum({name}[1:], {name}[0])" if output.collect == "sum" else f"{name}[-1]"
-    return values, found if chosen is None else f"{found} if {name} else torch.zeros_like(steps[-1][{place}])"
+        return "", f"torch.stack({values})"
+    if output.collect == "sum":
+        # Not sum(values): that begins with 0, and 0 + -0.0 is 0.0.
+        found = f"sum({name}[1:], {name}[0])"
+        return values, found if chosen is None else f"{found} if {name} else torch.zeros_like(outputs[{place}])"
+    return "", f"outputs[{place}]"

@@ -54,7 +54,7 @@ def _layer(layer: Layer, recurrent: bool, names: Mapping[str, str]) -> str:
     text = f"Layer {layer.name}: {', '.join(words)}"
     text += f"; states {states}" if states else ""
     if isinstance(layer.response, RateCurve):
-        return f"{text}; rate curve of {layer.response.kind}."
+        return f"{text}; rate curve: {layer.response.kind}."
     if isinstance(layer.response, Jacobian):
         return f"{text}; slopes recorded."
     return f"{text}."

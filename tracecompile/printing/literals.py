@@ -30,8 +30,9 @@ def literal(value: Any, leaf: Leaf) -> Expression:
         return Expression(str(value))
     if isinstance(value, torch.device):
         return Expression(f'torch.device("{value}")')
-    if isinstance(value, type) and vars(builtins).get(value.__name__) is value:
-        return Expression(str(value.__name__))
+    name = str(getattr(value, "__name__", ""))
+    if isinstance(value, type) and vars(builtins).get(name) is value:
+        return Expression(name)
     return _container(value, leaf)
 
 

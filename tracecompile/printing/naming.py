@@ -14,6 +14,8 @@ from tracecompile.printing.variables import variable_of
 _KNOWN = frozenset([*dir(builtins), *keyword.kwlist, *keyword.softkwlist])
 _COUNTED = re.compile(r"_\d+$")
 """The number that a graph gives to a name that came before: it counts the example's steps too."""
+_GAP = re.compile(r"__+")
+"""What is left of the brackets in ``state[0][1]``."""
 
 
 class Scope:
@@ -25,7 +27,7 @@ class Scope:
 
     def take(self, wanted: str) -> str:
         """Returns the name, with a number behind it where it is taken, and takes it."""
-        plain = valid_name(wanted) or "value"
+        plain = _GAP.sub("_", valid_name(wanted)) or "value"
         candidate, number = plain, 0
         while candidate in self.taken:
             number += 1

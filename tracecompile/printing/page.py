@@ -103,7 +103,8 @@ class Page:
         """Notes what nodes import and which constants they read; tells whether they read the model."""
         reads_model = False
         for node in nodes:
-            literal((list(node.args), dict(node.kwargs)), self._leaf)
+            if "torch." in literal((list(node.args), dict(node.kwargs)), self._leaf).text:
+                self.imports.modules.add("torch")
             if node.op in ("call_module", "get_attr"):
                 path = self.references.path(module, str(node.target))
                 reads_model |= path is not None
