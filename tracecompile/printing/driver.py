@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch.utils import _pytree as pytree
-
 from tracecompile.printing.call import CallArguments
 from tracecompile.printing.layout import INDENT, Expression, call, names, sequence, statement
 from tracecompile.printing.naming import Scope
 from tracecompile.printing.page import Function, Page, signature
 from tracecompile.printing.references import MODEL, path_in
-from tracecompile.program import StepOutput, StepProgram
+from tracecompile.printing.results import TREES, Result, collected
+from tracecompile.program import StepProgram
 
-TREES = "torch.utils._pytree"
 LOCALS = ("carried", "inputs", "invariants", "states", "unchanging", "steps", "outputs", "leaves", "leaf", "t", "value")
 """The variables of ``run``; an argument of the same name gets a number."""
 
@@ -44,7 +42,7 @@ class Driver:
         self.before = [self._attribute(path) for path in (emitted.prologue_attributes if emitted else ())]
         self.static = [self._attribute(path) for path in (program.statics.attributes if program.statics else ())]
         self.after = [self._attribute(path) for path in (emitted.epilogue_attributes if emitted else ())]
-        self.result = self._result()
+        self.result = Result(page, program)
 
     def _attribute(self, path: str) -> str:
         """Returns the expression for an attribute by its path: the model's, or the key of a constant."""
@@ -61,7 +59,10 @@ class Driver:
     def lines(self, step_takes_model: bool) -> list[str]:
         """Returns the lines of ``run``."""
         scope = Scope(self.page.scope)
-        for name in (*LOCALS, *(f"values_{place}" for place in range(len(self.program.outputs)))):
+        for name in (
+            *LOCALS,
+            *(f"{kind}_{place}" for place in range(len(self.program.outputs)) for kind in ("values", "chosen")),
+        ):
             scope.reserve(name)
         parameters = self.arguments.named(scope)
         if self.kept:
@@ -140,15 +141,8 @@ class Driver:
 
     def _end(self) -> list[str]:
         program = self.program
-        lines: list[str] = []
-        collected: list[str] = []
-        for place, output in enumerate(program.outputs):
-            values, found = _collected(place, output)
-            lines += [f"{INDENT}values_{place} = {values}"] if values else []
-            collected.append(found)
-        if program.kind == "step":
-            collected = ["*outputs"]
-        given = [*self._read(self.after), *collected, "*states", "*invariants"]
+        found, lines = (["*outputs"], []) if program.kind == "step" else collected(program.outputs)
+        given = [*self._read(self.after), *found, "*states", "*invariants"]
         lines += statement("leaves = ", self.epilogue.call(given))
         if self.kept:
             detached = f"[value.detach() for value in states[:{self.states}]]"
@@ -159,57 +153,8 @@ class Driver:
         if moved:
             lines.append(f"{INDENT}with torch.no_grad():")
             lines += [f"{INDENT * 2}{path_in(program.root, path)}.copy_({value})" for path, value in moved]
-        return [*lines, *self._returned()]
-
-    # What is returned.
-
-    def _result(self) -> Expression | None:
-        """Returns the result as an expression of its leaves, None where only a pytree can put it together."""
-        places = iter(range(self.program.result.num_leaves))
-        try:
-            return self._of_spec(self.program.result, places)
-        except NotImplementedError:
-            self.page.imports.take(TREES, "tree_unflatten")
-            self.key = self.page.references.constant(self.program.result, "result")
-            return None
-
-    def _of_spec(self, spec: pytree.TreeSpec, places: object) -> Expression:
-        if spec.is_leaf():
-            return Expression(f"leaves[{next(places)}]")  # type: ignore[call-overload]
-        items = [self._of_spec(child, places) for child in spec.children()]
-        if spec.type is tuple:
-            return sequence("(", items, ")")
-        if spec.type is list:
-            return sequence("[", items, "]")
-        if spec.type is dict and all(isinstance(key, str) and key.isidentifier() for key in spec.context):
-            pairs = zip(spec.context, items, strict=True)
-            return sequence("{", [Expression(f'"{key}": {item.text}') for key, item in pairs], "}")
-        raise NotImplementedError
-
-    def _returned(self) -> list[str]:
-        if self.result is not None:
-            return statement("return ", self.result)
-        leaves = f"leaves[: {self.program.result.num_leaves}]" if self.program.statistics else "leaves"
-        return statement("return ", call("tree_unflatten", names([leaves, self.page.names[self.key]])))
+        return [*lines, *self.result.lines()]
 
 
 def _listed(items: Sequence[str]) -> Expression:
     return sequence("[", names(items), "]")
-
-
-def _collected(place: int, output: StepOutput) -> tuple[str, str]:
-    """Returns the values of one output that need a name, and what the epilogue receives of them."""
-    chosen, name = output.chosen, f"values_{place}"
-    values = f"[outputs[{place}] for outputs in steps]"
-    if chosen is not None and chosen.bounds is not None:
-        start, stop, step = ("" if bound is None else str(bound) for bound in chosen.bounds)
-        values = f"[outputs[{place}] for outputs in steps[{start}:{stop}:{step}]]"
-    elif chosen is not None:
-        values = f"[steps[t][{place}] for t in {sorted(chosen.numbers)} if t < len(steps)]"
-    if output.collect == "stack":
-        return "", f"torch.stack({values})"
-    if output.collect == "sum":
-        # Not sum(values): that begins with 0, and 0 + -0.0 is 0.0.
-        found = f"sum({name}[1:], {name}[0])"
-        return values, found if chosen is None else f"{found} if {name} else torch.zeros_like(outputs[{place}])"
-    return "", f"outputs[{place}]"

@@ -160,8 +160,8 @@ class Page:
             line = f"from {module} import {', '.join(sorted(found))}"
             split = sequence("(", names(sorted(found)), ")")
             lines += [line] if len(line) <= WIDTH else statement(f"from {module} import ", split, 0)
-        if self.references.constants and lines:
-            lines.append("")
+        if self.references.constants:
+            lines += [*([""] if lines else []), "# What the program owns besides the model; bound from outside."]
         for key, value in self.references.constants.items():
             line = f'{self.names[key]} = constants["{key}"]'
             comment = f"  # {described(value)}"
