@@ -200,6 +200,15 @@ def test_the_layers_are_named_in_the_words_of_the_field() -> None:
     )
 
 
+def test_a_value_has_the_name_of_its_variable_or_none_of_the_users() -> None:
+    code = tracecompile.convert(Library(), drawn(6, 3, 5)).code
+    step = code[code.index("\ndef step(") : code.index("\ndef traced_step(")]
+    assert "    gate = spike.detach()\n" in step
+    assert "    membrane = add_1 - gate * neurons_threshold\n" in step
+    # total = total + self.output(spikes): the sum is not part of the step, and output is not total.
+    assert "    output = model.output(spike)\n" in step
+
+
 def test_text_depends_on_no_example() -> None:
     net = tracecompile.convert(Record(), drawn(6, 3, 5))
     other = tracecompile.convert(Record(), drawn(9, 2, 5))
