@@ -219,3 +219,17 @@ def test_what_nobody_reads_is_still_run() -> None:
     given = torch.zeros(3, 2)
     assert torch.equal(text.run()["made"](given), torch.ones(3, 2))
     assert int(norm.num_batches_tracked) == 1
+
+
+def test_two_constants_of_one_name_are_two() -> None:
+    page = Page()
+    graph = made_of(lambda graph, x: graph.call_module("own", (x,)), "x")
+    modules = [fx.GraphModule({"own": made}, graph) for made in (nn.Linear(2, 2), nn.Linear(2, 3), nn.Linear(2, 2))]
+    functions = [page.add(module, "made") for module in (*modules, fx.GraphModule({"own": modules[0].own}, graph))]
+    page.close()
+    lines = [line for function in functions for line in page.print(function)]
+    namespace = Printed("\n".join([*page.head(), *lines]), page.references.constants).run()
+    assert [function.name for function in functions] == ["made", "made_1", "made_2", "made_3"]
+    for function in functions:
+        require_same(namespace[function.name](torch.ones(2)), function.module(torch.ones(2)), function.name)
+    assert list(page.references.constants) == ["own", "own_1", "own_2"]
