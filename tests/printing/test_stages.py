@@ -248,6 +248,14 @@ def test_a_value_has_the_name_of_its_variable_or_none_of_the_users() -> None:
     assert "    output = model.output(spike)\n" in step
 
 
+def test_modules_and_tensors_are_read_where_the_user_reads_them() -> None:
+    model, args = own_models()["convolution, training"]
+    code = tracecompile.convert(model, args).code
+    assert "model.norm(model.convs[0](" in code
+    assert "import torch\n" in code
+    assert "torch.max_pool2d(" in code
+
+
 def test_text_depends_on_no_example() -> None:
     net = tracecompile.convert(Record(), drawn(6, 3, 5))
     other = tracecompile.convert(Record(), drawn(9, 2, 5))
