@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from tracecompile.analysis.listing import listing
 from tracecompile.passes.base import Pass
 from tracecompile.passes.emit_module import EmitModule
 from tracecompile.passes.find_spiking_layers import FindSpikingLayers
@@ -10,6 +9,7 @@ from tracecompile.passes.insert_input_traces import InsertInputTraces
 from tracecompile.passes.insert_rate_inversion import InsertRateInversion
 from tracecompile.passes.partition_layers import PartitionLayers
 from tracecompile.passes.schedule_time import ScheduleTime
+from tracecompile.printing import Stages
 from tracecompile.program import StepProgram
 
 PIPELINE: tuple[Pass, ...] = (
@@ -21,9 +21,6 @@ PIPELINE: tuple[Pass, ...] = (
     EmitModule(),
 )
 
-Stages = list[tuple[str, str]]
-"""(pass name, the program after it as readable Python), in order."""
-
 
 def run_pipeline(program: StepProgram, passes: tuple[Pass, ...] = PIPELINE) -> tuple[StepProgram, Stages]:
     """Runs the passes over a captured program.
@@ -33,13 +30,13 @@ def run_pipeline(program: StepProgram, passes: tuple[Pass, ...] = PIPELINE) -> t
         passes: In order.
 
     Returns:
-        The program with everything that the runtime needs, and its text after capture and after every pass.
+        The program with everything that the runtime needs, and what it was after capture and after every pass.
 
     Raises:
         ConversionError: A pass refused the model, or (PassError) broke its contract.
     """
-    stages = [("capture", listing(program))]
+    stages = [("capture", program)]
     for step in passes:
         program = step(program)
-        stages.append((step.name, listing(program)))
-    return program, stages
+        stages.append((step.name, program))
+    return program, Stages(stages)

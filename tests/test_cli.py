@@ -88,6 +88,7 @@ def test_inspect_writes_html_and_stages(model: Path, tmp_path: Path, capsys: pyt
     assert len(stages) >= 6
     for stage in stages:
         compile(stage.read_text(encoding="utf-8"), stage.name, "exec")
+    assert "\ndef run(model, " in stages[-1].read_text(encoding="utf-8")
 
 
 def test_check_compares_gradients_memory_and_time(model: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -265,8 +265,8 @@ def test_gluing_the_layers_back_gives_the_step(build: Build, carries: dict[str, 
 
 def test_stages_are_in_the_order_of_the_pipeline() -> None:
     _, stages = run_pipeline(program_of(one_layer, {"mem": 4}))
-    assert [name for name, _ in stages] == ["capture", *(step.name for step in PIPELINE)]
-    assert "self.fc(x)" in stages[0][1]
+    assert [name for name, _ in stages.texts] == ["capture", *(step.name for step in PIPELINE)]
+    assert "model.fc(x)" in stages.texts[0][1]
 
 
 def test_a_broken_pass_is_caught_by_name() -> None:

@@ -3,7 +3,7 @@
 weights.safetensors    parameters and buffers, by the names of the state_dict
 network.pickle         the model without its weights, the settings, and the call that it is compiled from
 report.json            the conversion report
-stages/                the program after each pass, as readable Python
+stages/                the program after each pass, as Python that runs
 source/                the files that define the model's own classes, used where they cannot be imported
 """
 

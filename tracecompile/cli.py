@@ -80,7 +80,9 @@ def inspect(
     weights: Weights = None,
     dt: TimeStep = None,
     html: Annotated[Path | None, typer.Option(help="Write the report as one HTML file.")] = None,
-    dump: Annotated[Path | None, typer.Option(help="Write the program after each pass into this folder.")] = None,
+    dump: Annotated[
+        Path | None, typer.Option(help="Write the program after each pass into this folder, as Python.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Show what a conversion makes of a model: its layers, traces, parameters and notes."""

@@ -10,7 +10,7 @@ from torch import nn
 
 from tracecompile.arguments import Arguments
 from tracecompile.capture.loops.resizing import first_tensor
-from tracecompile.passes.pipeline import Stages
+from tracecompile.printing import Stages
 from tracecompile.program import StepProgram
 from tracecompile.report import ConversionReport
 
@@ -21,7 +21,7 @@ class Compiled:
 
     Attributes:
         program: After all passes.
-        stages: Its text after each.
+        stages: What it was after capture and after each, as text.
         report: What the user is told.
         arguments: How calls are laid over the captured one.
         modes: Training flag of every module, where the program depends on them.

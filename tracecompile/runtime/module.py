@@ -73,8 +73,17 @@ class TracedModule(nn.Module):
 
     @property
     def stages(self) -> list[tuple[str, str]]:
-        """The program after capture and after each pass as readable Python, (pass name, text), in order."""
-        return list(self._session.ready.stages)
+        """The program after capture and after each pass as Python that runs, (pass name, text), in order.
+
+        Each text ends in ``run(model, *arguments)``. It is printed when it is asked for; of a pass that changed nothing
+        there is only a line that says so.
+        """
+        return self._session.ready.stages.texts
+
+    @property
+    def code(self) -> str:
+        """The program after the last pass as Python that runs: the whole text, whether that pass changed it or not."""
+        return self._session.ready.stages.code
 
     # Calls.
 

@@ -1,0 +1,1 @@
+"""Programs as text: what is printed runs, and makes what the model makes."""

@@ -1,0 +1,153 @@
+"""A program as a module text: what it is, its functions, and a driver that runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import fx
+
+from tracecompile.capture.tracing.names import valid_name
+from tracecompile.layers import Jacobian, Layer
+from tracecompile.printing.driver import Driver
+from tracecompile.printing.glue import Glue, results_of
+from tracecompile.printing.header import facts, title
+from tracecompile.printing.layout import WIDTH
+from tracecompile.printing.page import Function, Page, Printed
+from tracecompile.printing.variables import variable_of
+from tracecompile.program import StepProgram
+from tracecompile.rules.analytic import RateCurve
+
+
+def print_graph(program: StepProgram, module: fx.GraphModule, name: str) -> Printed:
+    """Returns one graph of a program as a function; it takes ``model`` first where it reads the model."""
+    page = Page(program)
+    function = page.add(module, name)
+    page.close()
+    lines = page.print(function)
+    return Printed("\n".join([*page.head(), "", "", *lines]).lstrip("\n") + "\n", page.references.constants)
+
+
+def print_program(program: StepProgram, stage: str) -> Printed:
+    """Returns a program as it is after a stage of the pipeline.
+
+    The text ends in ``run(model, *arguments)``, which returns what the model returns.
+    """
+    return _Stage(program, stage).printed()
+
+
+class _Stage:
+    """Chooses which functions of a program are printed, and in which order."""
+
+    def __init__(self, program: StepProgram, stage: str) -> None:
+        self.program, self.stage = program, stage
+        self.page = Page(program)
+        self.sections: list[tuple[str, list[Function]]] = []
+        self.emitted = program.emitted
+        self._plan()
+
+    def _plan(self) -> None:
+        program, emitted = self.program, self.emitted
+        before = program if emitted is None else emitted
+        lifted = () if emitted is None else emitted.prologue_attributes
+        wanted = {**_starts(program, before.prologue), **_attributes(before.prologue, lifted)}
+        self.prologue = self.page.add(before.prologue, "prologue", wanted)
+        first = [self.prologue]
+        if emitted is not None:
+            first.append(self.page.add(emitted.arguments, "arguments", _attributes(emitted.arguments, lifted)))
+        self.statics: Function | None = None
+        if program.statics is not None:
+            graph = program.statics.graph
+            self.statics = self.page.add(graph, "statics", _attributes(graph, program.statics.attributes))
+            first.append(self.statics)
+        self._section("before the first step", first)
+        self.glue = Glue(self.page, program)
+        for heading, functions in self._middle():
+            self._section(heading, functions)
+        lifted = () if emitted is None else emitted.epilogue_attributes
+        self.epilogue = self.page.add(before.epilogue, "epilogue", _attributes(before.epilogue, lifted))
+
+    def _section(self, heading: str, functions: list[Function]) -> None:
+        if functions:
+            self.sections.append((heading, functions))
+
+    def _middle(self) -> Iterator[tuple[str, list[Function]]]:
+        """Yields what is between the first step and the last: one step, by layers, by units, or as it is emitted."""
+        program = self.program
+        self.step: Function | None = None
+        if not program.layers:
+            self.step = self.page.add(program.step, "step")
+            yield "one time step", [self.step]
+            return
+        by_units = bool(program.units)
+        layers = [function for layer in program.layers for function in self._layer(layer, by_units)]
+        yield ("layers, as backward evaluates them" if by_units or self.emitted else "layers"), layers
+        if by_units:
+            yield "units: first what is computed for many steps at once, then what is stepped", self.glue.units()
+        if self.emitted is not None:
+            self.step = self.page.add(self.emitted.plain, "step")
+            traced = self.page.add(
+                self.emitted.traced,
+                "traced_step",
+                self.glue.derivatives(program.layers, [of_core for _, of_core in results_of(self.emitted.traced)[2]]),
+                ("# The same with what is recorded: traces, outputs and derivatives of each layer, batch statistics.",),
+            )
+            yield "one time step", [self.step, traced]
+
+    def _layer(self, layer: Layer, by_units: bool) -> Iterator[Function]:
+        """Yields the functions of a layer; once the step is made of units or emitted, those of backward alone."""
+        name = valid_name(layer.name)
+        note = (f"# Layer {layer.name}.",)
+        forward = not by_units and self.emitted is None
+        if layer.local is not None and layer.local is not layer.synapse:
+            if forward:
+                yield self.glue.synapse(layer, note)
+            yield self.page.add(layer.local, f"{name}_local", None, note)
+        elif forward or self.program.settings.rule != "bptt":
+            yield self.glue.synapse(layer, note)
+        response = layer.response
+        if isinstance(response, Jacobian) and not forward:
+            return
+        if layer.core is not None and (forward or isinstance(response, RateCurve)):
+            yield self.glue.core(layer)
+        if isinstance(response, RateCurve) and response.drive is not None:
+            curve = f"# The argument of the spike, for the rate curve {response.kind!r}.".replace("'", '"')
+            yield self.page.add(response.drive, f"{name}_drive", None, (curve,))
+
+    def printed(self) -> Printed:
+        """Writes everything down."""
+        page = self.page
+        run = Driver(page, self.program, self.prologue, self.statics, self.epilogue)
+        page.close()
+        parts = [
+            self._titled(heading, [page.print(function) for function in group]) for heading, group in self.sections
+        ]
+        if self.step is None:
+            parts.append(self._titled("one time step", [self.glue.step()]))
+            names, takes_model = self.glue.names, self.glue.takes_model
+        else:
+            nodes = {node.name: node for node in self.step.module.graph.nodes}
+            names = {name: self.step.results[node] for name, node in nodes.items() if node in self.step.results}
+            takes_model = self.step.takes_model
+        parts.append(self._titled("after the last step", [page.print(self.epilogue)]))
+        parts.append(self._titled("the loop", [run.lines(takes_model)]))
+        head = [title(self.program, self.stage), *facts(self.program, names), "", *page.head()]
+        return Printed("\n\n\n".join(["\n".join(head).strip(), *parts]) + "\n", page.references.constants)
+
+    def _titled(self, heading: str, functions: list[list[str]]) -> str:
+        ruler = f"# {'-' * (WIDTH - 3 - len(heading))} {heading}"
+        return "\n\n\n".join([ruler, *("\n".join(lines) for lines in functions)])
+
+
+def _starts(program: StepProgram, prologue: fx.GraphModule) -> dict[fx.Node, str]:
+    """Names initial values after the states that start from them, where the user has not named them."""
+    initial = zip(results_of(prologue)[2], program.carries, strict=True)
+    made = [
+        (node, carry.placeholder) for node, carry in initial if isinstance(node, fx.Node) and node.op != "placeholder"
+    ]
+    return {node: name for node, name in made if variable_of(node) is None}
+
+
+def _attributes(module: fx.GraphModule, paths: tuple[str, ...]) -> dict[fx.Node, str]:
+    """Names the first arguments after the attributes of the model that are passed for them."""
+    placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
+    return {node: valid_name(path) for node, path in zip(placeholders, paths, strict=False)}
