@@ -102,6 +102,7 @@ class Wire:
     rows: dict[Pair, int | float] = field(default_factory=dict)
     invariant: bool = False
     kind: str = "wire"
+    parts: dict[str, fx.GraphModule] = field(default_factory=dict)
     responses: None = None
     factors: dict[Pair, float] = field(default_factory=dict)
 

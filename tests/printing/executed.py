@@ -14,7 +14,6 @@ import tracecompile
 from tracecompile.printing import Printed, print_graph
 from tracecompile.printing.stages import UNCHANGED
 from tracecompile.program import StepProgram
-from tracecompile.rules.analytic import RateCurve
 from tracecompile.rules.norm import batch_statistics
 
 TAKEN = ("prologue", "arguments", "plain", "epilogue")
@@ -22,7 +21,7 @@ TAKEN = ("prologue", "arguments", "plain", "epilogue")
 
 def stages_of(net: tracecompile.TracedModule) -> list[tuple[str, Printed]]:
     """Returns the whole text of every stage."""
-    found = net._ready.stages
+    found = net.session.ready.stages
     return [(name, printed) for (name, _), printed in zip(found.programs, found.printed, strict=True)]
 
 
@@ -61,7 +60,7 @@ def require_stages_run(model: nn.Module, args: tuple[Any, ...], check_statistics
 def require_graphs_exact(model: nn.Module, args: tuple[Any, ...], **options: Any) -> int:
     """Compares every graph of a program with its text; returns how many there were."""
     net = tracecompile.convert(model, args, **options)
-    program = net._ready.program
+    program = net.program
     count = 0
     with torch.no_grad():
         for name, module, given in graphs_of(net, args):
@@ -94,7 +93,7 @@ class _InProgram(fx.Interpreter):
 
 def graphs_of(net: tracecompile.TracedModule, args: tuple[Any, ...]) -> Iterator[tuple[str, fx.GraphModule, Any]]:
     """Yields every graph of a program with arguments that it meets when the network runs."""
-    program = net._ready.program
+    program = net.program
     met = _recorded(net, args)
     met.setdefault("prologue", met.get("arguments", []))  # all that runs where the states are handed in
     lifted = len(program.emitted.prologue_attributes), len(program.emitted.epilogue_attributes)
@@ -103,19 +102,22 @@ def graphs_of(net: tracecompile.TracedModule, args: tuple[Any, ...]) -> Iterator
         yield f"emitted {name}", getattr(program.emitted, name), met[name]
     yield "arguments", program.emitted.arguments, met["prologue"]
     yield "plain", program.emitted.plain, met["plain"]
-    yield "traced", program.emitted.traced, met["plain"]
+    nothing = [torch.zeros(()) for _ in program.emitted.accruals]
+    yield "traced", program.emitted.traced, [*met["plain"], *nothing]
     values = _values(program, met["plain"])
     yield "step", program.step, [values[n.name] for n in program.step.graph.nodes if n.op == "placeholder"]
     attributes = [program.resolve(path) for path in program.statics.attributes]
     yield "statics", program.statics.graph, [*attributes, *(values[name] for name in program.invariants)]
     for name, module in _local(program):
-        yield name, module, [values[str(n.target)] for n in module.graph.nodes if n.op == "placeholder"]
+        taken = [str(n.target) for n in module.graph.nodes if n.op == "placeholder"]
+        yield name, module, [values.get(each, torch.zeros(())) for each in taken]
 
 
 def _local(program: StepProgram) -> Iterator[tuple[str, fx.GraphModule]]:
     for layer in program.layers:
-        drive = layer.response.drive if isinstance(layer.response, RateCurve) else None
-        parts = (layer.synapse, layer.core, layer.local, getattr(layer.response, "graph", None), drive)
+        rule = layer.response
+        of_rule = () if rule is None else (rule.graph, *rule.parts.values())
+        parts = (layer.synapse, layer.core, layer.local, *of_rule)
         yield from ((f"{layer.name} {i}", module) for i, module in enumerate(parts) if module is not None)
     for unit in program.units:
         yield from ((f"unit {unit.layers}", module) for module in (unit.below, unit.step) if module is not None)
@@ -128,7 +130,7 @@ def _recorded(net: tracecompile.TracedModule, args: tuple[Any, ...]) -> dict[str
     def keeping(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         return lambda module, given: found.update({name: _own(list(given))})
 
-    emitted = net._ready.program.emitted
+    emitted = net.program.emitted
     hooks = [getattr(emitted, n).register_forward_pre_hook(keeping(n)) for n in TAKEN]
     net.reset()
     with torch.no_grad():

@@ -259,7 +259,7 @@ def test_modules_and_tensors_are_read_where_the_user_reads_them() -> None:
 def test_text_depends_on_no_example() -> None:
     net = tracecompile.convert(Record(), drawn(6, 3, 5))
     other = tracecompile.convert(Record(), drawn(9, 2, 5))
-    for _, program in net._ready.stages.programs:
+    for _, program in net.session.ready.stages.programs:
         for part in (program.prologue, program.step, program.epilogue):
             for node in part.graph.nodes:
                 node.meta.pop("val", None)

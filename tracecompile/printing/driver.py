@@ -126,7 +126,7 @@ class Driver:
         model = [MODEL] if takes_model else []
         if program.kind == "step":
             one = call("step", names([*model, "*inputs", "*invariants", "*states", *static]))
-            return statement("outputs, states = ", one)
+            return statement("outputs, states, *_ = ", one)
         slices = [f"inputs[{i}].select({x.dim}, t)" for i, x in enumerate(program.inputs)]
         length = str(program.length)
         if program.length is None:
@@ -135,7 +135,7 @@ class Driver:
         return [
             f"{INDENT}steps = []",
             f"{INDENT}for t in range({length}):",
-            *statement("outputs, states = ", one, 2),
+            *statement("outputs, states, *_ = ", one, 2),
             f"{INDENT * 2}steps.append(outputs)",
         ]
 

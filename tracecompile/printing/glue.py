@@ -9,7 +9,8 @@ from torch import fx
 
 from tracecompile.analysis.moving import Moving
 from tracecompile.capture.tracing.names import valid_name
-from tracecompile.layers import Jacobian, Layer, Unit
+from tracecompile.graphs.pruning import pruned
+from tracecompile.layers import Layer, Unit
 from tracecompile.printing.body import Body
 from tracecompile.printing.layout import INDENT, names, sequence, statement
 from tracecompile.printing.naming import Scope, wanted_name
@@ -47,18 +48,16 @@ class Glue:
         self.synapses[layer.name] = self.page.add(layer.synapse, f"{valid_name(layer.name)}_synapse", None, notes)
         return self.synapses[layer.name]
 
-    def core(self, layer: Layer) -> Function:
-        """Adds the core of a layer, with its derivatives where the rule wants them."""
+    def core(self, layer: Layer) -> list[Function]:
+        """Adds the core of a layer, and its trace form where the rule has one."""
         assert layer.core is not None
         name = valid_name(layer.name)
-        if isinstance(layer.response, Jacobian):
-            graph = layer.response.graph
-            wanted = self.derivatives([layer], [results_of(graph)[1]])
-            made = self.page.add(graph, f"{name}_core_with_derivatives", wanted)
-        else:
-            made = self.page.add(layer.core, f"{name}_core")
-        self.cores[layer.name] = made
-        return made
+        self.cores[layer.name] = self.page.add(layer.core, f"{name}_core")
+        graph = None if layer.response is None else layer.response.graph
+        if graph is None:
+            return [self.cores[layer.name]]
+        wanted = self.derivatives([layer], [results_of(graph)[3]])
+        return [self.cores[layer.name], self.page.add(graph, f"{name}_core_in_trace_form", wanted)]
 
     def units(self) -> list[Function]:
         """Adds the functions of all units."""
@@ -69,19 +68,26 @@ class Glue:
             recurrent = ", recurrent" if unit.recurrent else ""
             note = f"# Unit of {', '.join(layer.name for layer in layers)}{recurrent}."
             below = self.page.add(unit.below, f"{name}_below", None, (note,))
+            found.append(below)
             step = None
             if unit.step is not None:
-                wanted = self.derivatives(layers, results_of(unit.step)[2])
-                step = self.page.add(unit.step, f"{name}_stepped", wanted)
+                plain, _ = pruned(unit.step, unit.accruals, {accrual.name for accrual in unit.accruals})
+                step = self.page.add(plain, f"{name}_stepped", self._of_unit(layers, plain))
+                found.append(step)
+                if unit.accruals:
+                    wanted = self._of_unit(layers, unit.step)
+                    found.append(self.page.add(unit.step, f"{name}_stepped_in_trace_form", wanted))
             self.of_units.append((unit, below, step))
-            found += [below] if step is None else [below, step]
         return found
+
+    def _of_unit(self, layers: Sequence[Layer], step: fx.GraphModule) -> dict[fx.Node, str]:
+        return self.derivatives(layers, [rows for _, _, rows in results_of(step)[4]])
 
     def derivatives(self, layers: Sequence[Layer], groups: Iterable[Any]) -> dict[fx.Node, str]:
         """Names the derivatives that a graph returns, of what by what: a group of them for each layer."""
         found: dict[fx.Node, str] = {}
         for layer, group in zip(layers, groups, strict=True):
-            for (of, by), row in layer.response.rows.items() if isinstance(layer.response, Jacobian) else ():
+            for (of, by), row in layer.response.rows.items() if layer.response is not None else ():
                 # A row that is a number is the same for every neuron and step, and no part of the graph.
                 if isinstance(row, int) and group[row].op != "placeholder":
                     found.setdefault(group[row], f"d_{self._result(layer, of)}_d_{self._called(by)}")
@@ -132,8 +138,7 @@ class Glue:
             return
         results = [layer.outputs, [self.following[state].name for state in layer.states]]
         given = [*layer.currents, *layer.states, *layer.core_statics]
-        recorded = isinstance(layer.response, Jacobian)
-        self._assign([results, "_"] if recorded else results, self.cores[layer.name], given)
+        self._assign(results, self.cores[layer.name], given)
 
     def _unit(self, unit: Unit, below: Function, step: Function | None) -> None:
         layers = ", ".join(self.program.layers[index].name for index in unit.layers)
@@ -142,7 +147,7 @@ class Glue:
         if step is not None:
             given = [*unit.values, *(c for c in unit.carries if c not in unit.values), *unit.step_statics]
             following = [self.following[carry].name for carry in unit.carries]
-            self._assign([unit.outputs, following, "_", "_"], step, given)
+            self._assign([unit.outputs, following, "_", "_", "_"], step, given)
 
     def _assign(self, results: Sequence[Target], function: Function, given: Iterable[str]) -> None:
         call = function.call([self.names[name] for name in given])

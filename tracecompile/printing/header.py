@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tracecompile.layers import Jacobian, Layer, Trace
+from tracecompile.layers import Layer, Trace
 from tracecompile.printing.layout import WIDTH
 from tracecompile.program import StepProgram
-from tracecompile.rules.analytic import RateCurve
 
 
 def title(program: StepProgram, stage: str) -> str:
@@ -53,11 +52,9 @@ def _layer(layer: Layer, recurrent: bool, names: Mapping[str, str]) -> str:
     states = ", ".join(f"{names.get(state, state)} ({kind})" for state, kind in kinds)
     text = f"Layer {layer.name}: {', '.join(words)}"
     text += f"; states {states}" if states else ""
-    if isinstance(layer.response, RateCurve):
-        return f"{text}; rate curve: {layer.response.kind}."
-    if isinstance(layer.response, Jacobian):
-        return f"{text}; slopes recorded."
-    return f"{text}."
+    if layer.response is None:
+        return f"{text}."
+    return f"{text}; {layer.response.kind or 'slopes recorded'}."
 
 
 def _trace(trace: Trace, names: Mapping[str, str]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from torch import fx
 
 from tracecompile.capture.tracing.names import valid_name
-from tracecompile.layers import Jacobian, Layer
+from tracecompile.layers import Layer
 from tracecompile.printing.driver import Driver
 from tracecompile.printing.glue import Glue, results_of
 from tracecompile.printing.header import facts, title
@@ -15,7 +15,7 @@ from tracecompile.printing.layout import WIDTH
 from tracecompile.printing.page import Function, Page, Printed
 from tracecompile.printing.variables import variable_of
 from tracecompile.program import StepProgram
-from tracecompile.rules.analytic import RateCurve
+from tracecompile.rules import rule_of
 
 
 def print_graph(program: StepProgram, module: fx.GraphModule, name: str) -> Printed:
@@ -88,8 +88,8 @@ class _Stage:
             traced = self.page.add(
                 self.emitted.traced,
                 "traced_step",
-                self.glue.derivatives(program.layers, [of_core for _, of_core in results_of(self.emitted.traced)[2]]),
-                ("# The same with what is recorded: traces, outputs and derivatives of each layer, batch statistics.",),
+                self.glue.derivatives(program.layers, [rows for _, _, rows in results_of(self.emitted.traced)[4]]),
+                ("# The same in trace form: what is carried beside the states is summed from fold to fold.",),
             )
             yield "one time step", [self.step, traced]
 
@@ -102,16 +102,13 @@ class _Stage:
             if forward:
                 yield self.glue.synapse(layer, note)
             yield self.page.add(layer.local, f"{name}_local", None, note)
-        elif forward or self.program.settings.rule != "bptt":
+        elif forward or rule_of(self.program.settings).records:
             yield self.glue.synapse(layer, note)
-        response = layer.response
-        if isinstance(response, Jacobian) and not forward:
-            return
-        if layer.core is not None and (forward or isinstance(response, RateCurve)):
-            yield self.glue.core(layer)
-        if isinstance(response, RateCurve) and response.drive is not None:
-            curve = f"# The argument of the spike, for the rate curve {response.kind!r}.".replace("'", '"')
-            yield self.page.add(response.drive, f"{name}_drive", None, (curve,))
+        if layer.core is not None and forward:
+            yield from self.glue.core(layer)
+        for part, graph in layer.response.parts.items() if layer.response is not None else ():
+            if graph is not layer.core or not forward:
+                yield self.page.add(graph, f"{name}_{part}", None, (f"# Of the {layer.response.kind}.",))
 
     def printed(self) -> Printed:
         """Writes everything down."""

@@ -87,6 +87,12 @@ class RateCurve:
         """For the report."""
         return f"{self.curve} curve"
 
+    @property
+    def parts(self) -> Mapping[str, fx.GraphModule]:
+        """The core, which the curve is read off, and the argument of its spike."""
+        assert self.layer.core is not None
+        return {"core": self.layer.core} | ({} if self.drive is None else {"drive": self.drive})
+
     def record(self, layer: Layer, trained: Sequence[str], learned: Sequence[str], bins: int) -> None:
         """See CoreRule: the traces are all that a rate curve needs."""
 

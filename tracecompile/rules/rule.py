@@ -61,6 +61,10 @@ class CoreRule(Protocol):
     def kind(self) -> str:
         """For the report, after the kind of the layer; may be empty."""
 
+    @property
+    def parts(self) -> Mapping[str, fx.GraphModule]:
+        """Graphs that its backward pass evaluates, by a name, for the printed text."""
+
     def record(self, layer: Layer, trained: Sequence[str], learned: Sequence[str], bins: int) -> Responses | None:
         """Returns what records the answers of the core, None where nothing does.
 

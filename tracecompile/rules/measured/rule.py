@@ -83,6 +83,11 @@ class MeasuredCore:
         return self.lines.rows
 
     @property
+    def parts(self) -> Mapping[str, fx.GraphModule]:
+        """None: backward reads what was recorded."""
+        return {}
+
+    @property
     def invariant(self) -> bool:
         """Whether these are the same at every step."""
         return self.lines.invariant
