@@ -18,6 +18,7 @@ from torch import Tensor
 import tracecompile
 from tracecompile.bench.case import Job, open_case
 from tracecompile.diagnostics.held import count_held
+from tracecompile.runtime.module import session_of
 from tracecompile.runtime.piece import lengths
 from tracecompile.runtime.stored import record_tensors
 from tracecompile.runtime.window import Window
@@ -29,9 +30,7 @@ def recorded(net: tracecompile.TracedModule, inputs: tuple[Tensor, ...], seed: i
     """Runs a sequence; returns its outputs and the window that its record lies in."""
     with models.seeded(seed):
         outputs = net(*inputs)
-    reference = net.session.live.sequence
-    assert reference is not None
-    window = reference()
+    window = session_of(net).window
     assert window is not None
     return outputs, window
 

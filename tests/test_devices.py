@@ -16,6 +16,7 @@ from torch import Tensor
 import tracecompile
 from tracecompile.bench.case import Job, open_case
 from tracecompile.diagnostics.memory import live_state_bytes
+from tracecompile.runtime.module import session_of
 
 NO_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 DEVICES = ["cpu", pytest.param("cuda", marks=NO_CUDA)]
@@ -63,8 +64,7 @@ def test_bfloat16_autocast_accumulates_in_float32(device: str) -> None:
     with torch.autocast(device, torch.bfloat16):
         outputs = net(x)
         found = gradients(net, outputs)
-    assert net.session.live.sequence is not None
-    window = net.session.live.sequence()
+    window = session_of(net).window
     assert window is not None
     sums = [row for trace in window.record.traces.values() for row in trace.rows if row is not None]
     assert sums

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from support.oracle import spike
 from torch import Tensor, fx, nn
 
 import tracecompile
@@ -20,18 +21,6 @@ from tracecompile.rules import RULES, Rule, Signals
 STEPS, BATCH, INPUTS, HIDDEN = 9, 3, 4, 6
 
 
-class Spike(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, u: Tensor) -> Tensor:
-        ctx.save_for_backward(u)
-        return (u > 0).to(u.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, signal: Tensor) -> Tensor:
-        (u,) = ctx.saved_tensors
-        return signal / (1 + 5 * u.abs()) ** 2
-
-
 class Adaptive(nn.Module):
     """A neuron whose threshold rises with every spike and falls back."""
 
@@ -41,7 +30,7 @@ class Adaptive(nn.Module):
 
     def forward(self, current: Tensor, v: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         v = self.leak * v + current
-        z = Spike.apply(v - 0.5 - a)
+        z = spike(v - 0.5 - a)
         return z, v - 0.5 * z, 0.9 * a + 0.1 * z
 
 

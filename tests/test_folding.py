@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 import tracecompile
 import tracecompile.nn as snn
+from tracecompile.runtime.module import session_of
 
 BATCH, STEPS, FEATURES = 4, 11, 6
 
@@ -95,7 +96,7 @@ def test_what_is_computed_at_once(operations: dict[str, Callable[[Tensor], Tenso
     x = torch.rand(STEPS, BATCH, 5)
     for name, operation in operations.items():
         net = tracecompile.convert(Net(operation), x, backend="eager", chunk=4)
-        executor = net.session.executor
+        executor = session_of(net).executor
         assert executor is not None
         folds = [unit.fold is not None for unit in executor.program.units[:2]]
         assert folds == [folded, folded], name

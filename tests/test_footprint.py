@@ -10,6 +10,7 @@ import tracecompile
 import tracecompile.nn as snn
 from tracecompile.diagnostics.memory import live_state_bytes
 from tracecompile.rules.measured.tangents import Tangents
+from tracecompile.runtime.module import session_of
 
 
 class Net(nn.Module):
@@ -54,8 +55,7 @@ def band_and_gradients(leak: float, bins: int) -> tuple[int, list[Tensor]]:
     net = tracecompile.convert(Net(leak), bins=bins)
     x = 3 * torch.rand(200, 4, 5)
     window_outputs = net(x)
-    assert net.session.live.sequence is not None
-    window = net.session.live.sequence()
+    window = session_of(net).window
     assert window is not None
     band = max(responses.band for responses in window.record.responses.values())
     gradients = torch.autograd.grad(window_outputs.square().mean(), list(net.parameters()))

@@ -20,6 +20,7 @@ from tracecompile.errors import (
     UnsupportedOperation,
     UnsupportedState,
 )
+from tracecompile.runtime.module import session_of
 
 spike = FastSigmoid.apply
 
@@ -201,11 +202,11 @@ def test_a_random_start_is_drawn_at_every_call() -> None:
 def test_another_number_of_steps_runs_that_many() -> None:
     model = StepsAsArgument()
     net = tracecompile.convert(model, (torch.randn(2, 6), 5))
-    x, compiled = torch.randn(3, 6), net.session.compiled
+    x, compiled = torch.randn(3, 6), session_of(net).compiled
     for steps in (1, 3, 20):
         assert torch.equal(net(x, steps), model(x, steps))
         assert torch.equal(net(x, num_steps=steps), model(x, steps))
-    assert net.session.compiled is compiled, "the number of steps is symbolic: nothing has to be captured again"
+    assert session_of(net).compiled is compiled, "the number of steps is symbolic: nothing has to be captured again"
 
 
 class Levels(Loop):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import tracecompile
 import tracecompile.nn as snn
 from tracecompile.diagnostics.memory import saved_bytes
+from tracecompile.runtime.module import session_of
 
 STEPS, BATCH = 40, 16
 
@@ -84,8 +85,7 @@ def make(readout: str = "linear", bins: int = 8, **options: bool) -> tuple[Net, 
 
 def window_of(net: tracecompile.TracedModule, outputs: Tensor) -> object:
     assert outputs.requires_grad
-    assert net.session.live.sequence is not None
-    return net.session.live.sequence()
+    return session_of(net).window
 
 
 # The last column is the lowest cosine that is asked for: on the last step there is no second pass to help.

@@ -20,6 +20,7 @@ from tracecompile.errors import UnsupportedOperation
 from tracecompile.runtime.backward import neumann, solve
 from tracecompile.runtime.backward.signals import is_uneven
 from tracecompile.runtime.bins import Bins
+from tracecompile.runtime.module import session_of
 
 PLAIN = {"lateral": "none"}
 LATERAL = {"lateral": "linear"}
@@ -201,8 +202,7 @@ def test_fewer_bins_are_what_the_reference_computes(
         net = tracecompile.convert(model, x, bins=bins)
         outputs = net(x)
         assert torch.equal(outputs, model(x))
-        assert net.session.live.sequence is not None
-        window = net.session.live.sequence()
+        window = session_of(net).window
         found = models.gradients(net, (outputs * signal).sum())
         assert window is not None
         # A second pass places its bins by the signal: where, test_placing says; what it makes of them, the reference.

@@ -16,6 +16,7 @@ from tracecompile.layers import Source
 from tracecompile.runtime.backward.placing import bins_for
 from tracecompile.runtime.backward.signals import TimedSignal, is_uneven
 from tracecompile.runtime.bins import Bins
+from tracecompile.runtime.module import session_of
 
 STEPS = 60
 
@@ -39,8 +40,7 @@ def placed(values: Tensor, count: int) -> Bins:
     net = tracecompile.convert(Net(), torch.rand(STEPS, 2, 3))
     outputs = net(3 * torch.rand(STEPS, 2, 3))
     assert outputs.requires_grad
-    assert net.session.live.sequence is not None
-    window = net.session.live.sequence()
+    window = session_of(net).window
     assert window is not None
     assert window.record.moment is not None
     signal = TimedSignal(Source("spikes", "spikes"), 0, values)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import tracecompile
 from tracecompile import nn as snn
+from tracecompile.runtime.module import session_of
 
 
 class Recurrent(nn.Module):
@@ -193,8 +194,8 @@ def test_nothing_of_a_sequence_waits_for_the_garbage_collector(trained: bool) ->
     gc.disable()
     try:
         outputs = net(x)
-        assert net.session.live.sequence is not None
-        window = net.session.live.sequence
+        assert session_of(net).live.sequence is not None
+        window = session_of(net).live.sequence
         assert window() is not None
         if trained:
             outputs.sum().backward()
@@ -210,8 +211,8 @@ def test_a_stream_that_is_reset_does_not_wait_for_the_garbage_collector() -> Non
     gc.disable()
     try:
         outputs = list(net.stream(x))
-        assert net.session.live.window is not None
-        window = weakref.ref(net.session.live.window)
+        assert session_of(net).live.window is not None
+        window = weakref.ref(session_of(net).live.window)
         net.reset()
         outputs[-1].sum().backward()
         del outputs

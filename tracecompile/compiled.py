@@ -11,8 +11,24 @@ from torch import nn
 from tracecompile.arguments import Arguments
 from tracecompile.capture.loops.resizing import first_tensor
 from tracecompile.printing import Stages
-from tracecompile.program import StepProgram
+from tracecompile.program import Settings, StepProgram
 from tracecompile.report import ConversionReport
+
+
+@dataclass(frozen=True)
+class Request:
+    """A model that is to be compiled, and one call of it to do so from.
+
+    Attributes:
+        model: What the program will run on; capture itself runs copies of it.
+        args, kwargs: Positional and keyword arguments of the call.
+        settings: What the user asked for.
+    """
+
+    model: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    settings: Settings
 
 
 @dataclass(frozen=True)

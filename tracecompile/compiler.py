@@ -18,41 +18,33 @@ from tracecompile.capture.copying.owned import resolved_in
 from tracecompile.capture.copying.registries import registries_redirected
 from tracecompile.capture.loops.lengths import TimeSource
 from tracecompile.capture.tracing.source import line_of_failure, line_of_forward
-from tracecompile.compiled import Compiled, shape_of, steps_of, training_flags
+from tracecompile.compiled import Compiled, Request, shape_of, steps_of, training_flags
 from tracecompile.diagnostics.describe import describe
 from tracecompile.errors import ConversionError, InvalidInput, SourceLine, UnsupportedOperation, UnsupportedState
 from tracecompile.passes.pipeline import run_pipeline
-from tracecompile.program import Settings, StepProgram
+from tracecompile.program import StepProgram
 from tracecompile.runtime.session import Session
 from tracecompile.self_check import Checked, check_against_model
 
 
-def compile(  # noqa: A001 (what it does)
-    model: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    settings: Settings,
-    earlier: Sequence[Compiled] = (),
-) -> Compiled:
+def compile(request: Request, earlier: Sequence[Compiled] = ()) -> Compiled:  # noqa: A001 (what it does)
     """Compiles a model from one call of it, and compares what came out with the model.
 
     Args:
-        model: What the program will run on; capture itself runs copies of it.
-        args: Positional arguments of one example call.
-        kwargs: Keyword arguments of it.
-        settings: What the user asked for.
+        request: The model and the call.
         earlier: What was compiled of this model for other calls.
 
     Raises:
         ConversionError: The model is refused.
     """
     # Whatever the mode of the caller: the rules differentiate the step.
-    with torch.inference_mode(False), torch.enable_grad(), naming_a_line(model):
-        args, kwargs = pytree.tree_map(_ordinary, (args, kwargs))
-        compiled = _built_for(model, args, kwargs, settings, earlier)
+    with torch.inference_mode(False), torch.enable_grad(), naming_a_line(request.model):
+        args, kwargs = pytree.tree_map(_ordinary, (request.args, request.kwargs))
+        request = replace(request, args=args, kwargs=kwargs)
+        compiled = _built_for(request, earlier)
         program = compiled.program
         try:
-            return _checked(compiled, model, args, kwargs, settings, earlier)
+            return _checked(compiled, request, earlier)
         except UnsupportedOperation:
             raise
         except ConversionError as refusal:
@@ -60,39 +52,29 @@ def compile(  # noqa: A001 (what it does)
                 raise
             # What is another program at another length may be right as it is at this one.
             try:
-                compiled = build(model, args, kwargs, settings, TimeSource(*program.time))
-                return _checked(compiled, model, args, kwargs, settings, earlier)
+                return _checked(build(request, TimeSource(*program.time)), request, earlier)
             except ConversionError as own:
                 # That memory grows is the model's business; any other fault shows best at a length that is free.
                 raise (own if isinstance(own, UnsupportedOperation) else refusal) from None
 
 
-def _built_for(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], settings: Settings, earlier: Sequence[Compiled]
-) -> Compiled:
+def _built_for(request: Request, earlier: Sequence[Compiled]) -> Compiled:
     """Builds a program for a call: for its length alone, where another call has shown that each is another."""
     bound = next((each.program for each in reversed(earlier) if each.program.length_bound), None)
     if bound is not None:
         try:
-            compiled = build(model, args, kwargs, settings, TimeSource(*bound.time))
-            return going_again(compiled, bound.epilogue_again)
+            return going_again(build(request, TimeSource(*bound.time)), bound.epilogue_again)
         except ConversionError:
             pass  # what says how long this call is may be something else
-    return build(model, args, kwargs, settings)
+    return build(request)
 
 
-def _checked(
-    compiled: Compiled,
-    model: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    settings: Settings,
-    earlier: Sequence[Compiled],
-) -> Compiled:
+def _checked(compiled: Compiled, request: Request, earlier: Sequence[Compiled]) -> Compiled:
     """Compares what was built with the model; returns it with what was found out."""
+    args, kwargs = request.args, request.kwargs
 
     def check(candidate: Compiled) -> Checked:
-        session = Session(model, settings, compile)
+        session = Session(request.model, request.settings, compile)
         session.use(candidate)
         # What grows with the number of steps does so in the program of any, and each costs two more to compare.
         known = any(each.program.length_bound and each.modes == candidate.modes for each in earlier)
@@ -113,8 +95,8 @@ def _checked(
 def build_again(session: Session, args: tuple[Any, ...], kwargs: dict[str, Any], source: TimeSource) -> Compiled:
     """Builds the program that a length-bound model of a session has for another length."""
     program = session.program
-    compiled = build(session.model, args, kwargs, program.settings, source)
-    return going_again(compiled, program.epilogue_again)
+    request = Request(session.model, args, kwargs, program.settings)
+    return going_again(build(request, source), program.epilogue_again)
 
 
 def with_epilogue_again(compiled: Compiled, where: SourceLine | None) -> Compiled | None:
@@ -137,25 +119,17 @@ def going_again(compiled: Compiled, where: SourceLine | None) -> Compiled:
     return replace(compiled, program=program, report=describe(program))
 
 
-def build(
-    model: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    settings: Settings,
-    source: TimeSource | None = None,
-) -> Compiled:
+def build(request: Request, source: TimeSource | None = None) -> Compiled:
     """Captures a model and runs the passes.
 
     Args:
-        model: What the program will run on; capture itself runs copies of it.
-        args: Positional arguments of one example call.
-        kwargs: Keyword arguments of it.
-        settings: What the user asked for.
+        request: The model and the call.
         source: What says how many steps there are, to build the program for this number of them alone.
 
     Raises:
         ConversionError: The model is refused.
     """
+    model, args, kwargs = request.model, request.args, request.kwargs
     for leaf in pytree.tree_leaves((args, kwargs)):
         if isinstance(leaf, Tensor):
             check_tensor("An example input", leaf)
@@ -171,7 +145,7 @@ def build(
             "Clear it before the model is converted, or give the model a method reset() that does.",
             where,
         )
-    program, stages = run_pipeline(resolved_in(model, captured).evolve(settings=settings))
+    program, stages = run_pipeline(resolved_in(model, captured).evolve(settings=request.settings))
     arguments = Arguments(model, program, args, kwargs)
     if program.length_bound:
         _forget_examples(program)

@@ -12,6 +12,7 @@ from support.oracle import HIDDEN, INPUTS, OUTPUTS, Program, require_refused, re
 from torch import Tensor, nn
 
 import tracecompile
+from tracecompile.runtime.module import session_of
 
 
 class Net(nn.Module):
@@ -308,10 +309,10 @@ def test_right_at_every_length(name: str) -> None:
 def test_what_depends_on_the_length_is_captured_anew_and_kept() -> None:
     net = tracecompile.convert(WarmUpOfLongOnes(), torch.randn(6, 2, INPUTS))
     assert any("captured anew" in note for note in net.report.notes)
-    programs = len(net.session.programs)
+    programs = len(session_of(net).programs)
     for steps in (20, 6, 20):
         net(torch.randn(steps, 3, INPUTS))
-    assert len(net.session.programs) == programs + 1
+    assert len(session_of(net).programs) == programs + 1
 
 
 @pytest.mark.parametrize("kind", [SumOfEverySecond, CountedByTorch, FirstAndLastIntoPlace])
@@ -319,7 +320,7 @@ def test_a_choice_of_steps_is_the_same_program_at_every_length(kind: type[nn.Mod
     net = tracecompile.convert(kind(), torch.randn(6, 2, INPUTS))
     for steps in (9, 20):
         net(torch.randn(steps, 3, INPUTS))
-    assert len(net.session.programs) == 1
+    assert len(session_of(net).programs) == 1
 
 
 def test_a_record_of_every_second_step_is_written_at_once() -> None:
@@ -327,7 +328,7 @@ def test_a_record_of_every_second_step_is_written_at_once() -> None:
     sizes = []
     for steps in (12, 30):
         net(torch.randn(steps, 2, INPUTS))
-        sizes.append(len(net.session.executor.program.epilogue.graph.nodes))
+        sizes.append(len(session_of(net).executor.program.epilogue.graph.nodes))
     assert sizes[0] == sizes[1]
 
 

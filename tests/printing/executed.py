@@ -15,13 +15,14 @@ from tracecompile.printing import Printed, print_graph
 from tracecompile.printing.stages import UNCHANGED
 from tracecompile.program import StepProgram
 from tracecompile.rules.norm import batch_statistics
+from tracecompile.runtime.module import session_of
 
 TAKEN = ("prologue", "arguments", "plain", "epilogue")
 
 
 def stages_of(net: tracecompile.TracedModule) -> list[tuple[str, Printed]]:
     """Returns the whole text of every stage."""
-    found = net.session.ready.stages
+    found = session_of(net).ready.stages
     return [(name, printed) for (name, _), printed in zip(found.programs, found.printed, strict=True)]
 
 

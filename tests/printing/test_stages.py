@@ -22,6 +22,7 @@ import tracecompile
 import tracecompile.nn as snn
 from printing.executed import require_graphs_exact, require_same, require_stages_run, stages_of
 from tracecompile.printing.stages import UNCHANGED
+from tracecompile.runtime.module import session_of
 
 LIBRARIES = ("snntorch", "norse", "spikingjelly", "sinabs", "tracetorch")
 UNCOPIED = "sinabs: recurrent LIF"
@@ -259,7 +260,7 @@ def test_modules_and_tensors_are_read_where_the_user_reads_them() -> None:
 def test_text_depends_on_no_example() -> None:
     net = tracecompile.convert(Record(), drawn(6, 3, 5))
     other = tracecompile.convert(Record(), drawn(9, 2, 5))
-    for _, program in net.session.ready.stages.programs:
+    for _, program in session_of(net).ready.stages.programs:
         for part in (program.prologue, program.step, program.epilogue):
             for node in part.graph.nodes:
                 node.meta.pop("val", None)

@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 import tracecompile
 from tracecompile.bench.networks import NETWORKS, QUICK, Looped
+from tracecompile.runtime.module import session_of
 from tracecompile.targets import UsageError, choose_inputs, load_target, load_weights, random_inputs
 
 DEFAULT_STEPS = 100
@@ -116,7 +117,7 @@ def _of_target(job: Job) -> Case:
         load_weights(model, Path(job.weights))
     model.to(job.device)
     inputs = tuple(x.to(job.device) for x in choose_inputs(job.shape, module, job.seed))
-    executor = tracecompile.convert(model, inputs, backend="eager").session.executor
+    executor = session_of(tracecompile.convert(model, inputs, backend="eager")).executor
     assert executor is not None
     program = executor.program
     if program.explicit_states:

@@ -89,7 +89,7 @@ def check_model(model: nn.Module, net: TracedModule, inputs: tuple[torch.Tensor,
         converted.append(measure_step(net, sequence, projection_loss))
     for parameter, gradient in zip(net.parameters(), held, strict=True):
         parameter.grad = gradient
-    advice = probe(net, sequence).advice if rule_of(net.settings).reruns else ()
+    advice = probe(net, sequence).advice if rule_of(net.program.settings).reruns else ()
     return CheckResult(gradients, min(baseline, key=_seconds), min(converted, key=_seconds), advice)
 
 

@@ -17,7 +17,7 @@ from tracecompile.errors import InvalidInput
 from tracecompile.report import text_table
 from tracecompile.rules import rule_of
 from tracecompile.runtime.backward.neumann import SETTLED
-from tracecompile.runtime.module import TracedModule
+from tracecompile.runtime.module import TracedModule, session_of
 from tracecompile.runtime.window import Window
 
 SATURATED = 0.95
@@ -102,8 +102,9 @@ def probe(net: TracedModule, inputs: Any) -> Probe:
     Raises:
         InvalidInput: The network records nothing: it is under another rule, or nothing in it is trained.
     """
-    if not rule_of(net.settings).reruns:
-        raise InvalidInput(f"probe reads what the measured rule records, not rule {net.settings.rule!r}.")
+    settings = session_of(net).settings
+    if not rule_of(settings).reruns:
+        raise InvalidInput(f"probe reads what the measured rule records, not rule {settings.rule!r}.")
     with torch.random.fork_rng(), torch.enable_grad():
         other = copy.deepcopy(net)
         window, spikes = _recorded(other, inputs)
@@ -115,13 +116,14 @@ def probe(net: TracedModule, inputs: Any) -> Probe:
 def _recorded(net: TracedModule, inputs: Any) -> tuple[Window, Spikes]:
     """Runs the network forward and backward, counting spikes on the way."""
     sample = inputs if isinstance(inputs, (Tensor, tuple)) else next(iter(inputs))
-    executor, call = net.session.prepared_for(sample if isinstance(sample, tuple) else (sample,), {})
+    session = session_of(net)
+    executor, call = session.prepared_for(sample if isinstance(sample, tuple) else (sample,), {})
     spikes = Spikes(executor.program)
     original = executor.observer
     executor.observer = spikes.add
     try:
         if executor.program.kind == "sequence":
-            leaves, window, _ = executor.sequence(call.leaves, net.settings.bins)
+            leaves, window, _ = executor.sequence(call.leaves, session.settings.bins)
         else:
             leaves, window = _stepped(net, inputs)
     finally:
@@ -140,7 +142,7 @@ def _stepped(net: TracedModule, inputs: Iterable[Any]) -> tuple[list[Any], Windo
     net.reset()
     for step in inputs:
         leaves = pytree.tree_leaves(net(*(step if isinstance(step, tuple) else (step,))))
-    return leaves, net.session.live.window
+    return leaves, session_of(net).window
 
 
 def _layer(layer: Any, window: Window, spikes: Spikes) -> LayerProbe:

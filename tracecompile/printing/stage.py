@@ -106,9 +106,12 @@ class _Stage:
             yield self.glue.synapse(layer, note)
         if layer.core is not None and forward:
             yield from self.glue.core(layer)
-        for part, graph in layer.response.parts.items() if layer.response is not None else ():
+        rule = layer.response
+        if rule is None:
+            return
+        for part, graph in rule.parts.items():
             if graph is not layer.core or not forward:
-                yield self.page.add(graph, f"{name}_{part}", None, (f"# Of the {layer.response.kind}.",))
+                yield self.page.add(graph, f"{name}_{part}", None, (f"# Of the {rule.kind}.",))
 
     def printed(self) -> Printed:
         """Writes everything down."""

@@ -28,6 +28,18 @@ def decayed(total: Tensor, value: Tensor, decay: float) -> Tensor:
     return accumulated(total * decay, value)
 
 
+def all_accumulated(total: Tensor, values: Tensor, decay: float | None) -> Tensor:
+    """Returns a sum, decaying or not, with the values of several steps, (steps, *shape): as one after the other."""
+    dtype = accumulator_dtype(values.dtype)
+    if decay is None:
+        return total + values.sum(0, dtype=dtype)
+    steps = values.shape[0]
+    weights = [decay ** (steps - 1 - step) for step in range(steps)]
+    factors = torch.tensor(weights, dtype=dtype, device=values.device)
+    weighted: Tensor = torch.tensordot(factors, values.to(dtype), 1)
+    return total * decay**steps + weighted
+
+
 def precise(slope: Tensor | float, value: Tensor) -> Tensor:
     """Returns a derivative of a value in the precision of what accumulates it; of a size it may be a number."""
     if not isinstance(slope, Tensor):

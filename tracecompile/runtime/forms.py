@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -79,20 +79,42 @@ class UnitForm:
     cores: tuple[CoreForm, ...]
 
 
-@dataclass(frozen=True, eq=False)
 class Form:
     """What one call runs.
 
     Attributes:
         step: The step of the program; ``accruals`` what it carries, traces first.
         cores: By layer.
-        units: The same step, block by block, for many steps at once.
     """
 
-    step: fx.GraphModule
-    accruals: tuple[Accrual, ...]
-    cores: tuple[CoreForm, ...]
-    units: tuple[UnitForm, ...]
+    def __init__(self, program: StepProgram, step: fx.GraphModule, accruals: Sequence[Accrual]) -> None:
+        """Takes a step that carries less than that of the program, and what it carries."""
+        self.program, self.step, self.accruals = program, step, tuple(accruals)
+        self.kept = {accrual.name for accrual in accruals}
+        self.cores = self._cores(range(len(program.layers)))
+
+    @cached_property
+    def units(self) -> tuple[UnitForm, ...]:
+        """The same step, block by block, for many steps at once."""
+        return tuple(self._unit(unit) for unit in self.program.units)
+
+    def _unit(self, unit: Unit) -> UnitForm:
+        if unit.step is None:
+            return UnitForm(unit, None, (), ())
+        dropped = {accrual.name for accrual in unit.accruals} - self.kept
+        step, accruals = pruned(unit.step, unit.accruals, dropped)
+        return UnitForm(unit, step, accruals, self._cores(unit.layers))
+
+    def _cores(self, layers: Collection[int]) -> tuple[CoreForm, ...]:
+        found = []
+        for place, index in enumerate(layers):
+            layer = self.program.layers[index]
+            rule = layer.response
+            if rule is not None and rule.graph is not None:
+                kept = (accrual for accrual in rule.accruals if accrual.name in self.kept)
+                responses = tuple(accrual for accrual in kept if accrual.role == "response")
+                found.append(CoreForm(index, place, layer.name, responses, rule.rows, layer.outputs))
+        return tuple(found)
 
 
 @dataclass
@@ -106,7 +128,7 @@ class Forms:
     def plain(self) -> Form:
         """The step as the model has it, under which autograd may follow it."""
         assert self.program.emitted is not None
-        return Form(self.program.emitted.plain, (), (), ())
+        return Form(self.program, self.program.emitted.plain, ())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Forms:
         """Returns that of the copied program, with nothing made yet."""
@@ -116,29 +138,7 @@ class Forms:
         """Returns the form that leaves some accruals out, by name."""
         key = frozenset(dropped)
         if key not in self.made:
-            self.made[key] = self._make(key)
+            emitted = self.program.emitted
+            assert emitted is not None
+            self.made[key] = Form(self.program, *pruned(emitted.traced, emitted.accruals, key))
         return self.made[key]
-
-    def _make(self, dropped: frozenset[str]) -> Form:
-        emitted = self.program.emitted
-        assert emitted is not None
-        step, accruals = pruned(emitted.traced, emitted.accruals, dropped)
-        cores = self._cores(range(len(self.program.layers)), dropped)
-        return Form(step, accruals, cores, tuple(self._unit(unit, dropped) for unit in self.program.units))
-
-    def _unit(self, unit: Unit, dropped: frozenset[str]) -> UnitForm:
-        if unit.step is None:
-            return UnitForm(unit, None, (), ())
-        step, accruals = pruned(unit.step, unit.accruals, dropped & {accrual.name for accrual in unit.accruals})
-        return UnitForm(unit, step, accruals, self._cores(unit.layers, dropped))
-
-    def _cores(self, layers: Collection[int], dropped: frozenset[str]) -> tuple[CoreForm, ...]:
-        found = []
-        for place, index in enumerate(layers):
-            layer = self.program.layers[index]
-            rule = layer.response
-            if rule is not None and rule.graph is not None:
-                kept = (accrual for accrual in rule.accruals if accrual.name not in dropped)
-                responses = tuple(accrual for accrual in kept if accrual.role == "response")
-                found.append(CoreForm(index, place, layer.name, responses, rule.rows, layer.outputs))
-        return tuple(found)

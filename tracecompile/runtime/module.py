@@ -32,24 +32,13 @@ class TracedModule(nn.Module):
         self.training = model.training
         self._session = Session(model, settings, compiler)
 
-    @property
-    def session(self) -> Session:
-        """What runs the calls, and the state that is kept between them, for diagnostics."""
-        self._session.model.training = self.training
-        return self._session
-
     def compile_with(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Captures and compiles the model from the inputs of one call.
 
         Raises:
             ConversionError: The model is refused.
         """
-        self.session.compile_with(args, kwargs)
-
-    @property
-    def settings(self) -> Settings:
-        """What ``convert`` was asked for."""
-        return self._session.settings
+        session_of(self).compile_with(args, kwargs)
 
     @property
     def source(self) -> nn.Module:
@@ -100,7 +89,7 @@ class TracedModule(nn.Module):
         Raises:
             InvalidInput: The arguments do not fit the model.
         """
-        return self.session(*args, **kwargs)
+        return session_of(self)(*args, **kwargs)
 
     def train(self, mode: bool = True) -> TracedModule:
         """Sets the mode as the model's own ``train`` does, which may leave parts of it frozen."""
@@ -130,7 +119,7 @@ class TracedModule(nn.Module):
             InvalidInput: The model is a step model (call it instead), or computes on its input before the loop.
         """
         for step in steps:
-            yield self.session.advance(step if isinstance(step, tuple) else (step,))
+            yield session_of(self).advance(step if isinstance(step, tuple) else (step,))
 
     def snapshot(self) -> dict[str, Tensor]:
         """Returns the live states and traces as a plain dict of tensors.
@@ -154,4 +143,12 @@ class TracedModule(nn.Module):
 
     def extra_repr(self) -> str:
         """Returns the rule for printing."""
-        return f"rule={self.settings.rule!r}, bins={self.settings.bins}"
+        settings = self._session.settings
+        return f"rule={settings.rule!r}, bins={settings.bins}"
+
+
+def session_of(net: TracedModule) -> Session:
+    """Returns what runs the calls of a converted network, in the mode that it is in: for diagnostics and tests."""
+    session = net._session
+    session.model.training = net.training
+    return session

@@ -16,7 +16,8 @@ from torch import Tensor
 from tracecompile.analysis.folding import fold_applies, folded, repeated, unfolded
 from tracecompile.layers import STATISTICS, Accrual, Pair, Unit
 from tracecompile.program import step_results
-from tracecompile.runtime.engine.scan import Answers, Engine
+from tracecompile.rules.accumulation import accumulator_dtype, all_accumulated
+from tracecompile.runtime.engine.scan import Answers, Engine, Stretch
 from tracecompile.runtime.forms import UnitForm
 from tracecompile.runtime.loop import Last, Loop
 
@@ -75,7 +76,7 @@ class _Piece:
         read = []
         for accrual in loop.program.traces_kept:
             values = self._read(accrual)
-            self.accrued[accrual.name] = traced_on(self.accrued[accrual.name], values, accrual.decay)
+            self.accrued[accrual.name] = all_accumulated(self.accrued[accrual.name], values, accrual.decay)
             read.append(values[-1])
         outputs = [self.value(name) for name in self.outputs]
         loop.states = [self._next_state(name) for name in self.states]
@@ -117,8 +118,8 @@ class _Piece:
         outputs, norms, begin = [], [], 0
         answers = self._answers()
         for steps in self.engine.pieces(form, self.steps):
-            given = [value.narrow(0, begin, steps) for value in values]
-            found = self.engine.run(form, steps, given, states, statics, accrued, answers)
+            now = [value.narrow(0, begin, steps) for value in values]
+            found = self.engine.run(Stretch(form, steps, now, states, statics, accrued), answers)
             states, accrued = found.carries, found.accrued
             outputs.append(found.outputs)
             norms.append(found.norms)
@@ -156,8 +157,7 @@ class _Piece:
         if not known:
             return zero
         shape = torch.broadcast_shapes(*(value.shape for value in known))
-        dtype = torch.promote_types(known[0].dtype, torch.float32)
-        return torch.zeros(shape, dtype=dtype, device=known[0].device)
+        return torch.zeros(shape, dtype=accumulator_dtype(known[0].dtype), device=known[0].device)
 
     def _answers(self) -> Answers:
         record = self.loop.record
@@ -200,18 +200,6 @@ class _Piece:
             statistics = [_statistics(torch.stack(rows)) for rows in zip(*(normed for _, normed in each), strict=True)]
         self.norms.update(zip(unit.below_norms, statistics, strict=True))
         return dict(zip(unit.values, values, strict=True))
-
-
-def traced_on(total: Tensor, values: Tensor, decay: float | None) -> Tensor:
-    """Returns a trace with the values of several steps, (steps, *shape), added."""
-    dtype = torch.promote_types(values.dtype, torch.float32)
-    if decay is None:
-        return total + values.sum(0, dtype=dtype)
-    steps = values.shape[0]
-    weights = [decay ** (steps - 1 - step) for step in range(steps)]
-    factors = torch.tensor(weights, dtype=dtype, device=values.device)
-    weighted: Tensor = torch.tensordot(factors, values.to(dtype), 1)
-    return total * decay**steps + weighted
 
 
 def _statistics(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from tracecompile.arguments import Call
 from tracecompile.capture.copying.copies import copy_as_they_are, detach_leftovers
-from tracecompile.compiled import Compiled
+from tracecompile.compiled import Compiled, Request
 from tracecompile.errors import ConversionError, InvalidInput
 from tracecompile.program import Settings, StepProgram
 from tracecompile.runtime.backward.anchors import with_anchors
@@ -27,8 +27,8 @@ from tracecompile.runtime.window import Window
 MOST_PROGRAMS = 8
 """Programs that are kept, for a model whose mode or whose arguments' kind alternates."""
 
-Compiler = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Settings, Sequence[Compiled]], Compiled]
-"""Makes what runs calls like one: (model, args, kwargs, settings, what was compiled before)."""
+Compiler = Callable[[Request, Sequence[Compiled]], Compiled]
+"""Makes what runs calls like one: (the call, what was compiled before)."""
 
 
 class Session:
@@ -59,7 +59,7 @@ class Session:
             ConversionError: The model is refused; what ran before stays.
         """
         earlier = [compiled for compiled, _ in self.programs]
-        self.use(self.compiler(self.model, args, kwargs, self.settings, earlier))
+        self.use(self.compiler(Request(self.model, args, kwargs, self.settings), earlier))
 
     def use(self, compiled: Compiled) -> None:
         """Runs what was compiled from here on."""

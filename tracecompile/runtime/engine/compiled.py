@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from tracecompile.analysis.folding import runs_per_step
-from tracecompile.runtime.engine.flat import Layout, held_tensors, layout_of, precision, shape_pattern
-from tracecompile.runtime.engine.scan import Answers, Engine, ScanResult
+from tracecompile.runtime.engine.flat import Layout, layout_of, precision, shape_pattern
+from tracecompile.runtime.engine.scan import Answers, Engine, ScanResult, Stretch
 from tracecompile.runtime.engine.traced import Traced, Untraceable, agree, trace_step
 from tracecompile.runtime.forms import UnitForm
 
@@ -125,33 +125,23 @@ class CompiledEngine(Engine):
         whole, left = divmod(steps, size)
         return [size] * whole + [1] * left
 
-    def run(
-        self,
-        form: UnitForm,
-        steps: int,
-        values: Sequence[Tensor],
-        carries: Sequence[Tensor],
-        statics: Sequence[Any],
-        accrued: Sequence[Tensor],
-        answers: Answers,
-    ) -> ScanResult:
+    def run(self, given: Stretch, answers: Answers) -> ScanResult:
         """See Engine."""
-        if not all(isinstance(value, (Tensor, *PLAIN)) for value in statics):
+        form, layers = given.form, given.form.unit.layers
+        if not all(isinstance(value, (Tensor, *PLAIN)) for value in given.statics):
             self._refuse(form, "its step takes a value that is neither a tensor nor a number")
-        layers = form.unit.layers
         if layers not in self.obstacles:
-            layout = self._layout(form, statics, answers != "last")
-            held = held_tensors(layout.step, layout.held)
-            arguments = layout.arguments(values, carries, statics, held, accrued)
-            ready = self._ready_for(layout, steps, arguments)
+            layout = self._layout(form, given.statics, answers != "last")
+            arguments = layout.arguments(given)
+            ready = self._ready_for(layout, given.steps, arguments)
             if ready is not None and layers not in self._checked:
-                ready = self._up_to_date(ready, steps, arguments)
+                ready = self._up_to_date(ready, given.steps, arguments)
             if ready is not None:
-                found = layout.result(ready.run(*arguments), ready.traced.counts, steps)
+                found = layout.result(ready.run(*arguments), ready.traced.counts)
                 if answers == "means":
                     found.answers = [{key: _means(value) for key, value in core.items()} for core in found.answers]
                 return found
-        return super().run(form, steps, values, carries, statics, accrued, answers)
+        return super().run(given, answers)
 
     def _layout(self, form: UnitForm, statics: Sequence[Any], each: bool) -> Layout:
         constants = tuple(value for value in statics if not isinstance(value, Tensor))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from tracecompile.layers import Pair
-from tracecompile.runtime.engine.scan import ScanResult, scan
+from tracecompile.runtime.engine.scan import ScanResult, Stretch, scan
 from tracecompile.runtime.forms import UnitForm
 
 Step = Callable[..., Any]
@@ -49,18 +49,11 @@ class Layout:
         gains = tuple(tuple(core.gains.values()) for core in self.form.cores) if self.each else ()
         return self.each, gains, len(unit.values), len(unit.carries), len(self.form.accruals)
 
-    def arguments(
-        self,
-        values: Sequence[Tensor],
-        carries: Sequence[Tensor],
-        statics: Sequence[Any],
-        held: Sequence[Tensor],
-        accrued: Sequence[Tensor],
-    ) -> list[Tensor]:
+    def arguments(self, given: Stretch) -> list[Tensor]:
         """Lays out the arguments, every one of them dense, so that one compilation serves them all."""
         left_out = {position for position, _ in self.constants}
-        kept = (value for place, value in enumerate(statics) if place not in left_out)
-        found = [*values, *carries, *kept, *held, *accrued]
+        kept = (value for place, value in enumerate(given.statics) if place not in left_out)
+        found = [*given.values, *given.carries, *kept, *held_tensors(self.step, self.held), *given.accrued]
         return [value if value.is_contiguous() else value.contiguous() for value in found]
 
     def first_step(self, arguments: Sequence[Tensor]) -> list[Tensor]:
@@ -98,7 +91,7 @@ class Layout:
             statics = list(islice(given, between))
             # A mean over all neurons does not fuse with what is computed for each of them: it is left for later.
             kept = torch.clone if self.each else None
-            found = scan(step, self.form, steps, values, carries, statics, list(given), kept)
+            found = scan(step, Stretch(self.form, steps, values, carries, statics, list(given)), kept)
             flat_results = [*found.outputs, *found.carries, *found.accrued]
             for _, answers, derivatives in found.of_layers:
                 flat_results += [*answers, *derivatives]
@@ -108,13 +101,12 @@ class Layout:
 
         return run
 
-    def result(self, flat: Sequence[Tensor], counts: Sequence[tuple[int, int]], steps: int) -> ScanResult:
+    def result(self, flat: Sequence[Tensor], counts: Sequence[tuple[int, int]]) -> ScanResult:
         """Reads flat results.
 
         Args:
             flat: As the scan has returned them.
             counts: How many answers and derivatives the step returns of each layer.
-            steps: How many.
         """
         given, form = iter(flat), self.form
         outputs = list(islice(given, len(form.unit.outputs)))

@@ -38,35 +38,42 @@ class ScanResult:
     answers: list[dict[Pair, Tensor]]
 
 
-def scan(
-    step: Callable[..., Any],
-    form: UnitForm,
-    steps: int,
-    values: Sequence[Tensor],
-    carries: Sequence[Tensor],
-    statics: Sequence[Any],
-    accrued: Sequence[Tensor],
-    kept: Callable[[Tensor], Tensor] | None,
-) -> ScanResult:
-    """Runs a unit over a piece of time.
+@dataclass
+class Stretch:
+    """The steps of one unit that a scan takes, and what it starts from.
+
+    Attributes:
+        form: The unit.
+        steps: How many.
+        values: (steps, *shape) each.
+        carries, accrued: At the beginning.
+        statics: What does not change.
+    """
+
+    form: UnitForm
+    steps: int
+    values: Sequence[Tensor]
+    carries: Sequence[Tensor]
+    statics: Sequence[Any]
+    accrued: Sequence[Tensor]
+
+
+def scan(step: Callable[..., Any], given: Stretch, kept: Callable[[Tensor], Tensor] | None) -> ScanResult:
+    """Runs a unit over a stretch of time.
 
     Args:
         step: (*values, *carries, *statics, *accruals) -> as a unit's step returns.
-        form: What it is the step of.
-        steps: How many.
-        values: (steps, *shape) each.
-        carries: At the beginning.
-        statics: What does not change.
-        accrued: At the beginning.
+        given: Where it starts from.
         kept: What is kept of an answer of every step; None where only the last step's are wanted.
     """
+    form, carries, accrued = given.form, given.carries, given.accrued
     made: list[list[Tensor]] = []
     statistics: list[list[tuple[Tensor, Tensor]]] = []
     answers: list[dict[Pair, list[Tensor]]] = [{} for _ in form.cores]
     of_layers: Any = ()
-    given = zip(*(value.unbind() for value in values), strict=True) if values else itertools.repeat((), steps)
-    for current in given:
-        outputs, carries, accrued, norms, of_layers = step(*current, *carries, *statics, *accrued)
+    values = (value.unbind() for value in given.values)
+    for current in zip(*values, strict=True) if given.values else itertools.repeat((), given.steps):
+        outputs, carries, accrued, norms, of_layers = step(*current, *carries, *given.statics, *accrued)
         made.append(outputs)
         statistics.append(norms)
         for core, rows in zip(form.cores if kept is not None else (), answers, strict=False):
@@ -96,17 +103,8 @@ class Engine:
         """Returns the lengths of the scans that a piece of a unit is made of."""
         return [steps]
 
-    def run(
-        self,
-        form: UnitForm,
-        steps: int,
-        values: Sequence[Tensor],
-        carries: Sequence[Tensor],
-        statics: Sequence[Any],
-        accrued: Sequence[Tensor],
-        answers: Answers,
-    ) -> ScanResult:
+    def run(self, given: Stretch, answers: Answers) -> ScanResult:
         """Runs one scan; see ``scan``."""
-        assert form.step is not None
+        assert given.form.step is not None
         kept = {"last": None, "means": torch.mean, "each": torch.clone}[answers]
-        return scan(form.step.forward, form, steps, values, carries, statics, accrued, kept)
+        return scan(given.form.step.forward, given, kept)
