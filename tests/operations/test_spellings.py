@@ -31,7 +31,7 @@ def step_of(build: Callable[[Any], Any], cell: type[Cell] = Cell) -> Any:
             z = spike(v - 0.8)
             return z, v - 0.8 * z * build(v)
 
-    return tracecompile.convert(Built(), torch.randn(6, 2, 6), backend="eager")._compiled.program
+    return tracecompile.convert(Built(), torch.randn(6, 2, 6), backend="eager").program
 
 
 CASTS: dict[str, Callable[[Tensor], Tensor]] = {
