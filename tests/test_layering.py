@@ -12,16 +12,16 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 ORDER = (
-    ("errors", "operations", "exact", "neuron_step", "layers", "program"),
+    ("version", "errors", "operations", "exact", "neuron_step", "layers", "program"),
     ("report", "arguments", "nn", "analysis"),
     ("capture", "rules"),
-    ("graphs",),
+    ("graphs", "printing"),
     ("passes",),
     ("compiled", "runtime"),
     ("diagnostics",),
     ("self_check",),
     ("compiler",),
-    ("artifact", "convert"),
+    ("saving", "convert"),
     ("nir",),
     ("targets",),
     ("bench", "demo"),

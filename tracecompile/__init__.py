@@ -1,15 +1,14 @@
 """tracecompile: rewrites recurrent spiking networks so that training memory is constant in the number of time steps."""
 
 from tracecompile import nn
-from tracecompile.artifact import load, save
 from tracecompile.convert import convert
 from tracecompile.diagnostics.fidelity import GradientComparison, compare_gradients
 from tracecompile.diagnostics.probe import Probe, probe
 from tracecompile.errors import ConversionError
 from tracecompile.report import ConversionReport
 from tracecompile.runtime.module import TracedModule
-
-__version__ = "0.1.0"
+from tracecompile.saving import load, save
+from tracecompile.version import VERSION as __version__
 
 __all__ = [
     "ConversionError",
@@ -17,6 +16,7 @@ __all__ = [
     "GradientComparison",
     "Probe",
     "TracedModule",
+    "__version__",
     "compare_gradients",
     "convert",
     "load",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,31 +27,59 @@ class Call:
     states: tuple[Tensor, ...] | None
 
 
+@dataclass(frozen=True)
 class Arguments:
-    """Binds calls of one model to its captured signature."""
+    """Binds calls of one model to its captured signature.
 
-    def __init__(self, model: nn.Module, program: StepProgram, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Remembers the call that the model was captured with; whatever was no tensor or number there stays fixed."""
-        self.signature = inspect.signature(model.forward)
+    Attributes:
+        signature: Of the model's forward.
+        positions: By argument, its leaves numbered among all leaves, in its own structure.
+        order: Numbers of the leaves that are states.
+        count: Number of leaves.
+        fixed: By argument, its leaves that were neither tensors nor numbers: every call has the same.
+        ranks: Numbers of dimensions of the prologue's arguments, None for what is no tensor; ``names`` what they are.
+        kinds: Dtypes and devices of the tensors that are no states.
+    """
+
+    signature: inspect.Signature
+    positions: dict[str, Any]
+    order: tuple[int, ...]
+    count: int
+    fixed: dict[str, list[Any]]
+    ranks: tuple[int | None, ...]
+    names: tuple[str, ...]
+    kinds: list[tuple[torch.dtype, torch.device]]
+
+    @classmethod
+    def of(cls, model: nn.Module, program: StepProgram, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+        """Remembers the call that a model was captured with; whatever was no tensor or number there stays fixed."""
+        signature = inspect.signature(model.forward)
         count = program.signature.num_leaves
         positional, keywords = pytree.tree_unflatten(list(range(count)), program.signature)
-        self.positions: dict[str, Any] = self.signature.bind(*positional, **keywords).arguments
-        self.states = frozenset(program.explicit_states)
-        self.order = program.explicit_states
-        self.count = count
-        given = self.signature.bind(*args, **kwargs).arguments
-        self.fixed = {
+        placeholders = [node for node in program.prologue.graph.nodes if node.op == "placeholder"]
+        values = [node.meta.get("val") for node in placeholders]
+        found = cls(
+            signature=signature,
+            positions=signature.bind(*positional, **keywords).arguments,
+            order=program.explicit_states,
+            count=count,
+            fixed={},
+            ranks=tuple(value.ndim if isinstance(value, Tensor) else None for value in values),
+            names=tuple(node.name for node in placeholders),
+            kinds=[],
+        )
+        given = signature.bind(*args, **kwargs).arguments
+        fixed = {
             name: [leaf for leaf in pytree.tree_leaves(value) if not _varies(leaf)]
             for name, value in given.items()
-            if not self._is_state(name)
+            if not found._is_state(name)
         }
-        placeholders = [node for node in program.prologue.graph.nodes if node.op == "placeholder"]
-        self.ranks = [
-            value.ndim if isinstance(value := node.meta.get("val"), Tensor) else None for node in placeholders
-        ]
-        self.names = [node.name for node in placeholders]
+        return replace(found, fixed=fixed, kinds=found._kinds(given))
 
-        self.kinds = self._kinds(given)
+    @property
+    def states(self) -> frozenset[int]:
+        """Numbers of the leaves that are states."""
+        return frozenset(self.order)
 
     def fits(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Tells whether the tensors of a call have the dtypes and devices of the captured one."""

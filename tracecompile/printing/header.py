@@ -11,7 +11,7 @@ from tracecompile.program import StepProgram
 
 def title(program: StepProgram, stage: str) -> str:
     """Returns the first line of a stage."""
-    return f"# {type(program.root).__name__} after {stage}"
+    return f"# {program.root._get_name()} after {stage}"
 
 
 def facts(program: StepProgram, names: Mapping[str, str]) -> list[str]:

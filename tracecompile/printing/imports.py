@@ -29,7 +29,7 @@ class Imports:
         if isinstance(function, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
             self.modules.add("torch")
             return f"torch.ops.{str(function).replace('::', '.')}"
-        found = _known().get(id(function)) or _defined(function)
+        found = place_of(function)
         if found is None:
             return None
         module, name = found
@@ -49,6 +49,11 @@ class Imports:
         yield from (module.partition(".")[0] for module in self.modules)
         for found in self.names.values():
             yield from found
+
+
+def place_of(function: Callable[..., Any]) -> tuple[str, str] | None:
+    """Returns the module of a function and its name in it; None for one that is neither torch's nor ours."""
+    return _known().get(id(function)) or _defined(function)
 
 
 @lru_cache(maxsize=1)

@@ -14,6 +14,7 @@ from tracecompile.printing.layout import WIDTH, call, names, sequence, statement
 from tracecompile.printing.literals import literal
 from tracecompile.printing.naming import Scope, wanted_name
 from tracecompile.printing.operators import is_written
+from tracecompile.printing.owned import add_parts, is_formula, made
 from tracecompile.printing.references import MODEL, References, described
 from tracecompile.program import StepProgram
 
@@ -24,11 +25,16 @@ class Printed:
 
     Attributes:
         text: A Python module.
-        constants: What the program owns besides the model, by name: the text reads it as ``constants["..."]``.
+        constants: What the program owns besides the model, by name: what the text does not make itself it reads as
+            ``constants["..."]``.
+        functions: The name of each graph's function, and whether it takes the model first.
+        names: What the constants are called.
     """
 
     text: str
     constants: dict[str, Any]
+    functions: Mapping[fx.GraphModule, tuple[str, bool]] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
 
     def run(self) -> dict[str, Any]:
         """Executes the text in a namespace of its own, and returns that."""
@@ -125,6 +131,11 @@ class Page:
         for key in self.references.constants:
             self.names[key] = self.scope.take(key)
 
+    def printed(self, text: str) -> Printed:
+        """Returns the whole text with what it stands for."""
+        functions = {graph: (function.name, function.takes_model) for graph, function in self.functions.items()}
+        return Printed(text, self.references.constants, functions, self.names)
+
     # What a body asks for.
 
     def function(self, function: Callable[..., Any]) -> str:
@@ -138,7 +149,11 @@ class Page:
 
     def constant(self, value: Any, wanted: str = "") -> str:
         """Returns the name of a value that is no literal."""
-        key = self.references.constant(value, wanted or getattr(value, "__name__", type(value).__name__).lower())
+        key = self.references.key(value)
+        if key is None:
+            wanted = wanted or getattr(value, "__name__", type(value).__name__).lower()
+            add_parts(self, value, wanted)
+            key = self.references.constant(value, wanted)
         return self.names.get(key, key)
 
     # Printing.
@@ -160,13 +175,27 @@ class Page:
             line = f"from {module} import {', '.join(sorted(found))}"
             split = sequence("(", names(sorted(found)), ")")
             lines += [line] if len(line) <= WIDTH else statement(f"from {module} import ", split, 0)
+        for function in [found for graph, found in self.functions.items() if graph in self.formulas]:
+            lines += ["", "", *self.print(function)]
         if self.references.constants:
-            lines += [*([""] if lines else []), "# What the program owns besides the model; bound from outside."]
+            gap = ["", ""] if self.formulas else [""] if lines else []
+            lines += [*gap, "# What the program owns besides the model."]
         for key, value in self.references.constants.items():
-            line = f'{self.names[key]} = constants["{key}"]'
-            comment = f"  # {described(value)}"
-            lines.append(line + comment if len(line + comment) <= WIDTH else line)
+            lines.append(self._declaration(key, value))
         return lines
+
+    def _declaration(self, key: str, value: Any) -> str:
+        """Returns the line that makes a constant, or takes it from outside."""
+        expression = made(self, value)
+        line = f'{self.names[key]} = {expression or f"""constants["{key}"]"""}'
+        comment = f"  # {described(value)}"
+        return line + comment if len(line + comment) <= WIDTH and expression is None else line
+
+    @property
+    def formulas(self) -> set[fx.GraphModule]:
+        """The graphs of surrogate functions that are written out."""
+        found = [value for value in self.references.constants.values() if is_formula(value)]
+        return {part for value in found for part in (value.value, value.gradient)}
 
 
 def signature(name: str, parameters: Iterable[str]) -> list[str]:

@@ -37,6 +37,10 @@ class References:
             return None
         return path_in(program.root, target, _get(module, target))
 
+    def key(self, value: Any) -> str | None:
+        """Returns the key of a value that has one already."""
+        return self.keys.get(id(value))
+
     def constant(self, value: Any, wanted: str) -> str:
         """Returns the key of a value that only a name can stand for."""
         if id(value) not in self.keys:

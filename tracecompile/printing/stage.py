@@ -24,7 +24,7 @@ def print_graph(program: StepProgram, module: fx.GraphModule, name: str) -> Prin
     function = page.add(module, name)
     page.close()
     lines = page.print(function)
-    return Printed("\n".join([*page.head(), "", "", *lines]).lstrip("\n") + "\n", page.references.constants)
+    return page.printed("\n".join([*page.head(), "", "", *lines]).lstrip("\n") + "\n")
 
 
 def print_program(program: StepProgram, stage: str) -> Printed:
@@ -131,7 +131,7 @@ class _Stage:
         parts.append(self._titled("after the last step", [page.print(self.epilogue)]))
         parts.append(self._titled("the loop", [run.lines(takes_model)]))
         head = [title(self.program, self.stage), *facts(self.program, names), "", *page.head()]
-        return Printed("\n\n\n".join(["\n".join(head).strip(), *parts]) + "\n", page.references.constants)
+        return page.printed("\n\n\n".join(["\n".join(head).strip(), *parts]) + "\n")
 
     def _titled(self, heading: str, functions: list[list[str]]) -> str:
         ruler = f"# {'-' * (WIDTH - 3 - len(heading))} {heading}"

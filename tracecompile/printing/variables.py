@@ -14,6 +14,9 @@ from typing import Any
 
 from torch import fx
 
+VARIABLE = "variable"
+"""Key of a node's ``meta`` for the name, in programs whose source is not here."""
+
 Span = tuple[int | None, int | None, int | None, int | None]
 
 
@@ -80,6 +83,8 @@ def _spans(file: str) -> _Spans:
 
 def variable_of(node: fx.Node) -> str | None:
     """Returns the name of the user's variable that holds a value, None where there is none."""
+    if VARIABLE in node.meta:
+        return str(node.meta[VARIABLE])
     place = node.meta.get("place")
     for file, _, span in reversed(getattr(place, "frames", ())):
         spans = _spans(file)

@@ -1,0 +1,222 @@
+"""save() and load(): a converted network as a folder.
+
+module.py              the code that runs, printed from the program; where the network was called in ways that are
+                       programs of their own, module_1.py and so on beside it
+program.json           the programs themselves, as data
+weights.safetensors    parameters and buffers by the names of the state_dict, and the programs' constants
+report.json            the conversion report; format, versions of this package and of torch
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tracecompile.compiled import Compiled, Request
+from tracecompile.errors import ConversionError, InvalidInput
+from tracecompile.printing import Printed, bind
+from tracecompile.runtime.module import TracedModule, session_of
+from tracecompile.saving.modes import in_both_modes
+from tracecompile.saving.programs import Contents, read, write
+from tracecompile.version import VERSION
+
+FORMAT = 1
+"""Of the folder; another number is another layout."""
+CODE, PROGRAM, WEIGHTS, REPORT = "module.py", "program.json", "weights.safetensors", "report.json"
+FAULTS = (KeyError, TypeError, ValueError, IndexError, AttributeError, AssertionError, RecursionError, RuntimeError)
+"""What reading data of any kind as a program may end in."""
+
+
+def save(net: TracedModule, path: str | Path, overwrite: bool = False) -> None:
+    """Writes a converted network into a folder, which is made where it does not exist; live states are not saved.
+
+    Args:
+        net: A network that is captured.
+        path: The folder.
+        overwrite: Whether to write into a folder that holds anything but an earlier version.
+
+    Raises:
+        InvalidInput: The network is not captured yet; something in it has no written form (says what, and which import
+            it belongs to); or the folder holds something else.
+    """
+    session = session_of(net)
+    report = net.report
+    compiled = in_both_modes(session)
+    content, tensors = write(Contents(session.model, session.settings, compiled))
+    content = {"tensors": _described(tensors), **content}
+    # What is printed is what will be read: nothing of it may depend on what only this process knows.
+    again = read(content, {name: value.detach().clone() for name, value in tensors.items()})
+    folder = Path(path)
+    names = _code_names(len(compiled))
+    if not overwrite:
+        _require_own(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: value.detach().clone().contiguous() for name, value in tensors.items()}
+    versions = {"format": FORMAT, "tracecompile": VERSION, "torch": torch.__version__}
+    _write(folder / WEIGHTS, lambda file: save_file(weights, file))
+    _write_text(folder / PROGRAM, json.dumps(content, separators=(",", ":"), allow_nan=False) + "\n")
+    _write_text(folder / REPORT, json.dumps({**versions, **report.to_dict()}, indent=2) + "\n")
+    for name, each in zip(names, again.compiled, strict=True):
+        _write_text(folder / name, each.stages.code)
+    for name in _found(folder) - {*names, PROGRAM, WEIGHTS, REPORT}:
+        if name.startswith("module_"):
+            (folder / name).unlink()
+
+
+def load(path: str | Path, weights_only: bool = False) -> TracedModule:
+    """Reads what ``save`` wrote; the network trains on, bit for bit as the one that was saved.
+
+    The code in the folder is run: load only folders that you trust, or with ``weights_only``.
+
+    Args:
+        path: The folder.
+        weights_only: Run nothing of the folder: its code must be what this package prints of the program stored beside
+            it, which calls nothing but operations on tensors; files, shapes and dtypes must be what they should.
+
+    Raises:
+        InvalidInput: It is no such folder, a file is missing or damaged, or (``weights_only``) holds anything else;
+            names the file.
+    """
+    folder = Path(path)
+    report = _read_json(folder, REPORT)
+    if report.get("format") != FORMAT:
+        raise InvalidInput(
+            f"{folder / REPORT} says format {report.get('format')!r}, and this version reads format {FORMAT}.",
+            f"It was written by tracecompile {report.get('tracecompile')}.",
+        )
+    content = _read_json(folder, PROGRAM)
+    tensors = _read_weights(folder, content)
+    try:
+        contents = read(content, tensors)
+        printed = [each.stages.printed[-1] for each in contents.compiled]
+    except ConversionError as fault:
+        raise InvalidInput(f"{folder / PROGRAM}: {fault.explanation}", fault.advice) from fault
+    except FAULTS as fault:
+        raise InvalidInput(f"{folder / PROGRAM} is damaged: {type(fault).__name__}: {fault}.") from fault
+    names = _code_names(len(printed))
+    if weights_only:
+        _require_own(folder, {*names, PROGRAM, WEIGHTS, REPORT})
+    for name, each in zip(names, printed, strict=True):
+        code = _read_text(folder / name)
+        if weights_only and code != each.text:
+            raise InvalidInput(
+                f"{folder / name} is not the code that this version prints of {PROGRAM}.",
+                "It was changed, or written by another version: load it without weights_only if you trust it.",
+            )
+        bind(each, contents.model, _executed(folder / name, each, code))
+    return _network(contents)
+
+
+def _network(contents: Contents) -> TracedModule:
+    net = TracedModule(contents.model, contents.settings, _nothing_else)
+    for each in contents.compiled:
+        session_of(net).use(each)
+    return net
+
+
+def _nothing_else(request: Request, earlier: Sequence[Compiled]) -> Compiled:
+    raise InvalidInput(
+        "A call of this kind needs a program of its own, and a network that was loaded has no source to capture: it "
+        "takes the dtypes, devices, numbers and structures that it was called with before it was saved.",
+        "Call the converted network in this way before it is saved.",
+    )
+
+
+def _executed(path: Path, printed: Printed, code: str) -> dict[str, Any]:
+    namespace: dict[str, Any] = {"constants": printed.constants, "__name__": path.stem, "__file__": str(path)}
+    try:
+        exec(compile(code, str(path), "exec"), namespace)
+    except Exception as fault:
+        raise InvalidInput(f"{path} does not run: {type(fault).__name__}: {fault}.") from fault
+    return namespace
+
+
+def _code_names(count: int) -> list[str]:
+    """Returns the names of the files of code; the last is that of the last call, and has no number."""
+    return [*(f"module_{number}.py" for number in range(1, count)), CODE]
+
+
+def _described(tensors: dict[str, Tensor]) -> dict[str, Any]:
+    return {name: [str(value.dtype).removeprefix("torch."), list(value.shape)] for name, value in tensors.items()}
+
+
+def _read_weights(folder: Path, content: dict[str, Any]) -> dict[str, Tensor]:
+    path = folder / WEIGHTS
+    _require(path)
+    try:
+        found = load_file(path)
+    except (SafetensorError, OSError, ValueError) as fault:
+        raise InvalidInput(f"{path} is damaged: {fault}.") from fault
+    wanted = content.get("tensors")
+    if not isinstance(wanted, dict):
+        raise InvalidInput(f"{folder / PROGRAM} is damaged: it does not say which weights there are.")
+    known = _described(found)
+    for name in sorted({*wanted, *known}):
+        if known.get(name) != wanted.get(name):
+            raise InvalidInput(
+                f"{path} does not fit {PROGRAM}: {name} is {_kind(known.get(name))}, and should be "
+                f"{_kind(wanted.get(name))}."
+            )
+    return found
+
+
+def _kind(described: Any) -> str:
+    return "missing" if described is None else f"{described[0]} of shape {tuple(described[1])}"
+
+
+def _read_json(folder: Path, name: str) -> dict[str, Any]:
+    try:
+        content = json.loads(_read_text(folder / name))
+    except ValueError as fault:
+        raise InvalidInput(f"{folder / name} is damaged: {fault}.") from fault
+    if not isinstance(content, dict):
+        raise InvalidInput(f"{folder / name} is damaged: it holds no object.")
+    return content
+
+
+def _read_text(path: Path) -> str:
+    _require(path)
+    try:
+        return path.read_text(encoding="utf-8")
+    except (UnicodeDecodeError, OSError) as fault:
+        raise InvalidInput(f"{path} cannot be read: {fault}.") from fault
+
+
+def _require(path: Path) -> None:
+    if not path.is_file():
+        raise InvalidInput(f"{path.parent} is not a folder written by tracecompile.save: it has no {path.name}.")
+
+
+def _found(folder: Path) -> set[str]:
+    return {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+
+
+def _require_own(folder: Path, wanted: set[str] | None = None) -> None:
+    """Refuses a folder with anything in it that is none of ours."""
+    for name in sorted(_found(folder)):
+        is_code = name.startswith("module_") and name.endswith(".py") and name[7:-3].isdecimal()
+        own = name in wanted if wanted is not None else is_code or name in (CODE, PROGRAM, WEIGHTS, REPORT)
+        if not own:
+            raise InvalidInput(f"{folder} holds {name}, which save does not write.", "Choose another folder.")
+
+
+def _write_text(path: Path, text: str) -> None:
+    _write(path, lambda part: Path(part).write_text(text, encoding="utf-8"))
+
+
+def _write(path: Path, write_to: Callable[[str], Any]) -> None:
+    """Writes a file whole or not at all."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        write_to(str(part))
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

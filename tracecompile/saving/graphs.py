@@ -1,0 +1,178 @@
+"""Graphs as JSON: their nodes in order, what is known of each, and the modules that they call beside the model's."""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from tracecompile.errors import InvalidInput
+from tracecompile.printing.variables import VARIABLE, variable_of
+from tracecompile.saving.functions import check_attribute, check_method, named, written_name
+from tracecompile.saving.values import Json, Reader, Writer
+
+KEPT = ("where", "draws", "acts_on_elements")
+"""What is kept of a node's ``meta`` as it is."""
+DROPPED = ("val", "place", VARIABLE, "pass")
+"""What is kept in another form, or not at all."""
+
+
+def write_graph(writer: Writer, module: fx.GraphModule, root: nn.Module) -> Json:
+    """Returns a graph as JSON.
+
+    Args:
+        writer: Of everything else.
+        module: The graph.
+        root: The model; what is the same in it is named, not written.
+    """
+    nodes = [_write_node(writer, node) for node in module.graph.nodes]
+    targets = dict.fromkeys(str(n.target) for n in module.graph.nodes if n.op in ("call_module", "get_attr"))
+    own = {target: found for target in targets if (found := _get(module, target)) is not _get(root, target)}
+    return {
+        "name": type(module).__name__ if module._get_name() == "GraphModule" else module._get_name(),
+        "nodes": nodes,
+        "own": {target: writer.write(value) for target, value in own.items()},
+    }
+
+
+def _write_node(writer: Writer, node: fx.Node) -> Json:
+    target: Any = node.target
+    if node.op == "call_function":
+        target = written_name(target)
+        if target is None:
+            raise InvalidInput(
+                f"The program calls {_qualified(node.target)}, which a saved folder cannot import.",
+                "Keep the state_dict, and convert the model where it is loaded.",
+                node.meta.get("where"),
+            )
+    unknown = set(node.meta) - {*KEPT, *DROPPED}
+    assert not unknown, f"nodes hold {unknown}, of which nothing is written"
+    known = {key: writer.write(node.meta[key]) for key in KEPT if node.meta.get(key) is not None}
+    if (variable := variable_of(node)) is not None:
+        known[VARIABLE] = variable
+    if "pass" in node.meta:
+        known["pass"] = node.meta["pass"]
+    if "val" in node.meta:
+        known["val"] = _write_example(writer, node.meta["val"])
+    return [
+        node.name,
+        node.op,
+        target,
+        _write_arguments(writer, node.args),
+        _write_arguments(writer, node.kwargs),
+        known,
+    ]
+
+
+def _qualified(function: Any) -> str:
+    return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', function)}"
+
+
+class _Named:
+    """Stands for a node among arguments."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+def _write_arguments(writer: Writer, given: Any) -> Json:
+    if isinstance(given, fx.Node):
+        return {"node": given.name}
+    if type(given) is tuple:
+        return [_write_arguments(writer, item) for item in given]
+    if isinstance(given, (list, dict)) or type(given) is slice:
+        return _write_container(writer, given)
+    return writer.write(given)
+
+
+def _write_container(writer: Writer, given: Any) -> Json:
+    if isinstance(given, slice):
+        return {"slice": [_write_arguments(writer, part) for part in (given.start, given.stop, given.step)]}
+    if isinstance(given, dict):
+        return {"dict": [[writer.write(key), _write_arguments(writer, item)] for key, item in given.items()]}
+    return {"list": [_write_arguments(writer, item) for item in given]}
+
+
+def _write_example(writer: Writer, value: Any) -> Json:
+    """Returns what is asked of a value later: the shape and type of a tensor, all of anything else."""
+    if isinstance(value, Tensor):
+        device = {} if value.device.type == "cpu" else {"device": str(value.device)}
+        return {"like": list(value.shape), "dtype": str(value.dtype).removeprefix("torch."), **device}
+    if isinstance(value, (tuple, list)):
+        return [_write_example(writer, item) for item in value]
+    try:
+        return writer.write(value)
+    except InvalidInput:
+        return None  # an object of the user's, of which no pass asks
+
+
+def read_graph(reader: Reader, written: Json, root: nn.Module) -> fx.GraphModule:
+    """Returns the graph.
+
+    Raises:
+        InvalidInput: It calls what no program may call, or names what the model does not have.
+    """
+    own = {target: reader.read(value) for target, value in written["own"].items()}
+    graph = fx.Graph()
+    made: dict[str, fx.Node] = {}
+    for entry in written["nodes"]:
+        node = _read_node(reader, graph, entry, made)
+        made[entry[0]] = node
+    targets = [str(node.target) for node in graph.nodes if node.op in ("call_module", "get_attr")]
+    found = {target: own[target] if target in own else _get(root, target) for target in targets}
+    missing = [target for target, value in found.items() if value is None]
+    if missing:
+        raise InvalidInput(f"The program reads {missing[0]}, which the model does not have.")
+    return fx.GraphModule(found, graph, str(written["name"]))
+
+
+def _read_node(reader: Reader, graph: fx.Graph, entry: Json, made: Mapping[str, fx.Node]) -> fx.Node:
+    name, op, target, args, kwargs, known = entry
+    given = _read_arguments(reader, args, made)
+    if op == "call_function":
+        target = named(target)
+        if target is builtins.getattr:
+            check_attribute(given[1])
+    elif op == "call_method":
+        target = check_method(target)
+    node = graph.create_node(op, target, given, _read_arguments(reader, kwargs, made), name=name)
+    node.name = name
+    for key, value in known.items():
+        node.meta[key] = _read_example(reader, value) if key == "val" else reader.read(value)
+    node.meta.setdefault("where", None)
+    return node
+
+
+def _read_arguments(reader: Reader, written: Json, made: Mapping[str, fx.Node]) -> Any:
+    if isinstance(written, list):
+        return tuple(_read_arguments(reader, item, made) for item in written)
+    if not isinstance(written, dict):
+        return written
+    kind = next(iter(written))
+    if kind == "node":
+        return made[written["node"]]
+    if kind == "list":
+        return [_read_arguments(reader, item, made) for item in written["list"]]
+    if kind == "dict":
+        return {reader.read(key): _read_arguments(reader, item, made) for key, item in written["dict"]}
+    if kind == "slice":
+        return slice(*_read_arguments(reader, written["slice"], made))
+    return reader.read(written)
+
+
+def _read_example(reader: Reader, written: Json) -> Any:
+    if isinstance(written, list):
+        return tuple(_read_example(reader, item) for item in written)
+    if isinstance(written, dict) and "like" in written:
+        dtype = reader.read({"torch": written["dtype"]})
+        return torch.zeros((), dtype=dtype).expand(written["like"])
+    return reader.read(written)
+
+
+def _get(owner: Any, target: str) -> Any:
+    for part in target.split("."):
+        owner = getattr(owner, part, None)
+    return owner
