@@ -146,6 +146,7 @@ def build(request: Request, source: TimeSource | None = None) -> Compiled:
             where,
         )
     program, stages = run_pipeline(resolved_in(model, captured).evolve(settings=request.settings))
+    stages.run_as_printed()
     arguments = Arguments.of(model, program, args, kwargs)
     if program.length_bound:
         _forget_examples(program)

@@ -147,7 +147,7 @@ def _undisturbed(net: Any, training: bool) -> Iterator[None]:
             if not torch.equal(buffer, value):
                 with torch.no_grad():
                     buffer.copy_(value)
-        if pytree.tree_leaves(before):
+        if before:
             net.restore(before)
         else:
-            net.reset()
+            net.reset()  # it was not captured yet

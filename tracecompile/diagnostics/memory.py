@@ -13,7 +13,8 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
+
+from tracecompile.runtime.layout import LAYOUT
 
 
 class HasSnapshot(Protocol):
@@ -120,8 +121,8 @@ def live_state_bytes(net: HasSnapshot) -> int:
         the whole storage that it keeps alive.
     """
     counter = SavedBytes()
-    for leaf in pytree.tree_leaves(net.snapshot()):
-        if isinstance(leaf, Tensor):
+    for name, leaf in net.snapshot().items():
+        if isinstance(leaf, Tensor) and name != LAYOUT:
             counter.add(leaf)
     return counter.bytes
 

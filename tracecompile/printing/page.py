@@ -36,10 +36,10 @@ class Printed:
     functions: Mapping[fx.GraphModule, tuple[str, bool]] = field(default_factory=dict)
     names: Mapping[str, str] = field(default_factory=dict)
 
-    def run(self) -> dict[str, Any]:
-        """Executes the text in a namespace of its own, and returns that."""
-        namespace: dict[str, Any] = {"constants": self.constants, "__name__": "printed"}
-        exec(compile(self.text, "<printed>", "exec"), namespace)
+    def run(self, file: str = "<printed>") -> dict[str, Any]:
+        """Executes the text in a namespace of its own, and returns that; ``file`` is what tracebacks call it."""
+        namespace: dict[str, Any] = {"constants": self.constants, "__name__": "printed", "__file__": file}
+        exec(compile(self.text, file, "exec"), namespace)
         return namespace
 
 

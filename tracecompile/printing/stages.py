@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
+from functools import cached_property
 
+from tracecompile.printing.code import bind
 from tracecompile.printing.page import Printed
 from tracecompile.printing.stage import print_program
 from tracecompile.program import StepProgram
@@ -18,16 +21,38 @@ class Stages:
     while printing them takes longer than most of the passes.
     """
 
-    def __init__(self, programs: Iterable[tuple[str, StepProgram]]) -> None:
+    def __init__(self, programs: Iterable[tuple[str, StepProgram]], code: str | None = None) -> None:
+        """Takes the programs, by stage, and what runs the last one where that is not what is printed of it."""
         self.programs = tuple(programs)
+        self.given = code
         self._printed: tuple[Printed, ...] = ()
 
     @property
     def printed(self) -> tuple[Printed, ...]:
         """The whole text of every stage, and what it has to be run with."""
         if not self._printed:
-            self._printed = tuple(print_program(program, name) for name, program in self.programs)
+            earlier = (print_program(program, name) for name, program in self.programs[:-1])
+            self._printed = (*earlier, self.last)
         return self._printed
+
+    def run_as_printed(self, file: str = "<printed>") -> None:
+        """Lets the last program run as it is printed.
+
+        Args:
+            file: What tracebacks call the text.
+
+        Raises:
+            InvalidInput: The text was given, and lacks a function of the program.
+        """
+        program = self.programs[-1][1]
+        bind(self.last, program.root, self.last.run(file))
+
+    @cached_property
+    def last(self) -> Printed:
+        """The whole text of the last stage, which is what runs, and what it has to be run with."""
+        name, program = self.programs[-1]
+        printed = print_program(program, name)
+        return printed if self.given is None else replace(printed, text=self.given)
 
     @property
     def texts(self) -> list[tuple[str, str]]:
@@ -43,4 +68,4 @@ class Stages:
     @property
     def code(self) -> str:
         """The text of the last stage."""
-        return self.printed[-1].text
+        return self.last.text

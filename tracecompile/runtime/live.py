@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from tracecompile.analysis.differentiable import Flags
 from tracecompile.errors import InvalidInput
-from tracecompile.program import Carry
+from tracecompile.program import Carry, StepProgram
+from tracecompile.runtime.layout import checked, joined, with_layout
 from tracecompile.runtime.window import Window
+
+WINDOW = "window|"
+"""Before the keys of a snapshot's window."""
 
 
 def count_states(carries: Sequence[Carry]) -> int:
@@ -29,6 +34,7 @@ class LiveState:
         returned: The states as they were given to the caller, to recognise them when they come back.
         sequence: The window of the last whole sequence, as long as its outputs live.
         pending: What ``restore`` brought for the window that the next step opens.
+        restored: Whether the states are those of a snapshot, and no step has been made since.
     """
 
     def __init__(self) -> None:
@@ -44,6 +50,7 @@ class LiveState:
         self.returned: tuple[Tensor, ...] | None = None
         self.pending: dict[str, Tensor] = {}
         self.sequence: weakref.ref[Window] | None = None
+        self.restored = False
 
     def flags_of(self, states: Sequence[Tensor]) -> Sequence[object]:
         """Returns what says whether each state at the beginning of a step requires a gradient."""
@@ -82,24 +89,43 @@ class LiveState:
             self.window.close()
         self.window = None
 
-    def snapshot(self) -> dict[str, Tensor]:
-        """Returns copies of the live tensors by name."""
-        found = {f"state|{index}": state for index, state in enumerate(self.states or ())}
-        if self.window is not None and not self.window.closed:
-            found |= {f"window|{name}": tensor for name, tensor in self.window.tensors().items()}
-        else:
-            found |= {f"window|{name}": tensor for name, tensor in self.pending.items()}
+    def snapshot(self, program: StepProgram) -> dict[str, Tensor]:
+        """Returns copies of the live tensors of a net by name, and their layout."""
+        found = {joined("state", index): state for index, state in enumerate(self.states or ())}
+        is_open = self.window is not None and not self.window.closed
+        window = self.window.tensors() if self.window is not None and is_open else self.pending
+        found |= {f"{WINDOW}{name}": tensor for name, tensor in window.items()}
         sequence = self.sequence() if self.sequence is not None else None
         if sequence is not None and not sequence.closed:
             # Not to be restored, since a sequence ends with its call; but it is held for backward.
             found |= {f"sequence|{name}": tensor for name, tensor in sequence.tensors().items()}
-        return {name: tensor.detach().clone() for name, tensor in found.items()}
+        return with_layout(program, {name: tensor.detach().clone() for name, tensor in found.items()})
 
-    def restore(self, snapshot: dict[str, Tensor]) -> None:
-        """Takes over a snapshot."""
+    def restore(self, program: StepProgram, snapshot: Mapping[str, Tensor]) -> None:
+        """Takes over a snapshot.
+
+        Raises:
+            InvalidInput: It is none of this net; everything stays as it was.
+        """
+        found = {name: tensor.clone() for name, tensor in checked(program, snapshot).items()}
         self.clear()
-        states = [name for name in snapshot if name.startswith("state|")]
+        states = [name for name in found if name.startswith(joined("state", ""))]
         if states:
-            self.states = [snapshot[f"state|{index}"].clone() for index in range(len(states))]
-        prefix = "window|"
-        self.pending = {name.removeprefix(prefix): t.clone() for name, t in snapshot.items() if name.startswith(prefix)}
+            self.states = [found[joined("state", index)] for index in range(len(states))]
+            self.restored = True
+        self.pending = {name.removeprefix(WINDOW): tensor for name, tensor in found.items() if name.startswith(WINDOW)}
+
+    def is_next(self, states: Sequence[Tensor], positions: Sequence[int]) -> bool:
+        """Tells whether states that were handed in are those that the last step returned, or those of a snapshot.
+
+        Args:
+            states: As handed in.
+            positions: Their numbers among the carries.
+        """
+        if self.returned is not None:
+            return all(state is self.returned[place] for state, place in zip(states, positions, strict=True))
+        own = self.states if self.restored else None
+        # They have come by another way than the snapshot, which holds copies.
+        return own is not None and all(
+            torch.equal(state, own[place]) for state, place in zip(states, positions, strict=True)
+        )

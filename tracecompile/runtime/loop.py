@@ -161,7 +161,17 @@ class Loop:
         return found | {"since": torch.tensor([self.since, self.index])}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Goes on from what ``tensors`` returned."""
+        """Goes on from what ``tensors`` returned.
+
+        Raises:
+            InvalidInput: That carries something else: other parameters were trained.
+        """
+        wanted = {f"accrued|{accrual.name}" for accrual in self.form.accruals}
+        if (missing := sorted(wanted - set(tensors))) and int(tensors["since"][0]):
+            raise InvalidInput(
+                f"The snapshot lacks {missing[0]}: it was taken while other parameters were trained.",
+                "Freeze the same parameters as when it was taken.",
+            )
         self.since, self.index = tensors["since"].tolist()
         self.accrued = [tensors[f"accrued|{a.name}"].clone() for a in self.form.accruals] if self.since else []
 

@@ -122,15 +122,22 @@ class TracedModule(nn.Module):
             yield session_of(self).advance(step if isinstance(step, tuple) else (step,))
 
     def snapshot(self) -> dict[str, Tensor]:
-        """Returns the live states and traces as a plain dict of tensors.
+        """Returns the live states and traces as a plain dict of tensors; an empty one before the model is captured.
 
         Learning signals that were not backpropagated yet are not part of it.
         """
-        return self._session.live.snapshot()
+        session = self._session
+        return session.live.snapshot(session.program) if session.is_ready else {}
 
     def restore(self, snapshot: dict[str, Tensor]) -> None:
-        """Puts back what ``snapshot`` returned; the run goes on as if it had not been interrupted."""
-        self._session.live.restore(snapshot)
+        """Puts back what ``snapshot`` returned; the run goes on as if it had not been interrupted.
+
+        A caller that hands the states in goes on from those that it kept, which must be the snapshot's.
+
+        Raises:
+            InvalidInput: It is no snapshot of this net, or not all of it; says what differs. The net stays as it was.
+        """
+        self._session.restore(snapshot)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TracedModule:
         """Returns a copy that shares nothing and stands before the first step."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from tracecompile.arguments import Call
 from tracecompile.capture.copying.copies import copy_as_they_are, detach_leftovers
 from tracecompile.compiled import Compiled, Request
 from tracecompile.errors import ConversionError, InvalidInput
-from tracecompile.program import Settings, StepProgram
+from tracecompile.program import Settings, StepProgram, example_value
 from tracecompile.runtime.backward.anchors import with_anchors
 from tracecompile.runtime.bins import StreamClock
 from tracecompile.runtime.engine.compiled import Kernels
@@ -51,6 +52,10 @@ class Session:
         self.programs: list[tuple[Compiled, Executor]] = []
         self.live = LiveState()
         self.kernels = Kernels()
+        self.waiting: Mapping[str, Tensor] | None = None
+        """A snapshot that was restored before the model was captured."""
+        self.awaited: Request | None = None
+        """The call to compile from once it is asked for, of a session that came out of a pickle."""
 
     def compile_with(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Compiles the model from the inputs of one call.
@@ -67,17 +72,31 @@ class Session:
         self.programs = [*self.programs[1 - MOST_PROGRAMS :], (self.compiled, self.executor)]
 
     @property
+    def is_ready(self) -> bool:
+        """Whether the model is captured, or can be without a call."""
+        return self.compiled is not None or self.awaited is not None
+
+    @property
     def ready(self) -> Compiled:
         """What runs calls like the last one.
 
         Raises:
             InvalidInput: Nothing is compiled yet.
         """
+        if self.compiled is None and self.awaited is not None:
+            self.use(self.compiler(replace(self.awaited, model=self.model), []))
         if self.compiled is None:
             raise InvalidInput(
                 "The model is not captured yet.", "Call the module once, or pass example_inputs to convert."
             )
         return self.compiled
+
+    def example(self) -> Request:
+        """Returns the call that the current program was compiled from."""
+        program = self.program
+        leaves = [example_value(node) for node in program.prologue.graph.nodes if node.op == "placeholder"]
+        args, kwargs = pytree.tree_unflatten(leaves, program.signature)
+        return Request(self.model, args, kwargs, self.settings)
 
     @property
     def program(self) -> StepProgram:
@@ -125,11 +144,22 @@ class Session:
                 self.compiled, self.executor = fitting[-1]
             else:
                 self.compile_with(args, kwargs)
+            if self.waiting is not None:
+                snapshot, self.waiting = self.waiting, None
+                self.restore(snapshot)
             if before is not None:
                 self.live.relay(before.program.carries, self.ready.program.carries)
         executor = self.executor
         assert executor is not None
         return executor, self.ready.arguments.bind(args, kwargs)
+
+    def restore(self, snapshot: Mapping[str, Tensor]) -> None:
+        """Goes on from a snapshot; see ``TracedModule.restore``."""
+        if not self.is_ready:
+            self.live.clear()
+            self.waiting = snapshot
+        else:
+            self.live.restore(self.program, snapshot)
 
     def _step(self, executor: Executor, call: Call) -> list[Any]:
         live = self.live
@@ -149,10 +179,7 @@ class Session:
             return None
         carries = self.ready.program.carries
         explicit = [i for i, carry in enumerate(carries) if carry.explicit]
-        is_next = live.returned is not None and all(
-            state is live.returned[position] for state, position in zip(call.states, explicit, strict=True)
-        )
-        if is_next and live.states is not None:
+        if live.is_next(call.states, explicit) and live.states is not None:
             return live.states
         live.clear()
         if len(explicit) < count_states(carries):
@@ -202,9 +229,23 @@ class Session:
         if self.compiled is not None:
             # Pytree specifications never change, and torch warns about copying them.
             memo |= {id(spec): spec for spec in (self.program.signature, self.program.result)}
-        current = [] if self.compiled is None or self.executor is None else [(self.compiled, self.executor)]
-        other.__dict__.update(copy.deepcopy({**self.__dict__, "programs": current}, memo))
+        own = {name: value for name, value in self.__dict__.items() if name not in ("executor", "programs")}
+        other.__dict__.update(copy.deepcopy(own, memo))
+        other.executor, other.programs = None, []
+        if other.compiled is not None:
+            other.compiled.stages.run_as_printed()
+            other.use(other.compiled)
         return other
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns what the session is made of: it comes back before the first step, and compiles again."""
+        awaited = self.awaited if self.compiled is None else self.example()
+        return {"model": self.model, "settings": self.settings, "compiler": self.compiler, "awaited": awaited}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Stands before the first step."""
+        type(self).__init__(self, state["model"], state["settings"], state["compiler"])
+        self.awaited = state["awaited"]
 
 
 def _as_sequences(executor: Executor, given: tuple[Any, ...]) -> tuple[Any, ...]:

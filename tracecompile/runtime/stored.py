@@ -10,6 +10,7 @@ from torch import Tensor
 from tracecompile.rules.measured.profiles import Profile
 from tracecompile.rules.measured.responses import Responses, Row
 from tracecompile.runtime.bins import StreamClock
+from tracecompile.runtime.layout import joined, parted
 from tracecompile.runtime.record import Record
 
 
@@ -21,20 +22,20 @@ def record_tensors(record: Record) -> dict[str, Tensor]:
         "cell_generation": torch.tensor(getattr(record.cells, "generation", 0)),
     }
     for key, trace in record.traces.items():
-        name = "trace|" + "|".join(map(str, key))
+        name = joined("trace", *key)
         found[f"{name}|weights"] = torch.tensor(trace.weights, dtype=torch.float64)
         found |= {f"{name}|{index}": row for index, row in enumerate(trace.rows) if row is not None}
     for layer, responses in record.responses.items():
         tangents = responses.tangents
-        found[f"response|{layer}|weights"] = torch.tensor(responses.weights, dtype=torch.float64)
-        found[f"response|{layer}|bins"] = torch.tensor([tangents.first, tangents.latest_bin])
-        found |= {f"tangent|{layer}|{v}|{s}": t for (v, s), t in tangents.by_state.items()}
+        found[joined("response", layer, "weights")] = torch.tensor(responses.weights, dtype=torch.float64)
+        found[joined("response", layer, "bins")] = torch.tensor([tangents.first, tangents.latest_bin])
+        found |= {joined("tangent", layer, v, s): t for (v, s), t in tangents.by_state.items()}
         for (output, variable), rows in responses.rows.items():
-            found |= {f"row|{layer}|{output}|{variable}|{i}|{row.first}": row.sums for i, row in rows.items()}
+            found |= {joined("row", layer, output, variable, i, row.first): row.sums for i, row in rows.items()}
         for (output, variable), profile in responses.profiles.items():
             assert profile.sums is not None
             weights = torch.tensor(profile.weights, dtype=torch.float64)
-            found[f"profile|{layer}|{output}|{variable}"] = torch.stack([profile.sums.to(weights), weights])
+            found[joined("profile", layer, output, variable)] = torch.stack([profile.sums.to(weights), weights])
     return found
 
 
@@ -47,7 +48,7 @@ def load_record(record: Record, tensors: Mapping[str, Tensor]) -> None:
         record.cells.steps = record.clock.steps
         record.cells.generation = int(tensors["cell_generation"])
     for key, trace in record.traces.items():
-        name = "trace|" + "|".join(map(str, key))
+        name = joined("trace", *key)
         trace.weights = tensors[f"{name}|weights"].tolist()
         rows = (tensors.get(f"{name}|{index}") for index in range(len(trace.rows)))
         trace.rows = [None if row is None else row.clone() for row in rows]
@@ -56,12 +57,12 @@ def load_record(record: Record, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _load_responses(responses: Responses, layer: str, tensors: Mapping[str, Tensor]) -> None:
-    responses.weights = tensors[f"response|{layer}|weights"].tolist()
+    responses.weights = tensors[joined("response", layer, "weights")].tolist()
     tangents = responses.tangents
     tangents.by_state = {}
-    tangents.first, tangents.latest_bin = tensors[f"response|{layer}|bins"].tolist()
+    tangents.first, tangents.latest_bin = tensors[joined("response", layer, "bins")].tolist()
     for key, tensor in tensors.items():
-        kind, *parts = key.split("|")
+        kind, *parts = parted(key)
         if len(parts) < 3 or parts[0] != layer:
             continue
         pair = (parts[1], parts[2])

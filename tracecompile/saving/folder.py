@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tracecompile.compiled import Compiled, Request
 from tracecompile.errors import ConversionError, InvalidInput
-from tracecompile.printing import Printed, bind
 from tracecompile.runtime.module import TracedModule, session_of
+from tracecompile.saving.compiler import WrittenPrograms
 from tracecompile.saving.modes import in_both_modes
 from tracecompile.saving.programs import Contents, read, write
 from tracecompile.version import VERSION
@@ -94,9 +93,24 @@ def load(path: str | Path, weights_only: bool = False) -> TracedModule:
         )
     content = _read_json(folder, PROGRAM)
     tensors = _read_weights(folder, content)
+    codes = _read_codes(folder, content, tensors, weights_only)
+    compiler = WrittenPrograms(content, tensors, codes)
+    net = TracedModule(compiler.contents.model, compiler.contents.settings, compiler)
+    for name, each in zip(_code_names(len(codes)), compiler.contents.compiled, strict=True):
+        try:
+            each.stages.run_as_printed(str(folder / name))
+        except Exception as fault:
+            raise InvalidInput(f"{folder / name} does not run: {type(fault).__name__}: {fault}.") from fault
+        session_of(net).use(each)
+    return net
+
+
+def _read_codes(
+    folder: Path, content: dict[str, Any], tensors: dict[str, Tensor], weights_only: bool
+) -> tuple[str, ...]:
+    """Returns the code of every program; what is printed of the program itself where nothing else is to be run."""
     try:
-        contents = read(content, tensors)
-        printed = [each.stages.printed[-1] for each in contents.compiled]
+        printed = [each.stages.code for each in read(content, tensors).compiled]
     except ConversionError as fault:
         raise InvalidInput(f"{folder / PROGRAM}: {fault.explanation}", fault.advice) from fault
     except FAULTS as fault:
@@ -104,39 +118,14 @@ def load(path: str | Path, weights_only: bool = False) -> TracedModule:
     names = _code_names(len(printed))
     if weights_only:
         _require_own(folder, {*names, PROGRAM, WEIGHTS, REPORT})
-    for name, each in zip(names, printed, strict=True):
-        code = _read_text(folder / name)
-        if weights_only and code != each.text:
+    codes = tuple(_read_text(folder / name) for name in names)
+    for name, code, own in zip(names, codes, printed, strict=True):
+        if weights_only and code != own:
             raise InvalidInput(
                 f"{folder / name} is not the code that this version prints of {PROGRAM}.",
                 "It was changed, or written by another version: load it without weights_only if you trust it.",
             )
-        bind(each, contents.model, _executed(folder / name, each, code))
-    return _network(contents)
-
-
-def _network(contents: Contents) -> TracedModule:
-    net = TracedModule(contents.model, contents.settings, _nothing_else)
-    for each in contents.compiled:
-        session_of(net).use(each)
-    return net
-
-
-def _nothing_else(request: Request, earlier: Sequence[Compiled]) -> Compiled:
-    raise InvalidInput(
-        "A call of this kind needs a program of its own, and a network that was loaded has no source to capture: it "
-        "takes the dtypes, devices, numbers and structures that it was called with before it was saved.",
-        "Call the converted network in this way before it is saved.",
-    )
-
-
-def _executed(path: Path, printed: Printed, code: str) -> dict[str, Any]:
-    namespace: dict[str, Any] = {"constants": printed.constants, "__name__": path.stem, "__file__": str(path)}
-    try:
-        exec(compile(code, str(path), "exec"), namespace)
-    except Exception as fault:
-        raise InvalidInput(f"{path} does not run: {type(fault).__name__}: {fault}.") from fault
-    return namespace
+    return codes
 
 
 def _code_names(count: int) -> list[str]:

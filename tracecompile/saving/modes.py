@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from torch.utils import _pytree as pytree
-
-from tracecompile.compiled import Compiled, Request, training_flags
+from tracecompile.compiled import Compiled, training_flags
 from tracecompile.errors import ConversionError
-from tracecompile.program import example_value
 from tracecompile.runtime.session import Session
 
 
@@ -23,16 +20,9 @@ def in_both_modes(session: Session) -> tuple[Compiled, ...]:
         model.train(not model.training)
         if training_flags(model) == ready.modes:
             return (*earlier, ready)
-        return (session.compiler(_example(session), earlier), *earlier, ready)
-    except ConversionError:
-        return (*earlier, ready)  # what is refused here would have been refused in that mode
+        return (session.compiler(session.example(), earlier), *earlier, ready)
+    except ConversionError:  # what is refused here would have been refused in that mode
+        return (*earlier, ready)
     finally:
         for module, training in flags.items():
             module.training = training
-
-
-def _example(session: Session) -> Request:
-    program = session.program
-    leaves = [example_value(node) for node in program.prologue.graph.nodes if node.op == "placeholder"]
-    args, kwargs = pytree.tree_unflatten(leaves, program.signature)
-    return Request(session.model, args, kwargs, session.settings)

@@ -72,10 +72,15 @@ def read(written: Json, tensors: Mapping[str, Tensor]) -> Contents:
         InvalidInput: What is written is not what ``write`` writes.
     """
     known = as_weights(dict(tensors), written["model"])
-    model = read_model(Reader(written["shared"], known, _readers(nn.Module())), written["model"])
-    reader = Reader(written["shared"], known, _readers(model))
-    compiled = tuple(_read_compiled(reader, entry) for entry in written["programs"])
-    return Contents(model, reader.read(written["settings"]), compiled)
+    reader = Reader(written["shared"], known, _readers(nn.Module()))
+    model = read_model(reader, written["model"])
+    return Contents(model, reader.read(written["settings"]), read_programs(written, known, model))
+
+
+def read_programs(written: Json, tensors: Mapping[str, Tensor], model: nn.Module) -> tuple[Compiled, ...]:
+    """Returns the programs, which run on a model that is there already and on its tensors."""
+    reader = Reader(written["shared"], tensors, _readers(model))
+    return tuple(_read_compiled(reader, entry) for entry in written["programs"])
 
 
 def graphs_of(value: Any) -> Iterable[fx.GraphModule]:
