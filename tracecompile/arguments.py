@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
+from collections import namedtuple
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -124,7 +126,7 @@ class Arguments:
                 continue
             flat, spec = pytree.tree_flatten(value)
             places, expected = pytree.tree_flatten(positions)
-            if spec != expected:
+            if not same_structure(spec, expected):
                 raise InvalidInput(
                     f"The argument {name} has another structure than at conversion.", "Convert again with it."
                 )
@@ -174,6 +176,25 @@ def check_tensor(name: str, value: Tensor) -> None:
 def _is_finite(value: Tensor) -> bool:
     """A sum is not finite if an element is not, and takes no memory; of finite elements it may overflow."""
     return bool(value.sum().isfinite()) or bool(value.isfinite().all())
+
+
+def same_structure(one: pytree.TreeSpec, other: pytree.TreeSpec) -> bool:
+    """Tells whether two structures are alike; of named tuples and dataclasses names and fields count, not the class: a
+    network that was loaded has made them again."""
+    if one == other:
+        return True
+    if one.is_leaf() or other.is_leaf() or _kind(one) != _kind(other):
+        return False
+    pairs = zip(one.children(), other.children(), strict=False)
+    return one.num_children == other.num_children and all(same_structure(*pair) for pair in pairs)
+
+
+def _kind(spec: pytree.TreeSpec) -> Any:
+    if spec.type is namedtuple:
+        return spec.context.__name__, spec.context._fields
+    if dataclasses.is_dataclass(spec.type):
+        return getattr(spec.type, "__name__", ""), tuple(field.name for field in dataclasses.fields(spec.type))
+    return spec.type, spec.context
 
 
 def _varies(leaf: Any) -> bool:

@@ -110,7 +110,7 @@ def _read_codes(
 ) -> tuple[str, ...]:
     """Returns the code of every program; what is printed of the program itself where nothing else is to be run."""
     try:
-        printed = [each.stages.code for each in read(content, tensors).compiled]
+        printed = [each.stages.code for each in read(content, tensors, imports=not weights_only).compiled]
     except ConversionError as fault:
         raise InvalidInput(f"{folder / PROGRAM}: {fault.explanation}", fault.advice) from fault
     except FAULTS as fault:

@@ -10,7 +10,9 @@ from collections.abc import Collection
 
 from torch import Tensor, nn
 
+from tracecompile.capture.tracing.step_mode import is_wrapper
 from tracecompile.errors import InvalidInput
+from tracecompile.saving.hooks import read_hooks, write_hooks
 from tracecompile.saving.values import Json, Reader, Writer
 
 TABLES = frozenset(nn.Module().__dict__)
@@ -49,11 +51,11 @@ def _write(writer: Writer, module: nn.Module, path: str, called: frozenset[str],
     prefix = f"{path}." if path else ""
     return {
         "class": module._get_name(),
-        "torch": _class_of(type(module).__name__) is type(module),
+        "torch": _class_of(module),
         "training": module.training,
         "plain": _plain(writer, module, path, path in called),
         "parameters": {
-            name: None if value is None else [writer.tensor(value), value.requires_grad]
+            name: None if value is None else _write_parameter(writer, f"{prefix}{name}", value)
             for name, value in module._parameters.items()
         },
         "buffers": {
@@ -74,10 +76,9 @@ def _write(writer: Writer, module: nn.Module, path: str, called: frozenset[str],
 
 def _plain(writer: Writer, module: nn.Module, path: str, is_called: bool) -> Json:
     """Returns the attributes that a module of torch's own computes with."""
-    known = _class_of(type(module).__name__) is type(module)
     if not is_called:
         return {}
-    if not known:
+    if _class_of(module) is None:
         raise InvalidInput(
             f"The program calls {path}, a {type(module).__module__}.{type(module).__name__}, whose code belongs to "
             "its library: a saved folder cannot hold it.",
@@ -94,14 +95,24 @@ def _plain(writer: Writer, module: nn.Module, path: str, is_called: bool) -> Jso
     return found
 
 
-def _class_of(name: str) -> type[nn.Module] | None:
+def _class_of(module: nn.Module) -> str | None:
+    """Returns the name of torch's class whose forward a module runs, None where it runs its own."""
+    kinds = type(module).__mro__ if is_wrapper(module) else type(module).__mro__[:1]
+    return next((kind.__name__ for kind in kinds if _torch_class(kind.__name__) is kind), None)
+
+
+def _torch_class(name: str) -> type[nn.Module] | None:
     found = getattr(nn, name, None)
     return found if isinstance(found, type) and issubclass(found, nn.Module) else None
 
 
+def _write_parameter(writer: Writer, name: str, value: nn.Parameter) -> Json:
+    return [writer.tensor(value), value.requires_grad, write_hooks(writer, name, value)]
+
+
 def read_model(reader: Reader, written: Json) -> nn.Module:
     """Returns the tree of modules, with its weights."""
-    kind = _class_of(str(written["class"])) if written["torch"] else None
+    kind = _torch_class(str(written["torch"]))
     if kind is None:
         module: nn.Module = Model(str(written["class"]))
     elif issubclass(kind, CONTAINERS):
@@ -124,11 +135,13 @@ def read_model(reader: Reader, written: Json) -> nn.Module:
     return module
 
 
-def _parameter(reader: Reader, key: str, learns: bool) -> nn.Parameter:
+def _parameter(reader: Reader, key: str, learns: bool, hooks: Json) -> nn.Parameter:
     value = reader.tensor(key)
     if not isinstance(value, nn.Parameter):
         raise InvalidInput(f"{key} is no parameter.")
     value.requires_grad_(learns)
+    if not value._backward_hooks:  # it may belong to several modules
+        read_hooks(reader, hooks, value)
     return value
 
 

@@ -12,13 +12,14 @@ from torch.utils import _pytree as pytree
 from tracecompile.arguments import Arguments
 from tracecompile.capture.tracing.surrogates import SurrogateLeaf
 from tracecompile.compiled import Compiled
-from tracecompile.errors import InvalidInput
 from tracecompile.neuron_step import NeuronStep, OpaqueStep
 from tracecompile.printing import Stages
 from tracecompile.program import Settings, StepProgram
 from tracecompile.rules.formulas import Surrogate
+from tracecompile.rules.norm import RecordedNorm, StillNorm
 from tracecompile.rules.opaque import StepWithSlopes
 from tracecompile.rules.slopes import WithSlopes
+from tracecompile.saving import imported
 from tracecompile.saving.graphs import read_graph, write_graph
 from tracecompile.saving.models import as_weights, read_model, weights_of, write_model
 from tracecompile.saving.surrogates import written_out
@@ -65,21 +66,23 @@ def write(contents: Contents) -> tuple[Json, dict[str, Tensor]]:
     return written, {**weights, **writer.tensors}
 
 
-def read(written: Json, tensors: Mapping[str, Tensor]) -> Contents:
-    """Returns the contents.
+def read(written: Json, tensors: Mapping[str, Tensor], imports: bool = True) -> Contents:
+    """Returns the contents; without ``imports`` nothing is imported, and what needs that is refused.
 
     Raises:
         InvalidInput: What is written is not what ``write`` writes.
     """
     known = as_weights(dict(tensors), written["model"])
-    reader = Reader(written["shared"], known, _readers(nn.Module()))
+    reader = Reader(written["shared"], known, _readers(nn.Module()), imports)
     model = read_model(reader, written["model"])
-    return Contents(model, reader.read(written["settings"]), read_programs(written, known, model))
+    return Contents(model, reader.read(written["settings"]), read_programs(written, known, model, imports))
 
 
-def read_programs(written: Json, tensors: Mapping[str, Tensor], model: nn.Module) -> tuple[Compiled, ...]:
+def read_programs(
+    written: Json, tensors: Mapping[str, Tensor], model: nn.Module, imports: bool = True
+) -> tuple[Compiled, ...]:
     """Returns the programs, which run on a model that is there already and on its tensors."""
-    reader = Reader(written["shared"], tensors, _readers(model))
+    reader = Reader(written["shared"], tensors, _readers(model), imports)
     return tuple(_read_compiled(reader, entry) for entry in written["programs"])
 
 
@@ -147,18 +150,13 @@ def _writers(root: nn.Module) -> Writers:
         StepProgram: ("program", _write_program),
         SurrogateLeaf: ("surrogate", _write_surrogate),
         WithSlopes: ("slopes", _write_slopes),
-        NeuronStep: ("neuron", lambda _, value: _refuse(value.step)),
-        StepWithSlopes: ("neuron", lambda _, value: _refuse(value.step)),
+        OpaqueStep: ("step of a neuron", imported.write_step),
+        NeuronStep: ("value of a neuron", imported.write_value),
+        StepWithSlopes: ("slopes of a neuron", imported.write_slopes),
+        RecordedNorm: ("recorded norm", lambda writer, norm: writer.write(norm.module)),
+        StillNorm: ("still norm", lambda writer, norm: writer.write(norm.module)),
         nn.Module: ("module", module),
     }
-
-
-def _refuse(step: OpaqueStep) -> Json:
-    kind = type(step.neuron)
-    raise InvalidInput(
-        f"The neuron {kind.__name__} computes its step in an operator of {kind.__module__}, which no folder can hold.",
-        f"Keep the state_dict, and convert the model where {kind.__module__.partition('.')[0]} can be imported.",
-    )
 
 
 def _write_program(writer: Writer, program: StepProgram) -> Json:
@@ -193,6 +191,11 @@ def _readers(root: nn.Module) -> Readers:
         "slopes": lambda reader, written: WithSlopes(
             reader.read(written["operation"]), written["kind"], reader.read(written["wanted"])
         ),
+        "step of a neuron": imported.read_step,
+        "value of a neuron": imported.read_value,
+        "slopes of a neuron": imported.read_slopes,
+        "recorded norm": lambda reader, written: RecordedNorm(reader.read(written)),
+        "still norm": lambda reader, written: StillNorm(reader.read(written)),
         "module": module,
     }
 

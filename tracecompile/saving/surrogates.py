@@ -1,27 +1,23 @@
 """Writes the user's surrogate functions out: two graphs, one of the value and one of its gradient.
 
-A function is run once by a tracer that knows no values. Where it asks for some, it is written down in elementary
-operations at one size instead. Either way what was written is compared with the function, bit for bit, at other sizes
-and in both precisions: what differs anywhere is not written.
+What was written (see ``tracecompile.saving.tracing``) is compared with the function, bit for bit, at other sizes and in
+both precisions: what differs anywhere is not written.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from tracecompile.capture.tracing.surrogates import SLOT, SurrogateLeaf
 from tracecompile.errors import InvalidInput
 from tracecompile.rules.formulas import Formula, Surrogate
-from tracecompile.rules.written import draws_random_numbers
+from tracecompile.saving.tracing import by_elements, by_name
 
 SIZES = ((3, 5), (7,), (2, 1, 4))
-MOST_NUMBERS = 16
-"""Elements of a tensor that is written as numbers."""
 Graphs = tuple[fx.GraphModule, fx.GraphModule]
 
 
@@ -61,9 +57,10 @@ def written_out(leaf: SurrogateLeaf) -> Graphs:
         return leaf.value, leaf.gradient
     value, gradient = _parts(leaf)
     count = sum(kind == SLOT for kind, _ in leaf.template)
-    for write in (_by_name, _by_elements):
+    names = ["v"] if count == 1 else [f"v_{place}" for place in range(count)]
+    for write in (by_name, by_elements):
         try:
-            graphs = write(value, count), write(gradient, count + 1)
+            graphs = write(value, names, SIZES[0]), write(gradient, [*names, "g"], SIZES[0])
             if all(_agree(leaf, graphs, given) for given in _examples(count)):
                 return graphs
         except Exception:  # the user's own code is run by a tracer here: anything may come out of it
@@ -100,60 +97,6 @@ def _parts(leaf: SurrogateLeaf) -> tuple[Formula, Formula]:
         return tuple(each for (kind, _), each in zip(leaf.template, every, strict=False) if kind == SLOT)
 
     return value, gradient
-
-
-def _by_name(function: Callable[..., Any], count: int) -> fx.GraphModule:
-    """Traces a function by the names of the operations that it calls, for tensors of any size and type."""
-    graph = fx.Graph()
-    tracer = _Tracer(graph)
-    proxies = [fx.Proxy(graph.placeholder(name), tracer) for name in _names(count)]
-    found = function(*proxies)
-    graph.output(fx.node.map_aggregate(found, lambda each: each.node if isinstance(each, fx.Proxy) else each))
-    return _module(graph)
-
-
-class _Tracer(fx.proxy.GraphAppendingTracer):
-    """Writes tensors that the function makes of numbers as these."""
-
-    def create_arg(self, a: Any) -> Any:
-        """See fx."""
-        return _made_again(self.graph, a) if isinstance(a, Tensor) else super().create_arg(a)
-
-
-def _made_again(graph: fx.Graph, value: Tensor) -> fx.Node:
-    assert value.numel() <= MOST_NUMBERS, "it holds a table of its own"
-    return graph.call_function(torch.tensor, (value.tolist(),), {"dtype": value.dtype})
-
-
-def _by_elements(function: Callable[..., Any], count: int) -> fx.GraphModule:
-    """Writes a function down in elementary operations at one size."""
-    given = [torch.randn(SIZES[0], generator=torch.Generator().manual_seed(count)) for _ in range(count)]
-    traced = make_fx(function)(*given)
-    assert not draws_random_numbers(traced.graph)
-    graph = fx.Graph()
-    values: dict[fx.Node, fx.Node] = {}
-    names = iter(_names(count))
-    for node in traced.graph.nodes:
-        if node.op == "placeholder":
-            values[node] = graph.placeholder(next(names))
-        elif node.op == "get_attr":
-            values[node] = _made_again(graph, getattr(traced, str(node.target)))
-        else:
-            values[node] = graph.node_copy(node, values.__getitem__)
-    return _module(graph)
-
-
-def _names(count: int) -> list[str]:
-    return ["v", "g"][:count] if count <= 2 else [*(f"v_{place}" for place in range(count - 1)), "g"]
-
-
-def _module(graph: fx.Graph) -> fx.GraphModule:
-    graph.eliminate_dead_code()
-    graph.lint()
-    for node in graph.nodes:
-        node.meta.clear()
-        node.meta["where"] = None
-    return fx.GraphModule({}, graph, "Formula")
 
 
 def _examples(count: int) -> Iterator[list[Tensor]]:

@@ -123,12 +123,17 @@ class Reader:
         shared: The table.
         tensors: Weights and constants by name.
         parts: Read what is no plain value, by the key that says what it is.
+        imports: Whether a library may be imported for a neuron of its own.
     """
 
     def __init__(
-        self, shared: list[Json], tensors: Mapping[str, Tensor], parts: Mapping[str, Callable[[Reader, Json], Any]]
+        self,
+        shared: list[Json],
+        tensors: Mapping[str, Tensor],
+        parts: Mapping[str, Callable[[Reader, Json], Any]],
+        imports: bool = True,
     ) -> None:
-        self.shared, self.tensors, self.parts = shared, tensors, parts
+        self.shared, self.tensors, self.parts, self.imports = shared, tensors, parts, imports
         self._read: dict[int, Any] = {}
         self._kinds: dict[str, Callable[[Json], Any]] = {
             "float": float,
