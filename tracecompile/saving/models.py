@@ -1,4 +1,4 @@
-"""The model as its programs need it: the tree of its modules with their weights, without the code of its classes.
+"""The model as its programs need it: its modules with their weights, without the code of its classes.
 
 Of a module of torch's own, which a program calls, all is kept that makes it what it is. Any other module holds
 parameters, buffers and further modules, and nothing else.
@@ -33,7 +33,7 @@ class Model(nn.Module):
 
 
 def write_model(writer: Writer, root: nn.Module, called: Collection[str], read: Collection[str]) -> Json:
-    """Returns the tree of a model's modules.
+    """Returns every module of a model once, by its first path.
 
     Args:
         writer: Knows the names of the weights.
@@ -44,18 +44,27 @@ def write_model(writer: Writer, root: nn.Module, called: Collection[str], read: 
     Raises:
         InvalidInput: A program calls a module that cannot be made again.
     """
-    return _write(writer, root, "", frozenset(called), frozenset(read))
+    paths: dict[nn.Module, list[str]] = {}
+    for path, module in root.named_modules(remove_duplicate=False):
+        paths.setdefault(module, []).append(path)
+    return {
+        own[0]: {
+            **_write(writer, module, own, not set(called).isdisjoint(own), read),
+            "modules": {name: None if child is None else paths[child][0] for name, child in module._modules.items()},
+        }
+        for module, own in paths.items()
+    }
 
 
-def _write(writer: Writer, module: nn.Module, path: str, called: frozenset[str], read: frozenset[str]) -> Json:
-    prefix = f"{path}." if path else ""
+def _write(writer: Writer, module: nn.Module, paths: list[str], is_called: bool, read: Collection[str]) -> Json:
+    prefixes = [f"{path}." if path else "" for path in paths]
     return {
         "class": module._get_name(),
         "torch": _class_of(module),
         "training": module.training,
-        "plain": _plain(writer, module, path, path in called),
+        "plain": _plain(writer, module, paths[0]) if is_called else {},
         "parameters": {
-            name: None if value is None else _write_parameter(writer, f"{prefix}{name}", value)
+            name: None if value is None else _write_parameter(writer, f"{prefixes[0]}{name}", value)
             for name, value in module._parameters.items()
         },
         "buffers": {
@@ -65,19 +74,13 @@ def _write(writer: Writer, module: nn.Module, path: str, called: frozenset[str],
         "tensors": {
             name: writer.tensor(value)
             for name, value in vars(module).items()
-            if isinstance(value, Tensor) and f"{prefix}{name}" in read
-        },
-        "modules": {
-            name: None if child is None else _write(writer, child, f"{prefix}{name}", called, read)
-            for name, child in module._modules.items()
+            if isinstance(value, Tensor) and any(f"{prefix}{name}" in read for prefix in prefixes)
         },
     }
 
 
-def _plain(writer: Writer, module: nn.Module, path: str, is_called: bool) -> Json:
+def _plain(writer: Writer, module: nn.Module, path: str) -> Json:
     """Returns the attributes that a module of torch's own computes with."""
-    if not is_called:
-        return {}
     if _class_of(module) is None:
         raise InvalidInput(
             f"The program calls {path}, a {type(module).__module__}.{type(module).__name__}, whose code belongs to "
@@ -111,7 +114,20 @@ def _write_parameter(writer: Writer, name: str, value: nn.Parameter) -> Json:
 
 
 def read_model(reader: Reader, written: Json) -> nn.Module:
-    """Returns the tree of modules, with its weights."""
+    """Returns the model, with its weights."""
+    made: dict[str, nn.Module] = {}
+
+    def module_of(path: str) -> nn.Module:
+        if path not in made:
+            made[path] = _read(reader, written[path])
+            for name, child in written[path]["modules"].items():
+                made[path].add_module(name, None if child is None else module_of(child))
+        return made[path]
+
+    return module_of("")
+
+
+def _read(reader: Reader, written: Json) -> nn.Module:
     kind = _torch_class(str(written["torch"]))
     if kind is None:
         module: nn.Module = Model(str(written["class"]))
@@ -129,8 +145,6 @@ def read_model(reader: Reader, written: Json) -> nn.Module:
         module.register_buffer(name, value, persistent=entry is None or entry[1])
     for name, key in written["tensors"].items():
         setattr(module, name, reader.tensor(key))
-    for name, child in written["modules"].items():
-        module.add_module(name, None if child is None else read_model(reader, child))
     module.training = written["training"]
     return module
 
@@ -152,12 +166,8 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
 
 def as_weights(tensors: dict[str, Tensor], written: Json) -> dict[str, Tensor]:
     """Turns those tensors into parameters that are parameters of a model."""
-    keys = set(_parameter_keys(written))
+    parameters = [entry for module in written.values() for entry in module["parameters"].values()]
+    keys = {entry[0] for entry in parameters if entry is not None}
     return {
         name: nn.Parameter(value, requires_grad=False) if name in keys else value for name, value in tensors.items()
     }
-
-
-def _parameter_keys(written: Json) -> list[str]:
-    own = [entry[0] for entry in written["parameters"].values() if entry is not None]
-    return own + [key for child in written["modules"].values() if child is not None for key in _parameter_keys(child)]

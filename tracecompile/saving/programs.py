@@ -143,7 +143,7 @@ def _writers(root: nn.Module) -> Writers:
     def module(writer: Writer, value: nn.Module) -> Json:
         if id(value) in paths:
             return {"path": paths[id(value)]}
-        return {"tree": write_model(writer, value, [""], [])}
+        return {"modules": write_model(writer, value, [""], [])}
 
     return {
         fx.GraphModule: ("graph", lambda writer, value: write_graph(writer, value, root)),
@@ -182,7 +182,7 @@ Readers = dict[str, Callable[[Reader, Json], Any]]
 
 def _readers(root: nn.Module) -> Readers:
     def module(reader: Reader, written: Json) -> nn.Module:
-        return root.get_submodule(written["path"]) if "path" in written else read_model(reader, written["tree"])
+        return root.get_submodule(written["path"]) if "path" in written else read_model(reader, written["modules"])
 
     return {
         "graph": lambda reader, written: read_graph(reader, written, root),
