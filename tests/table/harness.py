@@ -10,8 +10,11 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
+import pytest
 import torch
 from models import assert_gradients_close, assert_same_fingerprint, fingerprint, gradients, mean_loss, weighted_loss
 from requirements import library
@@ -22,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import tracecompile
 from tracecompile.diagnostics.memory import live_state_bytes, saved_bytes
+from tracecompile.errors import InvalidInput
 
 EXAMPLE_STEPS, EXAMPLE_BATCH = 5, 2
 SIZES = ((6, 3), (11, 1), (5, 4))
@@ -194,12 +198,38 @@ def check_untouched(entry: Entry) -> None:
     handle.remove()
 
 
+def check_saved(entry: Entry) -> None:
+    """A saved network comes back with the same values and gradients, bit for bit, with and without its code."""
+    net = entry.convert(entry.model()).train()
+    dtype = next((p.dtype for p in net.parameters() if p.is_floating_point()), torch.float32)
+    given = calls(entry, *(SIZES[-1] if entry.build_for is None else (EXAMPLE_STEPS, EXAMPLE_BATCH)), dtype)
+    with TemporaryDirectory() as folder:
+        tracecompile.save(net, folder)
+        for weights_only in (False, True):
+            if weights_only and "value of a neuron" in (Path(folder) / "program.json").read_text():
+                # A neuron that is an operator of its library, which is code.
+                with pytest.raises(InvalidInput, match=f"It needs {entry.library}."):
+                    tracecompile.load(folder, weights_only=True)
+                continue
+            again = tracecompile.load(folder, weights_only=weights_only).train()
+            results = [run(entry, module, given) for module in (net, again)]
+            for one, other in zip(*map(_tensors, results), strict=True):
+                assert equal(one, other), f"{one} is not {other}"
+            expected, found = (
+                gradients(module, weighted_loss(learning(result)))
+                for module, result in zip((net, again), results, strict=True)
+            )
+            assert expected.keys() == found.keys()
+            assert all(equal(expected[name], found[name]) for name in expected)
+
+
 CHECKS: dict[str, Callable[[Entry], None]] = {
     "outputs": check_outputs_and_states,
     "gradients": check_gradients,
     "memory": check_memory,
     "live": check_live,
     "untouched": check_untouched,
+    "saved": check_saved,
 }
 
 

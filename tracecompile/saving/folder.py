@@ -49,7 +49,7 @@ def save(net: TracedModule, path: str | Path, overwrite: bool = False) -> None:
     session = session_of(net)
     report = net.report
     compiled = in_both_modes(session)
-    content, tensors = write(Contents(session.model, session.settings, compiled))
+    content, tensors = write(Contents(session.model, compiled))
     content = {"tensors": _described(tensors), **content}
     # What is printed is what will be read: nothing of it may depend on what only this process knows.
     again = read(content, {name: value.detach().clone() for name, value in tensors.items()})

@@ -28,7 +28,7 @@ OWN = frozenset(
     for module in "exact rules.accumulation rules.norm rules.elementary rules.sums rules.jacobian".split()
 )
 """Modules of this package whose functions the compiler puts into programs."""
-METHODS = frozenset(name for name in dir(torch.Tensor) if not name.startswith("_")) | frozenset(dir(torch.Size))
+METHODS = frozenset(name for name in (*dir(torch.Tensor), *dir(torch.Size)) if not name.startswith("_"))
 UNSAFE = frozenset(
     "apply_ map_ map2_ numpy tofile storage untyped_storage register_hook register_post_accumulate_grad_hook "
     "share_memory_ backward set_ data_ptr from_file load save compile".split()

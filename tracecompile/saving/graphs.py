@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -20,17 +20,20 @@ DROPPED = ("val", "place", VARIABLE, "pass")
 """What is kept in another form, or not at all."""
 
 
-def write_graph(writer: Writer, module: fx.GraphModule, root: nn.Module) -> Json:
+def write_graph(writer: Writer, module: fx.GraphModule, root: nn.Module, apart: Collection[str]) -> Json:
     """Returns a graph as JSON.
 
     Args:
         writer: Of everything else.
         module: The graph.
-        root: The model; what is the same in it is named, not written.
+        root: The model; what it has is named, not written.
+        apart: Names that mean something of the programs' own, whatever the model has.
     """
     nodes = [_write_node(writer, node) for node in module.graph.nodes]
     targets = dict.fromkeys(str(n.target) for n in module.graph.nodes if n.op in ("call_module", "get_attr"))
-    own = {target: found for target in targets if (found := _get(module, target)) is not _get(root, target)}
+    values = {target: _get(module, target) for target in targets}
+    # A captured graph holds the modules of the copy that it was captured from.
+    own = {name: v for name, v in values.items() if name in apart or type(v) is not type(_get(root, name))}
     return {
         "name": type(module).__name__ if module._get_name() == "GraphModule" else module._get_name(),
         "nodes": nodes,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -36,13 +36,16 @@ class Contents:
 
     Attributes:
         model: What the programs run on.
-        settings: What the user asked for.
         compiled: By mode and kind of call; the last is that of the last call.
     """
 
     model: nn.Module
-    settings: Settings
     compiled: tuple[Compiled, ...]
+
+    @property
+    def settings(self) -> Settings:
+        """What the user asked for."""
+        return self.compiled[-1].program.settings
 
 
 def write(contents: Contents) -> tuple[Json, dict[str, Tensor]]:
@@ -53,7 +56,8 @@ def write(contents: Contents) -> tuple[Json, dict[str, Tensor]]:
     """
     root = contents.model
     weights = weights_of(root)
-    writer = Writer({id(value): name for name, value in weights.items()}, _writers(root))
+    apart = {name for each in contents.compiled for name in (*each.program.leaves, *each.program.constants)}
+    writer = Writer({id(value): name for name, value in weights.items()}, _writers(root, apart))
     programs = [_write_compiled(writer, each) for each in contents.compiled]
     graphs = [graph for each in contents.compiled for graph in graphs_of(each.program)]
     called, read = (
@@ -61,8 +65,7 @@ def write(contents: Contents) -> tuple[Json, dict[str, Tensor]]:
         for op in ("call_module", "get_attr")
     )
     model = write_model(writer, root, called, read)
-    settings = writer.write(contents.settings)
-    written = {"model": model, "settings": settings, "programs": programs, "shared": writer.shared}
+    written = {"model": model, "programs": programs, "shared": writer.shared}
     return written, {**weights, **writer.tensors}
 
 
@@ -75,7 +78,7 @@ def read(written: Json, tensors: Mapping[str, Tensor], imports: bool = True) -> 
     known = as_weights(dict(tensors), written["model"])
     reader = Reader(written["shared"], known, _readers(nn.Module()), imports)
     model = read_model(reader, written["model"])
-    return Contents(model, reader.read(written["settings"]), read_programs(written, known, model, imports))
+    return Contents(model, read_programs(written, known, model, imports))
 
 
 def read_programs(
@@ -137,7 +140,7 @@ def _read_compiled(reader: Reader, written: Json) -> Compiled:
 Writers = dict[type, tuple[str, Callable[[Writer, Any], Json]]]
 
 
-def _writers(root: nn.Module) -> Writers:
+def _writers(root: nn.Module, apart: Collection[str]) -> Writers:
     paths = {id(module): path for path, module in root.named_modules()}
 
     def module(writer: Writer, value: nn.Module) -> Json:
@@ -146,7 +149,7 @@ def _writers(root: nn.Module) -> Writers:
         return {"modules": write_model(writer, value, [""], [])}
 
     return {
-        fx.GraphModule: ("graph", lambda writer, value: write_graph(writer, value, root)),
+        fx.GraphModule: ("graph", lambda writer, value: write_graph(writer, value, root, apart)),
         StepProgram: ("program", _write_program),
         SurrogateLeaf: ("surrogate", _write_surrogate),
         WithSlopes: ("slopes", _write_slopes),
