@@ -16,6 +16,7 @@ from tracecompile.arguments import Call
 from tracecompile.capture.copying.copies import copy_as_they_are, detach_leftovers
 from tracecompile.compiled import Compiled, Request
 from tracecompile.errors import ConversionError, InvalidInput
+from tracecompile.graphs.copies import copy_graphs
 from tracecompile.program import Settings, StepProgram, example_value
 from tracecompile.runtime.backward.anchors import with_anchors
 from tracecompile.runtime.bins import StreamClock
@@ -229,6 +230,8 @@ class Session:
         if self.compiled is not None:
             # Pytree specifications never change, and torch warns about copying them.
             memo |= {id(spec): spec for spec in (self.program.signature, self.program.result)}
+            for _, program in self.compiled.stages.programs:
+                copy_graphs(program, memo)
         own = {name: value for name, value in self.__dict__.items() if name not in ("executor", "programs")}
         other.__dict__.update(copy.deepcopy(own, memo))
         other.executor, other.programs = None, []

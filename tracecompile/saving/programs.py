@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from tracecompile.arguments import Arguments
 from tracecompile.capture.tracing.surrogates import SurrogateLeaf
 from tracecompile.compiled import Compiled
+from tracecompile.graphs.copies import graphs_of
 from tracecompile.neuron_step import NeuronStep, OpaqueStep
 from tracecompile.printing import Stages
 from tracecompile.program import Settings, StepProgram
@@ -87,18 +88,6 @@ def read_programs(
     """Returns the programs, which run on a model that is there already and on its tensors."""
     reader = Reader(written["shared"], tensors, _readers(model), imports)
     return tuple(_read_compiled(reader, entry) for entry in written["programs"])
-
-
-def graphs_of(value: Any) -> Iterable[fx.GraphModule]:
-    """Yields every graph of a program, or of a part of one."""
-    if isinstance(value, fx.GraphModule):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from graphs_of(item)
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for field in dataclasses.fields(value):
-            yield from graphs_of(getattr(value, field.name))
 
 
 def _write_compiled(writer: Writer, compiled: Compiled) -> Json:
