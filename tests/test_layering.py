@@ -16,6 +16,7 @@ ORDER = (
     ("report", "arguments", "nn", "analysis"),
     ("capture", "rules"),
     ("graphs",),
+    ("printing",),
     ("passes",),
     ("compiled", "runtime"),
     ("diagnostics",),

@@ -15,7 +15,6 @@ from tracecompile.printing.naming import Scope, wanted_name, without_number
 from tracecompile.printing.operators import is_access, operation
 from tracecompile.rules.slopes import WithSlopes
 
-
 Above = tuple[str, int] | str
 """What a run of lines has in common: a line of the user's source, or what a pass has added it for."""
 

@@ -98,7 +98,9 @@ class Driver:
         text = f'{INDENT}"""Runs {what}; returns what the model returns.'
         more = ["``carried`` keeps the model's own states: pass the same dict to every call."] if self.kept else []
         if self.records:
-            more += ["With a dict as ``record`` it runs the step in trace form, and leaves there what accrues, by bins."]
+            more.append(
+                "With a dict as ``record`` it runs the step in trace form, and leaves there what accrues, by bins."
+            )
         if not more:
             return [f'{text}"""']
         return [text, "", *(f"{INDENT}{line}" for line in more), f'{INDENT}"""']
@@ -146,10 +148,11 @@ class Driver:
         if program.length is None:
             length = f"inputs[0].shape[{program.inputs[0].dim}]"
         one, traced = ([*given, *slices, *rest] for given in (model, traced_model))
-        lines = [f"{INDENT}steps = []", f"{INDENT}for t in range({length}):"]
+        lines = []
         if self.records:
             bins = f"Bins.over(length, {program.settings.bins})"
-            lines = [f"{INDENT}length = {length}", f"{INDENT}bins = {bins}", lines[0], f"{INDENT}for t in range(length):"]
+            lines, length = [f"{INDENT}length = {length}", f"{INDENT}bins = {bins}"], "length"
+        lines += [f"{INDENT}steps = []", f"{INDENT}for t in range({length}):"]
         # A first state of another shape than the next has a record of its own.
         begins, ends = (" or t == 1", " or t == 0") if program.first_apart else ("", "")
         begin = [f"{INDENT * 3}if t in bins.edges{begins}:", f"{INDENT * 4}accrued = start(*states)"]

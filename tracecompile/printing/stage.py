@@ -8,12 +8,13 @@ from torch import fx
 
 from tracecompile.capture.tracing.names import valid_name
 from tracecompile.layers import Layer
-from tracecompile.printing.driver import Driver
 from tracecompile.printing.carried import HELPERS
+from tracecompile.printing.driver import Driver
 from tracecompile.printing.glue import Glue, results_of
 from tracecompile.printing.header import facts, title
 from tracecompile.printing.layout import WIDTH
 from tracecompile.printing.page import Function, Page, Printed
+from tracecompile.printing.steps import StepText
 from tracecompile.printing.variables import variable_of
 from tracecompile.program import StepProgram
 from tracecompile.rules import rule_of
@@ -131,9 +132,12 @@ class _Stage:
             self._titled(heading, [page.print(function) for function in group]) for heading, group in self.sections
         ]
         if self.step is None:
-            step, names = self.glue.step(), self.glue.names
-            forms = [[IN_TRACE_FORM, *self.glue.step(traced=True)]] if records else []
-            parts.append(self._titled("one time step", [step, *forms]))
+            step = StepText(self.glue, traced=False)
+            forms = [step.lines()]
+            if records:
+                forms.append([IN_TRACE_FORM, *StepText(self.glue, traced=True).lines()])
+            parts.append(self._titled("one time step", forms))
+            names = step.names
             takes_model, traced_takes_model = self.glue.takes_model(), self.glue.takes_model(traced=True)
         else:
             nodes = {node.name: node for node in self.step.module.graph.nodes}
