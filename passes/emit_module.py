@@ -10,7 +10,7 @@ from torch import fx
 from tracecompile.analysis.moving import Moving
 from tracecompile.analysis.ports import find_ports
 from tracecompile.analysis.prologue import without_side_effects
-from tracecompile.graphs.glue import Glue, accruals_of
+from tracecompile.graphs.glue import OF_TRACES, Glue, accruals_of
 from tracecompile.layers import STATISTICS, Accrual, Emitted
 from tracecompile.passes.base import Pass
 from tracecompile.program import StepProgram, step_results
@@ -115,14 +115,14 @@ def _read(glue: Glue, accrual: Accrual) -> fx.Node:
     value, statistic = accrual.pair
     if not statistic:
         return glue.made[value]
-    return glue.graph.call_function(operator.getitem, (glue.norms[value], STATISTICS.index(statistic)))
+    return glue.added(OF_TRACES, operator.getitem, glue.norms[value], STATISTICS.index(statistic))
 
 
 def _traced_on(glue: Glue, accrual: Accrual, value: fx.Node) -> fx.Node:
     total = glue.made[accrual.name]
     if accrual.decay is None:
-        return glue.graph.call_function(accumulated, (total, value))
-    return glue.graph.call_function(decayed, (total, value, accrual.decay))
+        return glue.added(OF_TRACES, accumulated, total, value)
+    return glue.added(OF_TRACES, decayed, total, value, accrual.decay)
 
 
 def _without_initial_states(program: StepProgram, prologue: fx.GraphModule) -> fx.GraphModule:

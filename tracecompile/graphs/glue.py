@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,10 @@ from tracecompile.program import StepProgram, step_results
 from tracecompile.rules.norm import batch_statistics
 
 Nodes = tuple[fx.Node, ...]
+
+OF_TRACES = "insert_input_traces: one for each source"
+OF_NORMS = "insert_rate_inversion: statistics of the batch, which the layer's backward pass takes as they are"
+"""What is said of the lines of the traces, and of those of batch statistics, where they are printed."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ class Glue:
             self.made[node.name] = self._copy(layer.synapse, node, {n: self.made[n.name] for n in node.all_input_nodes})
             if count and node.name in layer.norms:
                 argument = self.made[node.all_input_nodes[0].name]
-                self.norms[node.name] = self.graph.call_function(batch_statistics, (argument,))
+                self.norms[node.name] = self.added(OF_NORMS, batch_statistics, argument)
 
     def core(self, layer: Layer, *, traced: bool) -> CoreLines:
         """Adds a core, with what its rule carries if it is traced."""
@@ -96,6 +100,12 @@ class Glue:
         if node.op in ("call_module", "get_attr"):
             self.owned[str(node.target)] = module.get_submodule(str(node.target))
         return self.graph.node_copy(node, values.__getitem__)
+
+    def added(self, note: str, function: Callable[..., Any], *args: Any) -> fx.Node:
+        """Adds a call that a pass has inserted, and what is said of it where it is printed."""
+        node = self.graph.call_function(function, args)
+        node.meta["pass"] = note
+        return node
 
     def module(self, results: Any, name: str) -> fx.GraphModule:
         """Returns the module of the graph."""

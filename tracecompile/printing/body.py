@@ -15,6 +15,9 @@ from tracecompile.printing.naming import Scope, wanted_name, without_number
 from tracecompile.printing.operators import is_access, operation
 from tracecompile.rules.slopes import WithSlopes
 
+Above = tuple[str, int] | str
+"""What a run of lines has in common: a line of the user's source, or what a pass has added it for."""
+
 
 class Globals(Protocol):
     """What is known outside of a function."""
@@ -50,11 +53,24 @@ class Body:
         self.lines: list[str] = []
         self.values: dict[fx.Node, Expression] = {}
         self.waiting: list[fx.Node] = []
-        self.above: tuple[str, int] | None = None
+        self.above: Above | None = None
+        self.arguments: dict[str, fx.Node] = {}
+        self.order = {node: place for place, node in enumerate(module.graph.nodes)}
 
     def name(self, node: fx.Node) -> str:
-        """Gives a node a name."""
-        taken = self.scope.take(self.wanted.get(node) or wanted_name(node))
+        """Gives a node a name: that of an argument that it takes the place of, once nothing reads this any more."""
+        wanted = self.wanted.get(node) or wanted_name(node)
+        replaces = node in self.wanted and node.op != "placeholder"
+        argument = self.arguments.get(wanted) if replaces else None
+        if argument is None:
+            taken = self.scope.take(wanted)
+        elif all(self.order[user] <= self.order[node] for user in argument.users):
+            taken = wanted
+            del self.arguments[wanted]
+        else:
+            taken = self.scope.take(f"{wanted}_next")
+        if node.op == "placeholder":
+            self.arguments[taken] = node
         self.values[node] = Expression(taken)
         return taken
 
@@ -78,7 +94,7 @@ class Body:
         if count < len(parts):
             self._flush(count)
         value = self._expression(node)
-        if len(value.text) + len(self.wanted.get(node) or wanted_name(node)) + len(INDENT) + 8 > WIDTH and parts:
+        if parts and self._too_long(node, value):
             self._flush()
             value = self._expression(node)
         self.waiting = [waits for waits in self.waiting if waits not in parts]
@@ -89,11 +105,18 @@ class Body:
         self._flush()
         self._assign(node, value)
 
+    def _too_long(self, node: fx.Node, value: Expression) -> bool:
+        """Tells whether a value should be taken apart; in the lines of a pass a call may have a line of arguments."""
+        if "pass" in node.meta and value.bracket is not None and value.bracket.shared:
+            return len(value.text) - len(value.bracket.opening) + 2 * len(INDENT) > WIDTH
+        return len(value.text) + len(self.wanted.get(node) or wanted_name(node)) + len(INDENT) + 8 > WIDTH
+
     def _may_wait(self, node: fx.Node, value: Expression, inside: set[fx.Node]) -> bool:
         (reader, *others) = node.users or (None,)
         if reader is None or others or reader not in inside or reader.op == "output":
             return False
-        return _line(reader) == _line(node) and _read(reader).count(node) == 1 and len(value.text) < WIDTH // 2
+        most = WIDTH // 2 if "pass" not in node.meta else WIDTH - 5 * len(INDENT)
+        return _line(reader) == _line(node) and _read(reader).count(node) == 1 and len(value.text) < most
 
     def _in_order(self, parts: list[fx.Node]) -> int:
         """Returns how many of the parts lie on top of the stack as they are read."""
@@ -111,10 +134,7 @@ class Body:
             self._assign(node, self.values[node])
 
     def _assign(self, node: fx.Node, value: Expression) -> None:
-        line = _line(node)
-        if line is not None and line != self.above:
-            self.lines.append(f"{INDENT}{source_comment(node.meta['where'])}")
-            self.above = line
+        self._comment(node)
         results = self._results(node)
         if results is not None:
             self.lines += statement(f"{', '.join(results)} = ", value)
@@ -122,6 +142,14 @@ class Body:
             self.lines += statement(f"{self.name(node)} = ", value)
         else:
             self.lines += statement("", value)
+
+    def _comment(self, node: fx.Node) -> None:
+        """Says above a run of lines which line of the user's they are of, or which pass has added them."""
+        line = _line(node)
+        if line is not None and line != self.above:
+            where = node.meta.get("where")
+            self.lines.append(f"{INDENT}{f'# {line}' if where is None else source_comment(where)}")
+            self.above = line
 
     def _results(self, node: fx.Node) -> list[str] | None:
         """Names the value of an operation and its slopes, which come as one tuple."""
@@ -164,6 +192,6 @@ def _read(node: fx.Node) -> list[fx.Node]:
     return found
 
 
-def _line(node: fx.Node) -> tuple[str, int] | None:
+def _line(node: fx.Node) -> Above | None:
     where = node.meta.get("where")
-    return None if where is None else (where.file, where.line)
+    return node.meta.get("pass") if where is None else (where.file, where.line)

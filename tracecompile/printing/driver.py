@@ -12,7 +12,10 @@ from tracecompile.printing.references import MODEL, path_in
 from tracecompile.printing.results import TREES, Result, collected
 from tracecompile.program import StepProgram
 
-LOCALS = ("carried", "inputs", "invariants", "states", "unchanging", "steps", "outputs", "leaves", "leaf", "t", "value")
+LOCALS = (
+    *("carried", "inputs", "invariants", "states", "unchanging", "steps", "outputs", "leaves", "leaf", "t", "value"),
+    *("record", "length", "bins", "accrued"),
+)
 """The variables of ``run``; an argument of the same name gets a number."""
 
 
@@ -20,16 +23,26 @@ class Driver:
     """Prints ``run``, the little that has to be known to run a program on whole sequences or on one step.
 
     It returns what the model returns. States that the model keeps itself from one call to the next are kept in
-    ``carried``, a dict that the caller passes to every call.
+    ``carried``, a dict that the caller passes to every call. Where the program carries traces or derivatives, a dict
+    that is passed as ``record`` is filled with what has accrued in each bin.
     """
 
     def __init__(
-        self, page: Page, program: StepProgram, prologue: Function, statics: Function | None, epilogue: Function
+        self,
+        page: Page,
+        program: StepProgram,
+        prologue: Function,
+        statics: Function | None,
+        epilogue: Function,
+        records: bool,
     ) -> None:
         """Notes what ``run`` imports and reads; its lines are written when all functions have their names."""
         self.page, self.program = page, program
         self.prologue, self.statics, self.epilogue = prologue, statics, epilogue
         self.arguments = CallArguments(program)
+        self.records = records
+        if records and program.kind == "sequence":
+            page.imports.take("tracecompile.runtime.bins", "Bins")
         self.moved = [carry.statistic for carry in program.carries if carry.statistic]
         self.states = len(program.carries) - len(self.moved)
         kept = [carry.kept if program.kind == "sequence" else not carry.explicit for carry in program.carries]
@@ -56,8 +69,8 @@ class Driver:
             for text in attributes
         ]
 
-    def lines(self, step_takes_model: bool) -> list[str]:
-        """Returns the lines of ``run``."""
+    def lines(self, step_takes_model: bool, traced_takes_model: bool) -> list[str]:
+        """Returns the lines of ``run``, which calls a step and the same in trace form."""
         scope = Scope(self.page.scope)
         for name in (
             *LOCALS,
@@ -67,6 +80,8 @@ class Driver:
         parameters = self.arguments.named(scope)
         if self.kept:
             parameters.append("carried=None")
+        if self.records:
+            parameters.append("record=None")
         body = self._documentation()
         given, lines = self.arguments.leaves(scope)
         body += lines
@@ -74,21 +89,21 @@ class Driver:
         body += self._initial(scope)
         if self.statics is not None:
             body += self._unchanging(self.statics)
-        body += self._loop(step_takes_model)
+        body += self._loop([MODEL] * step_takes_model, [MODEL] * traced_takes_model)
         body += self._end()
         return [*signature("run", [MODEL, *parameters]), *body]
 
     def _documentation(self) -> list[str]:
         what = "a sequence" if self.program.kind == "sequence" else "one time step"
         text = f'{INDENT}"""Runs {what}; returns what the model returns.'
-        if not self.kept:
+        more = ["``carried`` keeps the model's own states: pass the same dict to every call."] if self.kept else []
+        if self.records:
+            more.append(
+                "With a dict as ``record`` it runs the step in trace form, and leaves there what accrues, by bins."
+            )
+        if not more:
             return [f'{text}"""']
-        return [
-            text,
-            "",
-            f"{INDENT}``carried`` keeps the model's own states: pass the same dict to every call.",
-            f'{INDENT}"""',
-        ]
+        return [text, "", *(f"{INDENT}{line}" for line in more), f'{INDENT}"""']
 
     def _initial(self, scope: Scope) -> list[str]:
         """Returns the lines that replace what the prologue starts from."""
@@ -120,23 +135,45 @@ class Driver:
         taken = [f"unchanging[{i}]" for i, name in enumerate(known) if name not in self.program.invariants]
         return lines if len(taken) == len(known) else [*lines, *statement("unchanging = ", _listed(taken))]
 
-    def _loop(self, takes_model: bool) -> list[str]:
+    def _loop(self, model: list[str], traced_model: list[str]) -> list[str]:
         program = self.program
         static = ["*unchanging"] if self.statics is not None else []
-        model = [MODEL] if takes_model else []
+        rest = ["*invariants", "*states", *static]
         if program.kind == "step":
-            one = call("step", names([*model, "*inputs", "*invariants", "*states", *static]))
-            return statement("outputs, states, *_ = ", one)
+            begun = ["*start(*states)"]
+            one, traced = ([*given, "*inputs", *rest] for given in (model, traced_model))
+            return self._one_step(one, [*traced, *begun], [], [f"{INDENT * 2}fold(record, accrued)"], 1)
         slices = [f"inputs[{i}].select({x.dim}, t)" for i, x in enumerate(program.inputs)]
         length = str(program.length)
         if program.length is None:
             length = f"inputs[0].shape[{program.inputs[0].dim}]"
-        one = call("step", names([*model, *slices, "*invariants", "*states", *static]))
+        one, traced = ([*given, *slices, *rest] for given in (model, traced_model))
+        lines = []
+        if self.records:
+            bins = f"Bins.over(length, {program.settings.bins})"
+            lines, length = [f"{INDENT}length = {length}", f"{INDENT}bins = {bins}"], "length"
+        lines += [f"{INDENT}steps = []", f"{INDENT}for t in range({length}):"]
+        # A first state of another shape than the next has a record of its own.
+        begins, ends = (" or t == 1", " or t == 0") if program.first_apart else ("", "")
+        begin = [f"{INDENT * 3}if t in bins.edges{begins}:", f"{INDENT * 4}accrued = start(*states)"]
+        end = [f"{INDENT * 3}if t + 1 in bins.edges{ends}:", f"{INDENT * 4}fold(record, accrued)"]
+        lines += self._one_step(one, [*traced, "*accrued"], begin, end, 2)
+        return [*lines, f"{INDENT * 2}steps.append(outputs)"]
+
+    def _one_step(self, one: list[str], traced: list[str], begin: list[str], end: list[str], depth: int) -> list[str]:
+        """Returns a call of the step; of that in trace form, between its begin and its end, where there is a record."""
+        results = "outputs, states, *_ = "
+        if not self.records:
+            return statement(results, call("step", names(one)), depth)
+        indent, traced_results = INDENT * depth, "outputs, states, accrued, *_ = "
         return [
-            f"{INDENT}steps = []",
-            f"{INDENT}for t in range({length}):",
-            *statement("outputs, states, *_ = ", one, 2),
-            f"{INDENT * 2}steps.append(outputs)",
+            f"{indent}if record is None:",
+            *statement(results, call("step", names(one)), depth + 1),
+            f"{indent}else:",
+            *begin,
+            f"{indent}{INDENT}with torch.no_grad():",
+            *statement(traced_results, call("traced_step", names(traced)), depth + 2),
+            *end,
         ]
 
     def _end(self) -> list[str]:

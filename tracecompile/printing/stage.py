@@ -8,14 +8,18 @@ from torch import fx
 
 from tracecompile.capture.tracing.names import valid_name
 from tracecompile.layers import Layer
+from tracecompile.printing.carried import HELPERS
 from tracecompile.printing.driver import Driver
 from tracecompile.printing.glue import Glue, results_of
 from tracecompile.printing.header import facts, title
 from tracecompile.printing.layout import WIDTH
 from tracecompile.printing.page import Function, Page, Printed
+from tracecompile.printing.steps import StepText
 from tracecompile.printing.variables import variable_of
 from tracecompile.program import StepProgram
 from tracecompile.rules import rule_of
+
+IN_TRACE_FORM = "# The same in trace form: what is carried beside the states is summed from fold to fold."
 
 
 def print_graph(program: StepProgram, module: fx.GraphModule, name: str) -> Printed:
@@ -74,6 +78,7 @@ class _Stage:
         """Yields what is between the first step and the last: one step, by layers, by units, or as it is emitted."""
         program = self.program
         self.step: Function | None = None
+        self.traced: Function | None = None
         if not program.layers:
             self.step = self.page.add(program.step, "step")
             yield "one time step", [self.step]
@@ -85,13 +90,12 @@ class _Stage:
             yield "units: first what is computed for many steps at once, then what is stepped", self.glue.units()
         if self.emitted is not None:
             self.step = self.page.add(self.emitted.plain, "step")
-            traced = self.page.add(
-                self.emitted.traced,
-                "traced_step",
-                self.glue.derivatives(program.layers, [rows for _, _, rows in results_of(self.emitted.traced)[4]]),
-                ("# The same in trace form: what is carried beside the states is summed from fold to fold.",),
-            )
-            yield "one time step", [self.step, traced]
+            functions = [self.step]
+            if self.emitted.accruals:
+                wanted = self.glue.in_trace_form(program.layers, self.emitted.traced, self.emitted.accruals)
+                self.traced = self.page.add(self.emitted.traced, "traced_step", wanted, (IN_TRACE_FORM,))
+                functions.append(self.traced)
+            yield "one time step", functions
 
     def _layer(self, layer: Layer, by_units: bool) -> Iterator[Function]:
         """Yields the functions of a layer; once the step is made of units or emitted, those of backward alone."""
@@ -101,6 +105,7 @@ class _Stage:
         if layer.local is not None and layer.local is not layer.synapse:
             if forward:
                 yield self.glue.synapse(layer, note)
+                yield from self.glue.traced_synapse(layer)
             yield self.page.add(layer.local, f"{name}_local", None, note)
         elif forward or rule_of(self.program.settings).records:
             yield self.glue.synapse(layer, note)
@@ -116,20 +121,33 @@ class _Stage:
     def printed(self) -> Printed:
         """Writes everything down."""
         page = self.page
-        run = Driver(page, self.program, self.prologue, self.statics, self.epilogue)
+        carried = self.glue.carried
+        records = self.glue.carries()
+        written = ("step", "traced_step") if self.step is None else ()
+        for name in (*written, *(HELPERS if records else ())):
+            page.scope.reserve(name)
+        run = Driver(page, self.program, self.prologue, self.statics, self.epilogue, records)
         page.close()
         parts = [
             self._titled(heading, [page.print(function) for function in group]) for heading, group in self.sections
         ]
         if self.step is None:
-            parts.append(self._titled("one time step", [self.glue.step()]))
-            names, takes_model = self.glue.names, self.glue.takes_model
+            step = StepText(self.glue, traced=False)
+            forms = [step.lines()]
+            if records:
+                forms.append([IN_TRACE_FORM, *StepText(self.glue, traced=True).lines()])
+            parts.append(self._titled("one time step", forms))
+            names = step.names
+            takes_model, traced_takes_model = self.glue.takes_model(), self.glue.takes_model(traced=True)
         else:
             nodes = {node.name: node for node in self.step.module.graph.nodes}
             names = {name: self.step.results[node] for name, node in nodes.items() if node in self.step.results}
             takes_model = self.step.takes_model
+            traced_takes_model = self.traced is not None and self.traced.takes_model
+        if records:
+            parts.append(self._titled("what is carried beside the states", [carried.start(), carried.fold()]))
         parts.append(self._titled("after the last step", [page.print(self.epilogue)]))
-        parts.append(self._titled("the loop", [run.lines(takes_model)]))
+        parts.append(self._titled("the loop", [run.lines(takes_model, traced_takes_model)]))
         head = [title(self.program, self.stage), *facts(self.program, names), "", *page.head()]
         return page.printed("\n\n\n".join(["\n".join(head).strip(), *parts]) + "\n")
 

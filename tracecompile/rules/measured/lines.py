@@ -14,6 +14,7 @@ alone, and the bins themselves are touched once each, when a bin ends (see ``tra
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,6 +80,9 @@ class _Writer:
         self.values: dict[fx.Node, fx.Node] = {}
         self.slopes: dict[Pair, fx.Node | float] = {}
         self.carried: dict[Pair, fx.Node] = {}
+        self.called: dict[Any, fx.Node] = {}
+        """Lines that are there already: what a state and an output have in common is computed once."""
+        self.note = f"insert_rate_inversion: derivative of {layer.name} and what it does to the outputs"
 
     def written(self) -> MeasuredLines:
         """Returns the graph with its lines."""
@@ -91,15 +95,15 @@ class _Writer:
         for accrual in (*tangents, *responses):
             totals[accrual.pair] = self.graph.placeholder(accrual.name)
         self.carried = {accrual.pair: totals[accrual.pair] for accrual in tangents}
-        for node in source.nodes:
-            if node.op not in ("placeholder", "output"):
-                self.values[node] = self.graph.node_copy(node, self.values.__getitem__)
+        self._copy(source, output)
         (outputs, states), derivatives = fx.map_arg(output.args[0], self.values.__getitem__)
         made = dict(zip(self.layer.outputs, outputs, strict=True)) | dict(
             zip(self.results.values(), states, strict=True)
         )
         self._take_slopes(derivatives, made)
         answers = [self._change(accrual.pair, made[accrual.pair[0]]) for accrual in responses]
+        for accrual, answer in zip(responses, answers, strict=True):
+            answer.meta.setdefault("means", ("answer", *accrual.pair))
         sums = [self._summed(totals[accrual.pair], answer) for accrual, answer in zip(responses, answers, strict=True)]
         moved = [
             self._change((self.results[state], variable), made[self.results[state]])
@@ -110,6 +114,26 @@ class _Writer:
         module = fx.GraphModule(self.jacobian.graph, self.graph, "Measured")
         invariant = _is_invariant(self.layer, self.jacobian)
         return MeasuredLines(module, self.jacobian.rows, tangents, responses, self.alike, invariant)
+
+    def _copy(self, source: fx.Graph, output: fx.Node) -> None:
+        """Adds the lines of the Jacobian: what the core itself is made of, then what is of the derivatives alone."""
+        original = {} if self.layer.core is None else {node.name: node for node in self.layer.core.graph.nodes}
+        values: Any = output.args[0]
+        needed = list[fx.Node]()
+        fx.map_arg(values[0], needed.append)
+        reached = set(needed)
+        for node in reversed(source.nodes):
+            if node in reached:
+                reached.update(node.all_input_nodes)
+        lines = [node for node in source.nodes if node.op not in ("placeholder", "output")]
+        for node in (*filter(reached.__contains__, lines), *(node for node in lines if node not in reached)):
+            copy = self.values[node] = self.graph.node_copy(node, self.values.__getitem__)
+            if node not in reached:
+                copy.meta["pass"] = self.note
+            elif "where" not in node.meta:  # an operation that comes with its slopes, and its value
+                call = node if node.op == "call_module" else node.all_input_nodes[0]
+                known = original.get(str(call.target).removeprefix("slopes_"))
+                copy.meta.update({} if known is None else {"where": known.meta.get("where")})
 
     # What is carried at all: what is zero at every step is left out.
 
@@ -157,14 +181,21 @@ class _Writer:
     # The lines.
 
     def _take_slopes(self, derivatives: Any, made: dict[str, fx.Node]) -> None:
-        seen: dict[tuple[int, str], fx.Node] = {}
         for pair, row in self.jacobian.rows.items():
             if not isinstance(row, int):
                 self.slopes[pair] = row
                 continue
-            if (row, pair[0]) not in seen:
-                seen[row, pair[0]] = self.graph.call_function(precise, (derivatives[row], made[pair[0]]))
-            self.slopes[pair] = seen[row, pair[0]]
+            slope = self.slopes[pair] = self._line(precise, derivatives[row], made[pair[0]])
+            place = pair[0].removeprefix("next:")
+            result = pair[0] if place == pair[0] else self.layer.states[int(place)]
+            slope.meta.setdefault("means", ("slope", result, pair[1]))
+
+    def _line(self, function: Callable[..., Any], *args: Any) -> fx.Node:
+        """Adds a line, or returns the one that is there."""
+        if (function, args) not in self.called:
+            self.called[function, args] = self.graph.call_function(function, args)
+            self.called[function, args].meta["pass"] = self.note
+        return self.called[function, args]
 
     def _change(self, pair: Pair, like: fx.Node) -> fx.Node:
         """Returns the derivative of a result by a variable: at once, and through the states of the step before."""
@@ -175,19 +206,18 @@ class _Writer:
             if slope is not None and tangent is not None:
                 total = self._plus_product(total, slope, tangent)
         # A state that does not go on from its last value forgets at once.
-        return self.graph.call_function(spread, (0.0 if total is None else total, like))
+        return self._line(spread, 0.0 if total is None else total, like)
 
     def _plus_product(self, total: fx.Node | float | None, slope: fx.Node | float, tangent: fx.Node) -> fx.Node:
-        call = self.graph.call_function
         if isinstance(total, fx.Node) and isinstance(slope, fx.Node):
-            return call(torch.addcmul, (total, slope, tangent))
-        product = tangent if slope == 1.0 else call(operator.mul, (slope, tangent))
-        return product if total is None else call(operator.add, (total, product))
+            return self._line(torch.addcmul, total, slope, tangent)
+        product = tangent if slope == 1.0 else self._line(operator.mul, slope, tangent)
+        return product if total is None else self._line(operator.add, total, product)
 
     def _summed(self, total: fx.Node, answer: fx.Node) -> fx.Node:
         if self.decay is None:
-            return self.graph.call_function(accumulated, (total, answer))
-        return self.graph.call_function(decayed, (total, answer, self.decay))
+            return self._line(accumulated, total, answer)
+        return self._line(decayed, total, answer, self.decay)
 
 
 def _alike(layer: Layer, rows: dict[Pair, int | float]) -> dict[str, str]:
