@@ -9,9 +9,7 @@ one can take the place of an old one in memory.
 from __future__ import annotations
 
 import operator
-from collections.abc import Hashable, Iterable
-from dataclasses import fields, is_dataclass
-from functools import lru_cache
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -104,10 +102,10 @@ class _Contents:
 _NOTHING_WITHIN = frozenset((str, int, float, bool, type(None)))
 
 
-@lru_cache
-def _fields(kind: Hashable) -> tuple[str, ...]:
+def _fields(kind: type[Any]) -> Iterable[str]:
     """Returns the names of the fields of a dataclass; none of anything else."""
-    return tuple(each.name for each in fields(kind)) if is_dataclass(kind) else ()
+    names: dict[str, Any] = getattr(kind, "__dataclass_fields__", {})
+    return names
 
 
 def _parts(program: StepProgram) -> dict[str, _Contents]:
