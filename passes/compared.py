@@ -41,7 +41,7 @@ def difference(pairs: Iterable[tuple[fx.Node, fx.Node]], known: Mapping[fx.Node,
         compared.add((one, other))
         if is_tensor(one):
             if one in twins or other in taken:
-                return f"{one.name} is not {other.name}"
+                return f"{one.name} has become {other.name}"
             twins[one], taken[other] = other, one
         sources, shape = _taken_apart(one)
         others, other_shape = _taken_apart(other)

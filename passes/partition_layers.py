@@ -129,6 +129,9 @@ def _whole(program: StepProgram) -> str | None:
         glue, results = glued(program)
     except KeyError as missing:
         return f"no layer makes {missing}, which the step needs"
+    foreign = sorted(target for target, module in glue.owned.items() if module is not program.resolve(target))
+    if foreign:
+        return f"glued back, the layers call another {', '.join(foreign)} than the model's"
     fault = differs_from_step(program, glue.graph, results)
     return None if fault is None else f"glued back, the layers are not the step: {fault}"
 
