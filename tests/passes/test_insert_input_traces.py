@@ -11,7 +11,7 @@ from support.broken import Damage, changed_layer, require_caught
 from support.hand_built import Nodes, before, hand_built, neuron, program_of
 from torch import fx
 
-from tracecompile.errors import InvalidInput, UnsupportedOperation
+from tracecompile.errors import InvalidInput, PassError, UnsupportedOperation
 from tracecompile.layers import Trace
 from tracecompile.passes.insert_input_traces import InsertInputTraces, unused
 from tracecompile.program import StepProgram
@@ -66,6 +66,11 @@ def test_a_trace_takes_no_name_of_the_models() -> None:
 def test_without_a_record_nothing_is_changed() -> None:
     program = before(InsertInputTraces, hand_built("lateral", rule="bptt"))
     assert InsertInputTraces()(program) is program
+
+
+def test_traces_need_layers() -> None:
+    with pytest.raises(PassError, match="insert_input_traces cannot run: there are no layers"):
+        InsertInputTraces()(hand_built("one layer"))
 
 
 def test_the_decay_of_an_unknown_layer_is_refused() -> None:

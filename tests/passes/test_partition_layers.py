@@ -121,6 +121,12 @@ def state_instead_of_result(layer: Layer) -> Layer:
     return replace(layer, core=edited(layer.core, edit))
 
 
+def mute(layer: Layer) -> Layer:
+    """Keeps its spikes to itself."""
+    assert layer.core is not None
+    return replace(layer, core=edited(layer.core, results_changed(lambda _, states: ((), states))), outputs=())
+
+
 def other_statics(program: StepProgram) -> StepProgram:
     """Computes the leak from something else."""
     assert program.statics is not None
@@ -196,10 +202,10 @@ BROKEN: dict[str, tuple[str, Damage, str]] = {
         changed_by(0, state_instead_of_result),
         "glued back, the layers are not",
     ),
-    "all that is read is made": (
-        "lateral",
-        changed_by(0, lambda layer: replace(layer, synapse_statics=(), outputs=("sub",))),
-        "reads spike before it is made|no layer makes",
+    "all that the user reads is made": (
+        "one layer",
+        changed_by(0, mute),
+        "no layer makes 'spike'",
     ),
 }
 
