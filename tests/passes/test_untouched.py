@@ -66,6 +66,13 @@ def buffer_moved(program: StepProgram) -> None:
     program.root.get_submodule("norm")(torch.randn(4, 4))
 
 
+def module_exchanged(program: StepProgram) -> None:
+    """Puts another normalisation into its place, over the same tensors."""
+    before, other = program.root.get_submodule("norm"), nn.BatchNorm1d(4, eps=1.0)
+    other._parameters, other._buffers = before._parameters, before._buffers
+    program.root.norm = other
+
+
 def mode_changed(program: StepProgram) -> None:
     program.root.get_submodule("norm").eval()
 
@@ -102,6 +109,7 @@ CHANGES: dict[str, tuple[Callable[[StepProgram], None], str]] = {
         *((change, "step") for change in (other_argument, other_operation, one_node_more, node_renamed)),
         *((change, "step") for change in (example_replaced, example_written_to, line_replaced)),
         *((change, "root") for change in (weight_written_to, weight_replaced, buffer_moved, mode_changed)),
+        (module_exchanged, "root"),
         *((change, "leaves") for change in (leaf_added, leaf_exchanged)),
         (constant_written_to, "constants"),
         (unit_written_to, "units"),
