@@ -7,13 +7,14 @@ from typing import ClassVar
 
 from torch import fx
 
-from tracecompile.analysis.moving import Moving
 from tracecompile.analysis.ports import find_ports
 from tracecompile.analysis.prologue import without_side_effects
-from tracecompile.graphs.glue import OF_TRACES, Glue, accruals_of
+from tracecompile.graphs.glue import OF_TRACES, Glue
 from tracecompile.layers import STATISTICS, Accrual, Emitted
 from tracecompile.passes.base import Pass
-from tracecompile.program import StepProgram, step_results
+from tracecompile.passes.emitted import accruals_carried, fault_around_the_step, fault_of_plain, fault_of_traced
+from tracecompile.passes.glued import begun, glued, results_of
+from tracecompile.program import StepProgram
 from tracecompile.rules.accumulation import accumulated, decayed
 
 
@@ -21,7 +22,9 @@ class EmitModule(Pass):
     """Glues the local graphs back into one step, with and without what the rule records.
 
     requires: a schedule.
-    ensures: the plain step takes and returns what the captured step does.
+    ensures: the emitted step takes and returns what the captured step does, in trace form also exactly what the layers
+        and the traces carry, moved on; every trace adds up what it is of. No attribute of the model is read but those
+        that are handed in.
 
         before: layers with synapse, core and response
         after:  def forward(x_t, mem, beta): cur = fc(x_t); ...;
@@ -56,27 +59,21 @@ class EmitModule(Pass):
 
     def ensures(self, before: StepProgram, after: StepProgram) -> str | None:
         """See the class."""
-        assert after.emitted is not None
-        taken = [node.name for node in after.emitted.plain.graph.nodes if node.op == "placeholder"]
-        wanted = [node.name for node in after.step.graph.nodes if node.op == "placeholder"]
-        return (
-            None if taken[: len(wanted)] == wanted else "the emitted step takes other arguments than the captured one"
-        )
+        if (emitted := after.emitted) is None:
+            return "nothing is emitted"
+        promises = (fault_of_plain, fault_of_traced, fault_around_the_step)
+        return next((fault for promise in promises if (fault := promise(after, emitted)) is not None), None)
 
 
 def _plain(program: StepProgram) -> fx.GraphModule:
-    """Returns the step as the model has it, layer by layer: it carries nothing else."""
-    glue = _of_step(program)
-    for layer in program.layers:
-        glue.synapse(layer, layer.synapse.graph.nodes, count=False)
-        glue.core(layer, traced=False)
-    return glue.module((*_results(glue), (), (), ()), "Step")
+    glue, results = glued(program)
+    return glue.module((*results, (), (), ()), "Step")
 
 
 def _traced(program: StepProgram) -> tuple[fx.GraphModule, tuple[Accrual, ...]]:
     """Returns the step in trace form, and what it carries beside the states."""
-    accruals = (*program.traces_kept, *(accrual for layer in program.layers for accrual in accruals_of(layer)))
-    glue = _of_step(program)
+    accruals = accruals_carried(program)
+    glue = begun(program)
     glue.take(accrual.name for accrual in accruals)
     lines = []
     for layer in program.layers:
@@ -86,28 +83,7 @@ def _traced(program: StepProgram) -> tuple[fx.GraphModule, tuple[Accrual, ...]]:
     traces = [_traced_on(glue, *each) for each in zip(program.traces_kept, read, strict=True)]
     moved = (*traces, *(value for each in lines for value in each.accruals))
     of_layers = tuple((each.outputs, each.answers, each.derivatives) for each in lines)
-    return glue.module((*_results(glue), moved, read, of_layers), "TracedStep"), accruals
-
-
-def _of_step(program: StepProgram) -> Glue:
-    assert program.statics is not None
-    glue = Glue(program)
-    glue.take(node.name for node in program.step.graph.nodes if node.op == "placeholder")
-    glue.take(program.statics.names)
-    return glue
-
-
-def _results(glue: Glue) -> tuple[tuple[fx.Node, ...], tuple[fx.Node, ...]]:
-    """Returns outputs and next states, and adds what the step does to statistics alone, which belongs to no layer."""
-    moving = Moving(glue.program)
-    values = {node: glue.made[node.name] for node in moving.read}
-    for node in moving.nodes:
-        values[node] = glue.graph.node_copy(node, values.__getitem__)
-        if node.op == "call_module":
-            glue.owned[str(node.target)] = glue.program.resolve(str(node.target))
-        glue.made[node.name] = values[node]
-    outputs, states = (tuple(glue.made[node.name] for node in group) for group in step_results(glue.program.step))
-    return outputs, states
+    return glue.module((*results_of(glue), moved, read, of_layers), "TracedStep"), accruals
 
 
 def _read(glue: Glue, accrual: Accrual) -> fx.Node:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from operator import itemgetter
 from typing import ClassVar
 
 from torch import fx
@@ -23,7 +25,10 @@ class FindSpikingLayers(Pass):
     """Annotates the program with its cores.
 
     requires: a captured step.
-    ensures: no two cores share a node; every core is convex, so that the step can be computed layer by layer.
+    ensures: no two cores share a node; every core is convex, so that the step can be computed layer by layer. A core is
+        computed neuron by neuron: what is not belongs to a synapse, or to the head, which the user reads. Whatever
+        spikes is in a core and called a spike, a surrogate if it does so when it is probed. A state is that of a core
+        if it comes back to itself neuron by neuron, with the gate of its reset; any other is a delay line.
 
         before: cur = fc(x); mem_1 = beta * mem + cur; spk = spike_0(mem_1 - 1.0); mem_2 = mem_1 - spk
         after:  core (mul, mem_1, sub, spk, mem_2) with state mem and spikes (spk,)
@@ -53,15 +58,46 @@ class FindSpikingLayers(Pass):
 
     def ensures(self, before: StepProgram, after: StepProgram) -> str | None:
         """See the class."""
-        view = StepView(after)
-        by_name = {node.name: node for node in view.nodes}
-        names = [name for core in after.cores for name in core.nodes if is_tensor(by_name[name])]
-        if len(names) != len(set(names)):
-            return "a node is in two cores"
+        finder = _CoreFinder(after)
+        nodes = {node.name: node for node in finder.view.nodes}
+        named = {name for core in after.cores for name in (*core.nodes, *core.states, *core.spikes)}
+        if not named <= nodes.keys():
+            return f"cores of nodes that the step lacks: {sorted(named - nodes.keys())}"
+        owner: dict[fx.Node, Core] = {}
         for core in after.cores:
-            if not view.is_convex([by_name[name] for name in core.nodes]):
+            for node in map(nodes.__getitem__, (*core.nodes, *core.states)):
+                if is_tensor(node) and owner.setdefault(node, core) is not core:
+                    return f"{node.name} is in two cores"
+            if not finder.view.is_convex([nodes[name] for name in core.nodes]):
                 return f"the core of {core.nodes[-1]} is not convex"
-        return None
+        return _not_of_a_core(finder, owner) or _no_spike(finder, owner) or _in_no_state(finder, owner)
+
+
+def _not_of_a_core(finder: _CoreFinder, owner: Mapping[fx.Node, Core]) -> str | None:
+    """Returns which node of a synapse or a head is in a core."""
+    wrong = [node.name for node in owner if not finder.may_join(node)]
+    return f"in a core, but not computed neuron by neuron: {wrong}" if wrong else None
+
+
+def _no_spike(finder: _CoreFinder, owner: Mapping[fx.Node, Core]) -> str | None:
+    """Returns what spikes without being called a spike of its core, or the other way round."""
+    said = {name for core in owner.values() for name in core.spikes}
+    fires = {node.name for node in finder.spikes if finder.may_join(node) and node not in finder.shaping}
+    outside = sorted(node.name for node in finder.spikes if node.name in fires and node not in owner)
+    if outside:
+        return f"what spikes is in no core: {outside}"
+    return None if said == fires else f"spikes are {sorted(fires)}, the cores say {sorted(said)}"
+
+
+def _in_no_state(finder: _CoreFinder, owner: Mapping[fx.Node, Core]) -> str | None:
+    """Returns which state comes back to itself neuron by neuron and is not the state of a core, or the other way."""
+    states = {name for core in owner.values() for name in core.states}
+    for nodes, _ in filter(itemgetter(1), finder.view.components(finder.may_join)):
+        members = [node for node in nodes if is_tensor(node)]  # a size may be that of several cores
+        if len({id(owner.get(node)) for node in members}) > 1 or members[0] not in owner:
+            return f"a recurrence is not that of one core: {[node.name for node in members]}"
+        states -= {node.name for node in members if node.op == "placeholder"}
+    return f"states of cores that do not come back to themselves: {sorted(states)}" if states else None
 
 
 class _CoreFinder:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import ClassVar
 
@@ -20,8 +21,8 @@ class InsertInputTraces(Pass):
     """Declares the traces: one per distinct source and decay, whoever reads it.
 
     requires: layers.
-    ensures: every source of every layer has exactly one trace for that layer's decay (none where the rule records
-        nothing).
+    ensures: every source of every layer has exactly one trace for that layer's decay, which the step carries under a
+        name of its own. Where the rule records nothing the program stays the same.
 
         before: layer a reads x; layer b reads spk; layer c reads spk
         after:  traces x (read by a), spk (read by b and c)
@@ -48,19 +49,61 @@ class InsertInputTraces(Pass):
                 _refuse_integers(nodes[source.value])
                 readers.setdefault((source.value, decays[layer.name]), []).append(layer.name)
         traces = tuple(Trace(value, decay, tuple(names)) for (value, decay), names in readers.items())
-        return program.evolve(layers=layers, traces=traces, traces_kept=tuple(_kept(trace, traces) for trace in traces))
+        taken, kept = set(nodes), []
+        for trace in traces:
+            kept.append(_kept(trace, traces, taken))
+            taken.add(kept[-1].name)
+        return program.evolve(layers=layers, traces=traces, traces_kept=tuple(kept))
 
     def ensures(self, before: StepProgram, after: StepProgram) -> str | None:
         """See the class."""
-        keys = [(trace.value, trace.decay) for trace in after.traces]
-        return "two traces keep the same value with the same decay" if len(keys) != len(set(keys)) else None
+        if not rule_of(after.settings).records:
+            return None if after is before else "the rule records nothing, and yet the program is another one"
+        decays = _decays(after)
+        strange = [layer.name for layer in after.layers if layer.decay != decays[layer.name]]
+        if strange:
+            return f"layers whose traces decay otherwise than was asked for: {strange}"
+        read = {(s.value, layer.decay) for layer in after.layers for s in layer.sources}
+        kept = [(trace.value, trace.decay) for trace in after.traces]
+        if len(kept) != len(set(kept)) or set(kept) != read:
+            return f"there is not one trace for each source and decay: {kept}"
+        for trace in after.traces:
+            if trace.readers != _readers(after, trace):
+                return f"the trace of {trace.value} is not read by {', '.join(trace.readers)}"
+        return _fault_of_carries(after)
 
 
-def _kept(trace: Trace, traces: tuple[Trace, ...]) -> Accrual:
+def _readers(program: StepProgram, trace: Trace) -> tuple[str, ...]:
+    return tuple(
+        layer.name
+        for layer in program.layers
+        if layer.decay == trace.decay and trace.value in (source.value for source in layer.sources)
+    )
+
+
+def _fault_of_carries(program: StepProgram) -> str | None:
+    """Returns why the traces are not carries of the step, each under a name of its own."""
+    carried = [(a.role, a.layer, a.pair, a.like, a.decay) for a in program.traces_kept]
+    if carried != [("trace", "", (trace.value, ""), trace.value, trace.decay) for trace in program.traces]:
+        return "the step does not carry each trace once"
+    names = [accrual.name for accrual in program.traces_kept]
+    taken = {node.name for node in program.step.graph.nodes}
+    double = sorted(name for name in names if name in taken or names.count(name) > 1)
+    return f"names that mean two things: {double}" if double else None
+
+
+def _kept(trace: Trace, traces: tuple[Trace, ...], taken: Collection[str]) -> Accrual:
     """Returns a trace as it is carried, named after its value, and its decay where that has several."""
     alone = sum(other.value == trace.value for other in traces) == 1
-    name = f"trace_{trace.value}" if alone else f"trace_{trace.value}_{trace.decay}".replace(".", "_")
-    return Accrual(name, "trace", "", (trace.value, ""), trace.value, trace.decay)
+    name = f"trace_{trace.value}" if alone else re.sub(r"\W", "_", f"trace_{trace.value}_{trace.decay}")
+    return Accrual(unused(name, taken), "trace", "", (trace.value, ""), trace.value, trace.decay)
+
+
+def unused(name: str, taken: Collection[str]) -> str:
+    """Returns a name that nothing has yet: the model may keep a ``trace_x`` of its own."""
+    while name in taken:
+        name += "_"
+    return name
 
 
 def _refuse_integers(source: fx.Node) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Collection
 from dataclasses import replace
 from typing import ClassVar
 
@@ -12,6 +13,8 @@ from torch.utils import _pytree as pytree
 
 from tracecompile.layers import STATISTICS, Accrual, Layer
 from tracecompile.passes.base import Pass
+from tracecompile.passes.insert_input_traces import unused
+from tracecompile.passes.inverted import fault_of_carries, fault_of_layer
 from tracecompile.program import StepProgram, example_value
 from tracecompile.rules import rule_of
 from tracecompile.rules.norm import with_recorded_norms
@@ -21,7 +24,9 @@ class InsertRateInversion(Pass):
     """Attaches to every layer what its rule records per step, and how its mean outputs answer to its currents.
 
     requires: traces.
-    ensures: every layer with a core has a response (none under a rule that records nothing).
+    ensures: every layer has the local graph that backward evaluates, and every layer with a core what the rule makes of
+        it: a step that takes and returns what it carries, in which no derivative of an output is forgotten. The step
+        carries the batch statistics of every normalisation. Where the rule records nothing the program stays the same.
 
         before: core(cur, mem) -> (spk), (mem_2)
         after:  measured: (cur, mem) -> (spk), (mem_2), d spk/d cur, d spk/d mem, d mem_2/d cur, d mem_2/d mem
@@ -41,14 +46,17 @@ class InsertRateInversion(Pass):
             return program
         trainable = trainable_statics(program)
         layers = tuple(_with_response(program, layer, trainable) for layer in program.layers)
-        statistics = [trace for layer in layers for trace in _of_norms(layer)]
+        taken = {node.name for node in program.step.graph.nodes}
+        statistics = [trace for layer in layers for trace in _of_norms(layer, taken)]
         traces = (*program.traces_kept, *statistics)
         return program.evolve(layers=layers, traces_kept=traces, trainable=trainable)
 
     def ensures(self, before: StepProgram, after: StepProgram) -> str | None:
         """See the class."""
-        lacking = [layer.name for layer in after.layers if layer.core is not None and layer.response is None]
-        return f"layers without a response: {lacking}" if lacking and rule_of(after.settings).records else None
+        if not rule_of(after.settings).records:
+            return None if after is before else "the rule records nothing, and yet the program is another one"
+        faults = (fault_of_layer(after, layer) for layer in after.layers)
+        return next(filter(None, faults), None) or fault_of_carries(before, after)
 
 
 def _reads(program: StepProgram) -> bool:
@@ -64,10 +72,10 @@ def _with_response(program: StepProgram, layer: Layer, trainable: frozenset[str]
     return replace(layer, response=rule.core(program, layer, trainable))
 
 
-def _of_norms(layer: Layer) -> list[Accrual]:
+def _of_norms(layer: Layer, taken: Collection[str]) -> list[Accrual]:
     """Returns the traces of the batch statistics of a layer's normalisations: mean, variance, mean, ..."""
     return [
-        Accrual(f"trace_{norm}_{what}", "trace", layer.name, (norm, what), "", layer.decay)
+        Accrual(unused(f"trace_{norm}_{what}", taken), "trace", layer.name, (norm, what), "", layer.decay)
         for norm in layer.norms
         for what in STATISTICS
     ]

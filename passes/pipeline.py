@@ -37,6 +37,6 @@ def run_pipeline(program: StepProgram, passes: tuple[Pass, ...] = PIPELINE) -> t
     """
     stages = [("capture", program)]
     for step in passes:
-        program = step(program)
+        program = step(program, [name for name, _ in stages[1:]])
         stages.append((step.name, program))
     return program, Stages(stages)

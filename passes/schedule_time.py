@@ -11,6 +11,7 @@ from tracecompile.graphs.units import find_units
 from tracecompile.layers import Block
 from tracecompile.passes.base import Pass
 from tracecompile.passes.partition_layers import layer_reading
+from tracecompile.passes.scheduled import fault_of_order, fault_of_units
 from tracecompile.program import StepProgram, example_value, step_results
 
 
@@ -22,8 +23,10 @@ class ScheduleTime(Pass):
     the chunk.
 
     requires: layers.
-    ensures: every layer is in exactly one block; a block comes after everything that it reads. There is one unit per
-        block, or a note that says why the step is taken as a whole.
+    ensures: every layer is in exactly one block; a block comes after everything that it reads. Several layers are one
+        block only if they feed each other, and a block is recurrent only if it feeds itself. There is one unit per
+        block, or a note that says why the step is taken as a whole: what a unit computes for many steps at once reads
+        nothing of its own block, and all of a synapse that does not is computed so.
 
         before: layers a (reads x), b (reads a, and b one step ago), c (reads b)
         after:  blocks (a), (b, recurrent), (c)
@@ -38,13 +41,8 @@ class ScheduleTime(Pass):
 
     def run(self, program: StepProgram) -> StepProgram:
         """See the class."""
-        edges = []
-        for reader, layer in enumerate(program.layers):
-            for source in layer.sources:
-                maker = layer_reading(program.layers, source)
-                if maker is not None:
-                    edges.append((reader, maker, source.delay))
-        blocks = tuple(Block(layers, recurrent) for layers, recurrent in blocks_of(edges, len(program.layers)))
+        grouped = blocks_of(layer_edges(program), len(program.layers))
+        blocks = tuple(Block(layers, recurrent) for layers, recurrent in grouped)
         units, obstacle = find_units(program, blocks)
         notes = () if obstacle is None else (f"Every time step is taken by itself: {obstacle}.",)
         apart = changes_shape_at_first(program)
@@ -54,11 +52,21 @@ class ScheduleTime(Pass):
         """See the class."""
         scheduled = sorted(index for block in after.blocks for index in block.layers)
         if scheduled != list(range(len(after.layers))):
-            return "a layer is missing from the schedule"
-        ways = [unit.layers for unit in after.units]
-        return (
-            None if ways in ([], [block.layers for block in after.blocks]) else "the units are not those of the blocks"
-        )
+            return f"the layers {list(range(len(after.layers)))} are scheduled as {scheduled}"
+        if after.first_apart != changes_shape_at_first(after):
+            return "the schedule is wrong about whether a state begins in another shape than it goes on with"
+        return fault_of_order(after, layer_edges(after)) or fault_of_units(before, after)
+
+
+def layer_edges(program: StepProgram) -> list[tuple[int, int, int]]:
+    """Returns (reader, maker, delay) for every source that a layer reads from a layer."""
+    edges = []
+    for reader, layer in enumerate(program.layers):
+        for source in layer.sources:
+            maker = layer_reading(program.layers, source)
+            if maker is not None:
+                edges.append((reader, maker, source.delay))
+    return edges
 
 
 def changes_shape_at_first(program: StepProgram) -> bool:

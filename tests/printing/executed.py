@@ -128,8 +128,12 @@ def _recorded(net: tracecompile.TracedModule, args: tuple[Any, ...]) -> dict[str
     """Runs the network; returns what the graphs that run it were given last."""
     found: dict[str, list[Any]] = {}
 
-    def keeping(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        return lambda module, given: found.update({name: _own(list(given))})
+    def keeping(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*given: Any) -> Any:
+            found[name] = _own(list(given))
+            return function(*given)
+
+        return run
 
     emitted = net.program.emitted
     hooks = [getattr(emitted, n).register_forward_pre_hook(keeping(n)) for n in TAKEN if n != "plain"]

@@ -1,0 +1,62 @@
+"""What graphs take and return, and whether two of them compute the same: the words in which passes promise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import fx
+
+from tracecompile.program import is_tensor
+
+
+def taken_by(module: fx.GraphModule) -> list[str]:
+    """Returns the names of what a graph takes."""
+    return [node.name for node in module.graph.nodes if node.op == "placeholder"]
+
+
+def returned_by(module: fx.GraphModule) -> Any:
+    """Returns what a graph returns, with its nodes in the place of values."""
+    return next(node for node in reversed(module.graph.nodes) if node.op == "output").args[0]
+
+
+def difference(pairs: Iterable[tuple[fx.Node, fx.Node]], known: Mapping[fx.Node, fx.Node]) -> str | None:
+    """Returns where two graphs compute different things, or None.
+
+    A tensor that the one computes once the other must compute once, too: it may be random. A number may be computed
+    wherever it is needed.
+
+    Args:
+        pairs: Values of the one, and what must be the same in the other.
+        known: Where to stop: arguments of the one, and what stands for them in the other.
+    """
+    twins = dict(known)
+    taken: dict[fx.Node, fx.Node] = {}
+    compared: set[tuple[fx.Node, fx.Node]] = set()
+    waiting = list(pairs)
+    while waiting:
+        one, other = waiting.pop()
+        if (one, other) in compared or twins.get(one) is other:
+            continue
+        compared.add((one, other))
+        if is_tensor(one):
+            if one in twins or other in taken:
+                return f"{one.name} has become {other.name}"
+            twins[one], taken[other] = other, one
+        sources, shape = _taken_apart(one)
+        others, other_shape = _taken_apart(other)
+        if (one.op, one.target, shape) != (other.op, other.target, other_shape):
+            return f"{one.format_node()} has become {other.format_node()}"
+        waiting += zip(sources, others, strict=True)
+    return None
+
+
+def _taken_apart(node: fx.Node) -> tuple[list[fx.Node], Any]:
+    """Returns the nodes among a node's arguments, in order, and the arguments with holes where these were."""
+    sources: list[fx.Node] = []
+
+    def hole(source: fx.Node) -> Any:
+        sources.append(source)
+        return ...
+
+    return sources, fx.map_arg((node.args, node.kwargs), hole)

@@ -1,0 +1,1 @@
+"""What builds graphs out of others."""

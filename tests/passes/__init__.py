@@ -1,0 +1,1 @@
+"""The passes, each alone on programs written by hand."""
