@@ -136,20 +136,15 @@ def _recorded(net: tracecompile.TracedModule, args: tuple[Any, ...]) -> dict[str
         return run
 
     emitted = net.program.emitted
-    hooks = [getattr(emitted, n).register_forward_pre_hook(keeping(n)) for n in TAKEN if n != "plain"]
-    plain = emitted.plain
-
-    def stepped(*given: Any) -> Any:
-        found["plain"] = _own(list(given))
-        return type(plain).forward(plain, *given)
-
-    plain.forward = stepped  # the loop calls it by itself, past the hooks
+    graphs = {name: getattr(emitted, name) for name in TAKEN}
+    functions = {name: vars(graph)["forward"] for name, graph in graphs.items()}
+    for name, graph in graphs.items():
+        vars(graph)["forward"] = keeping(name, functions[name])
     net.reset()
     with torch.no_grad():
         net(*_own(args))
-    del plain.forward
-    for hook in hooks:
-        hook.remove()
+    for name, graph in graphs.items():
+        vars(graph)["forward"] = functions[name]
     return found
 
 

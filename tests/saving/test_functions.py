@@ -24,7 +24,7 @@ torch.serialization.load torch._C torch.sys nothing
 """.split()
 
 
-@pytest.mark.parametrize("function", OPERATIONS, ids=str)
+@pytest.mark.parametrize("function", OPERATIONS, ids=range(len(OPERATIONS)))
 def test_operations_are_found_again(function: object) -> None:
     assert callable(function)
     name = written_name(function)

@@ -14,9 +14,9 @@ from tracecompile.printing.variables import VARIABLE, variable_of
 from tracecompile.saving.functions import check_attribute, check_method, named, written_name
 from tracecompile.saving.values import Json, Reader, Writer
 
-KEPT = ("where", "draws", "acts_on_elements")
+KEPT = ("where", "draws", "acts_on_elements", "pass", "means")
 """What is kept of a node's ``meta`` as it is."""
-DROPPED = ("val", "place", VARIABLE, "pass")
+DROPPED = ("val", "place", VARIABLE)
 """What is kept in another form, or not at all."""
 
 
@@ -56,8 +56,6 @@ def _write_node(writer: Writer, node: fx.Node) -> Json:
     known = {key: writer.write(node.meta[key]) for key in KEPT if node.meta.get(key) is not None}
     if (variable := variable_of(node)) is not None:
         known[VARIABLE] = variable
-    if "pass" in node.meta:
-        known["pass"] = node.meta["pass"]
     if "val" in node.meta:
         known["val"] = _write_example(writer, node.meta["val"])
     return [
