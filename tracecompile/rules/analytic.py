@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from tracecompile.layers import Accrual, Layer, Pair
 from tracecompile.program import Settings, StepProgram, example_value
+from tracecompile.rules.curve_graph import curve_graph
 from tracecompile.rules.rule import Rule, Signals
 
 if TYPE_CHECKING:
@@ -89,9 +90,9 @@ class RateCurve:
 
     @property
     def parts(self) -> Mapping[str, fx.GraphModule]:
-        """The core, which the curve is read off, and the argument of its spike."""
+        """The core, which is replayed, or the curve that is read off it and off the argument of its spike."""
         assert self.layer.core is not None
-        return {"core": self.layer.core} | ({} if self.drive is None else {"drive": self.drive})
+        return {"core": self.layer.core} if self.curve == "replay" else {"mean_outputs": curve_graph(self)}
 
     def record(self, layer: Layer, trained: Sequence[str], learned: Sequence[str], bins: int) -> None:
         """See CoreRule: the traces are all that a rate curve needs."""

@@ -1,0 +1,51 @@
+"""A rate curve as a graph: the mean of every output from the mean currents, for the printed text."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
+
+from torch import fx, nn
+from torch.fx.proxy import GraphAppendingTracer
+
+if TYPE_CHECKING:
+    from tracecompile.rules.analytic import RateCurve
+
+
+def curve_graph(curve: RateCurve) -> fx.GraphModule:
+    """Returns what a curve computes, (*currents, *statics) -> outputs, with the core that it is read off inlined."""
+    layer, graph = curve.layer, fx.Graph()
+    tracer, owned = GraphAppendingTracer(graph), dict[str, nn.Module]()
+
+    def inlined(part: fx.GraphModule | None) -> Any:
+        return None if part is None else _Inlined(part, tracer, owned).run
+
+    given = {name: fx.Proxy(graph.placeholder(name), tracer) for name in (*layer.currents, *layer.core_statics)}
+    written = replace(curve, layer=replace(layer, core=inlined(layer.core)), drive=inlined(curve.drive))
+    outputs = written.mean_outputs(cast("Any", given), cast("Any", given))
+    graph.output(tuple(cast("Any", outputs[name]).node for name in layer.outputs))
+    module = fx.GraphModule(owned, graph, "Curve")
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    for node in module.graph.nodes:
+        if "where" not in node.meta:
+            node.meta["pass"] = f"insert_rate_inversion: rate curve of {layer.name}"
+    return module
+
+
+class _Inlined(fx.Interpreter):
+    """Writes a graph once more for every time that it is called."""
+
+    def __init__(self, module: fx.GraphModule, tracer: GraphAppendingTracer, owned: dict[str, nn.Module]) -> None:
+        super().__init__(module)
+        self.tracer, self.owned = tracer, owned
+
+    def run_node(self, n: fx.Node) -> Any:
+        found = super().run_node(n)
+        if isinstance(found, fx.Proxy) and n.op != "placeholder":
+            found.node.meta["where"] = n.meta.get("where")
+        return found
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self.owned[str(target)] = self.module.get_submodule(str(target))
+        return self.tracer.create_proxy("call_module", target, args, kwargs)
