@@ -88,7 +88,7 @@ def test_the_analytic_rule_has_a_curve_and_carries_nothing() -> None:
     (layer,) = inverted("one layer", rule="analytic").layers
     assert layer.response is not None
     assert (layer.response.kind, layer.response.accruals, layer.response.graph) == ("subtract curve", (), None)
-    assert set(layer.response.parts) == {"core", "drive"}
+    assert set(layer.response.parts) == {"mean_outputs"}
 
 
 def test_without_a_record_nothing_is_changed() -> None:
