@@ -9,8 +9,9 @@ from torch import fx
 
 from tracecompile.analysis.ports import find_ports
 from tracecompile.analysis.prologue import without_side_effects
+from tracecompile.emitted import Emitted
 from tracecompile.graphs.glue import OF_TRACES, Glue
-from tracecompile.layers import STATISTICS, Accrual, Emitted
+from tracecompile.layers import STATISTICS, Accrual
 from tracecompile.passes.base import Pass
 from tracecompile.passes.emitted import accruals_carried, fault_around_the_step, fault_of_plain, fault_of_traced
 from tracecompile.passes.glued import begun, glued, results_of

@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import fx
 
+from tracecompile.emitted import Emitted
 from tracecompile.graphs.glue import accruals_of
-from tracecompile.layers import STATISTICS, Accrual, Emitted
+from tracecompile.layers import STATISTICS, Accrual
 from tracecompile.passes.compared import difference, returned_by, taken_by
 from tracecompile.passes.glued import differs_from_step, stand_ins
 from tracecompile.program import StepProgram, step_results

@@ -14,10 +14,11 @@ from tracecompile.analysis.moving import Moving
 from tracecompile.analysis.pointwise import is_pointwise
 from tracecompile.analysis.sides import with_both_sides
 from tracecompile.analysis.spikes import spike_nodes
+from tracecompile.analysis.statics import holds_tensors, static_nodes
 from tracecompile.errors import NoSpikingLayer
 from tracecompile.layers import Core
 from tracecompile.passes.base import Pass
-from tracecompile.program import StepProgram, holds_tensors, is_tensor, static_nodes
+from tracecompile.program import StepProgram, is_tensor
 from tracecompile.rules import rule_of
 
 

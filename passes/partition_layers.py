@@ -7,12 +7,13 @@ from typing import ClassVar, get_args
 from tracecompile.analysis.moving import Moving
 from tracecompile.analysis.naming import layer_kind
 from tracecompile.analysis.spikes import reset_style, spike_nodes
+from tracecompile.analysis.statics import static_nodes
 from tracecompile.graphs.extract import extract_layers, extract_statics
 from tracecompile.layers import Layer, Source, StateKind
 from tracecompile.passes.base import Pass
 from tracecompile.passes.compared import difference, returned_by, taken_by
 from tracecompile.passes.glued import differs_from_step, glued
-from tracecompile.program import StepProgram, is_tensor, static_nodes, step_results
+from tracecompile.program import StepProgram, is_tensor, step_results
 
 
 class PartitionLayers(Pass):

@@ -28,6 +28,14 @@ class Call:
     leaves: tuple[Any, ...]
     states: tuple[Tensor, ...] | None
 
+    def does_not_run(self, fault: Exception) -> InvalidInput:
+        """Returns the error for a call on which torch has raised one."""
+        shapes = ", ".join(str(tuple(leaf.shape)) for leaf in self.leaves if isinstance(leaf, Tensor))
+        return InvalidInput(
+            f"The model cannot run on inputs of shape {shapes}: {str(fault).splitlines()[0]}.",
+            "Compare with the model's own input.",
+        )
+
 
 @dataclass(frozen=True)
 class Arguments:

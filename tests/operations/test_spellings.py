@@ -17,7 +17,7 @@ import tracecompile
 from tracecompile.analysis.linearity import nonlinear_operations
 from tracecompile.analysis.prologue import without_side_effects
 from tracecompile.analysis.spikes import spike_nodes
-from tracecompile.program import static_nodes
+from tracecompile.analysis.statics import static_nodes
 
 State = tuple[Tensor, Tensor]
 

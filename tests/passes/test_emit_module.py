@@ -14,8 +14,9 @@ from support.hand_built import STEPS, before, hand_built
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from tracecompile.emitted import Emitted
 from tracecompile.errors import PassError
-from tracecompile.layers import Accrual, Emitted
+from tracecompile.layers import Accrual
 from tracecompile.passes.emit_module import EmitModule
 from tracecompile.passes.emitted import accruals_carried
 from tracecompile.program import StepProgram

@@ -8,8 +8,9 @@ from torch import fx
 
 from tracecompile.analysis.graph_view import StepView, topological_order
 from tracecompile.analysis.moving import Moving
+from tracecompile.analysis.statics import static_nodes
 from tracecompile.layers import Core, Source
-from tracecompile.program import StepProgram, final_states_read, is_tensor, static_nodes, step_results
+from tracecompile.program import StepProgram, final_states_read, is_tensor, step_results
 
 Root = Core | fx.Node
 """What a layer grows from: a core, or a junction, which is a value outside every core that the user, a delay line or

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import fx
 
-from tracecompile.program import StepProgram, is_tensor, static_nodes, step_results
+from tracecompile.analysis.statics import static_nodes
+from tracecompile.program import StepProgram, is_tensor, step_results
 
 
 class Moving:

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 import tracecompile
 from tracecompile.bench.networks import NETWORKS, QUICK, Looped
-from tracecompile.runtime.module import session_of
+from tracecompile.runtime.streams import time_axes
 from tracecompile.targets import UsageError, choose_inputs, load_target, load_weights, random_inputs
 
 DEFAULT_STEPS = 100
@@ -117,16 +117,14 @@ def _of_target(job: Job) -> Case:
         load_weights(model, Path(job.weights))
     model.to(job.device)
     inputs = tuple(x.to(job.device) for x in choose_inputs(job.shape, module, job.seed))
-    executor = session_of(tracecompile.convert(model, inputs, backend="eager")).executor
-    assert executor is not None
-    program = executor.program
+    program = tracecompile.convert(model, inputs, backend="eager").program
     if program.explicit_states:
         raise UsageError("bench cannot tell which state comes first: wrap the step in a module that loops over time.")
     title = job.target.rpartition(":")[2] or job.target
     if program.kind != "sequence":
         steps = job.steps or DEFAULT_STEPS
         return Case(title, model, [inputs] * steps, steps, None)
-    axes = executor.time_axes() if program.length is None else None
+    axes = time_axes(program) if program.length is None else None
     own = program.length if axes is None or len(axes) != len(inputs) else inputs[0].shape[axes[0]]
     axes = None if axes is None or len(axes) != len(inputs) else axes
     case = Case(title, model, inputs, own or 0, None if axes is None else tuple(axes))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tracecompile.errors import InvalidInput, UnsupportedOperation
+from tracecompile.nir.layers import convolution, flatten, linear, pair, tensor
 from tracecompile.nn import arctan
 
 State = tuple[Tensor, ...]
@@ -146,7 +147,7 @@ class Scaled(nn.Module):
 
     def __init__(self, node: Any) -> None:
         super().__init__()
-        self.scale = nn.Parameter(_tensor(node.scale))
+        self.scale = nn.Parameter(tensor(node.scale))
 
     def forward(self, value: Tensor) -> Tensor:
         """Multiplies."""
@@ -160,7 +161,7 @@ class Thresholded(nn.Module):
 
     def __init__(self, node: Any) -> None:
         super().__init__()
-        self.register_buffer("threshold", _tensor(node.threshold))
+        self.register_buffer("threshold", tensor(node.threshold))
         self.spike = arctan()
 
     def forward(self, value: Tensor) -> Tensor:
@@ -174,7 +175,7 @@ class SumPool(nn.Module):
 
     def __init__(self, node: Any) -> None:
         super().__init__()
-        self.window = tuple(_pair(value) for value in (node.kernel_size, node.stride, node.padding))
+        self.window = tuple(pair(value) for value in (node.kernel_size, node.stride, node.padding))
 
     def forward(self, value: Tensor) -> Tensor:
         """Adds up each window."""
@@ -182,65 +183,14 @@ class SumPool(nn.Module):
         return F.avg_pool2d(value, kernel, stride, padding, divisor_override=1)
 
 
-def _tensor(value: Any) -> Tensor:
-    return torch.as_tensor(np.asarray(value), dtype=torch.get_default_dtype())
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    first, last = np.broadcast_to(np.asarray(value, dtype=int), (2,))
-    return int(first), int(last)
-
-
-def _linear(node: Any) -> nn.Module:
-    bias = getattr(node, "bias", None)
-    layer = nn.Linear(node.weight.shape[1], node.weight.shape[0], bias=bias is not None)
-    return _filled(layer, node.weight, bias)
-
-
-def _convolution(kind: type[nn.Module], axes: int) -> Callable[[Any], nn.Module]:
-    def sizes(value: Any) -> Any:
-        if isinstance(value, str):
-            return value
-        return tuple(int(each) for each in np.broadcast_to(np.asarray(value, dtype=int), (axes,)))
-
-    def make(node: Any) -> nn.Module:
-        layer = kind(
-            node.weight.shape[1] * int(node.groups),
-            node.weight.shape[0],
-            tuple(node.weight.shape[2:]),
-            stride=sizes(node.stride),
-            padding=sizes(node.padding),
-            dilation=sizes(node.dilation),
-            groups=int(node.groups),
-            bias=node.bias is not None,
-        )
-        return _filled(layer, node.weight, node.bias)
-
-    return make
-
-
-def _filled(layer: Any, weight: Any, bias: Any) -> nn.Module:
-    with torch.no_grad():
-        layer.weight.copy_(_tensor(weight))
-        if bias is not None:
-            layer.bias.copy_(_tensor(bias))
-    made: nn.Module = layer
-    return made
-
-
-def _flatten(node: Any) -> nn.Module:
-    # NIR counts the axes of one sample; the batch comes before them.
-    return nn.Flatten(*(axis + 1 if axis >= 0 else axis for axis in (int(node.start_dim), int(node.end_dim))))
-
-
 STATELESS: dict[str, Callable[[Any], nn.Module]] = {
-    "Linear": _linear,
-    "Affine": _linear,
-    "Conv1d": _convolution(nn.Conv1d, 1),
-    "Conv2d": _convolution(nn.Conv2d, 2),
-    "Flatten": _flatten,
+    "Linear": linear,
+    "Affine": linear,
+    "Conv1d": convolution(nn.Conv1d, 1),
+    "Conv2d": convolution(nn.Conv2d, 2),
+    "Flatten": flatten,
     "SumPool2d": SumPool,
-    "AvgPool2d": lambda node: nn.AvgPool2d(_pair(node.kernel_size), _pair(node.stride), _pair(node.padding)),
+    "AvgPool2d": lambda node: nn.AvgPool2d(pair(node.kernel_size), pair(node.stride), pair(node.padding)),
     "Scale": Scaled,
     "Threshold": Thresholded,
 }

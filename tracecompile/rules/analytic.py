@@ -13,18 +13,16 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor, fx
-from torch.nn import functional as F
 
 from tracecompile.layers import Accrual, Layer, Pair
 from tracecompile.program import Settings, StepProgram, example_value
-from tracecompile.rules.curve_graph import curve_graph
+from tracecompile.rules.curve_graph import curve_graph, spike_argument
+from tracecompile.rules.rates import subtractive_rate, zero_reset_rate
 from tracecompile.rules.rule import Rule, Signals
 
 if TYPE_CHECKING:
     from tracecompile.rules.measured.responses import Responses
 
-SHARPNESS = 10.0
-"""How sharply the softened curves bend at rheobase and saturation, per unit of rate."""
 REPLAY_STEPS = 64
 """Steps for which a core without a known curve is replayed."""
 
@@ -184,31 +182,6 @@ class AnalyticResponse:
         return torch.autograd.grad(outputs, inputs, pulls, retain_graph=True, allow_unused=True)
 
 
-def subtractive_rate(drive: Tensor, leak: Tensor, threshold: Tensor) -> Tensor:
-    """Rate of a leaky neuron whose reset subtracts the threshold, from the balance of charge.
-
-    clamp((I - theta (1 - beta)) / (beta theta), 0, 1), softened at both ends so that a silent neuron still has a slope.
-    """
-    rate = (drive - threshold * (1 - leak)) / (leak * threshold).clamp_min(1e-6)
-    return _soft_clamp(rate)
-
-
-def zero_reset_rate(drive: Tensor, leak: Tensor, threshold: Tensor) -> Tensor:
-    """Rate of a leaky neuron that is reset to zero, from its interspike interval.
-
-    ln(beta) / ln(1 - theta (1 - beta) / I), with a softplus on I - theta (1 - beta) before the logarithm.
-    """
-    leak = leak.clamp(1e-3, 1 - 1e-6)
-    rheobase = threshold * (1 - leak)
-    above = F.softplus((drive - rheobase) / threshold, beta=SHARPNESS) * threshold
-    rate = torch.log(leak) / torch.log(above / (above + rheobase))
-    return rate - F.softplus(rate - 1, beta=SHARPNESS)
-
-
-def _soft_clamp(rate: Tensor) -> Tensor:
-    return F.softplus(rate, beta=SHARPNESS) - F.softplus(rate - 1, beta=SHARPNESS)
-
-
 def _linear_core(next_state: object, zero: Tensor, statics: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """Returns (leak, gain, offset) of v' = leak v + gain I + offset near rest, differentiable in the statics."""
     assert callable(next_state)
@@ -233,7 +206,7 @@ def rate_curve(program: StepProgram, layer: Layer) -> RateCurve:
             return RateCurve(layer, "integrator", None) if _is_integrator(layer, current, statics) else replay
         if layer.outputs != layer.spikes:
             return replay
-        drive = _spike_argument(layer)
+        drive = spike_argument(layer)
         return _classify(RateCurve(layer, "subtract", drive), current, statics) if drive is not None else replay
 
 
@@ -261,19 +234,3 @@ def _classify(curve: RateCurve, zero: Tensor, statics: list[Tensor]) -> RateCurv
     if torch.equal(state, torch.zeros_like(state)) and bool((leak < 1).all()):
         return RateCurve(layer, "zero", curve.drive)
     return RateCurve(layer, "replay", None)
-
-
-def _spike_argument(layer: Layer) -> fx.GraphModule | None:
-    """Returns the core's graph cut at the argument of its spike function."""
-    assert layer.core is not None
-    graph = fx.Graph()
-    values: dict[fx.Node, fx.Node] = {}
-    for node in layer.core.graph.nodes:
-        if node.name == layer.spikes[0]:
-            sources = node.all_input_nodes
-            if len(sources) != 1:
-                return None
-            graph.output(values[sources[0]])
-            return fx.GraphModule(layer.core, graph, "SpikeArgument")
-        values[node] = graph.node_copy(node, values.__getitem__)
-    return None

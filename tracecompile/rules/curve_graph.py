@@ -1,4 +1,4 @@
-"""A rate curve as a graph: the mean of every output from the mean currents, for the printed text."""
+"""A rate curve as a graph, for the printed text, and the graph that it is read off."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import fx, nn
 from torch.fx.proxy import GraphAppendingTracer
+
+from tracecompile.layers import Layer
 
 if TYPE_CHECKING:
     from tracecompile.rules.analytic import RateCurve
@@ -31,6 +33,22 @@ def curve_graph(curve: RateCurve) -> fx.GraphModule:
         if "where" not in node.meta:
             node.meta["pass"] = f"insert_rate_inversion: rate curve of {layer.name}"
     return module
+
+
+def spike_argument(layer: Layer) -> fx.GraphModule | None:
+    """Returns the core's graph cut at the argument of its spike function."""
+    assert layer.core is not None
+    graph = fx.Graph()
+    values: dict[fx.Node, fx.Node] = {}
+    for node in layer.core.graph.nodes:
+        if node.name == layer.spikes[0]:
+            sources = node.all_input_nodes
+            if len(sources) != 1:
+                return None
+            graph.output(values[sources[0]])
+            return fx.GraphModule(layer.core, graph, "SpikeArgument")
+        values[node] = graph.node_copy(node, values.__getitem__)
+    return None
 
 
 class _Inlined(fx.Interpreter):

@@ -115,3 +115,9 @@ def _on_device(value: Any, device: torch.device | None) -> Any:
     if device is None or not isinstance(value, Tensor) or isinstance(value, nn.Parameter):
         return value
     return value if value.device == device or value.ndim == 0 else value.to(device)
+
+
+def apart(value: Any) -> Any:
+    """Returns a tensor in memory of its own, where it is a part of a larger one."""
+    is_part = isinstance(value, Tensor) and value.untyped_storage().nbytes() > value.numel() * value.element_size()
+    return value.clone() if is_part else value

@@ -13,7 +13,6 @@ from torch import Tensor
 from tracecompile.analysis.differentiable import GradientFlow
 from tracecompile.analysis.linearity import draws_random, refuse_active_dropout
 from tracecompile.errors import InvalidInput
-from tracecompile.exact import only_exact_value
 from tracecompile.program import StepProgram
 from tracecompile.report import ExecutionReport
 from tracecompile.rules import rule_of
@@ -22,7 +21,7 @@ from tracecompile.runtime.backward.anchors import of_chosen, with_anchors
 from tracecompile.runtime.backward.gradients import StandIns
 from tracecompile.runtime.bins import Bins, Clock, SequenceClock
 from tracecompile.runtime.collector import Collector
-from tracecompile.runtime.ends import Ends
+from tracecompile.runtime.ends import Ends, apart
 from tracecompile.runtime.engine.choice import Choice, choose
 from tracecompile.runtime.engine.compiled import CompiledEngine, Kernels
 from tracecompile.runtime.engine.scan import Engine
@@ -38,7 +37,13 @@ Observer = Callable[[Loop], None]
 
 
 class Executor:
-    """The code of one program, ready to run on tensors of any batch size, length, dtype and device."""
+    """The code of one program, ready to run on tensors of any batch size, length, dtype and device.
+
+    Attributes:
+        observer: Looks at every recorded step; a diagnostic may set it.
+        stepped: Whether sequences are run by the reference, one step after the other, whatever the settings say.
+        choice: What ran the last recorded sequence.
+    """
 
     def __init__(self, program: StepProgram, kernels: Kernels) -> None:
         """Takes a program that has gone through all passes, and what has been compiled for its module already."""
@@ -49,12 +54,9 @@ class Executor:
         self.draws = any(draws_random(program, node) for node in program.prologue.graph.nodes)
         self.forms = Forms(program)
         self.observer: Observer | None = None
-        """Looks at every recorded step; a diagnostic may set it."""
         self.stepped = False
-        """Whether sequences are run by the reference, one step after the other, whatever the settings say."""
         self.as_they_are, self.compiled = Engine(), CompiledEngine(kernels)
         self.choice: Choice | None = None
-        """What ran the last recorded sequence."""
 
     def wants_record(self, prepared: Prepared) -> bool:
         """Tells whether this call will be trained by the rule.
@@ -81,8 +83,8 @@ class Executor:
         drawn = random_states() if self.draws else []
         prepared = self.ends.prepare(leaves)
         # A state that starts as a row of a tensor of all steps would hold the whole tensor.
-        apart = [tuple(map(_apart, values)) for values in (prepared.initial, prepared.invariants)]
-        prepared = dataclasses.replace(prepared, initial=apart[0], invariants=apart[1])
+        own = [tuple(map(apart, values)) for values in (prepared.initial, prepared.invariants)]
+        prepared = dataclasses.replace(prepared, initial=own[0], invariants=own[1])
         if left is not None:
             prepared = self._going_on(prepared, left)
         steps = self._length(prepared.inputs)
@@ -157,8 +159,8 @@ class Executor:
     def loop(self, prepared: Prepared, statics: Mapping[str, Any], record: Record | None) -> Loop:
         """Returns a loop that stands before the first step, and leads nowhere."""
         values = dict(zip(statics, _detached(statics.values()), strict=True))
-        states, invariants = _detached(prepared.initial), _detached(prepared.invariants)
-        return Loop(self.program, form_for(self.forms, record), record, states, values, invariants)
+        states, known = _detached(prepared.initial), _detached(prepared.invariants)
+        return Loop(self.program, form_for(self.forms, record), record, states, values, known)
 
     def _plain(self, prepared: Prepared) -> Loop:
         """Returns a loop over the step as the model has it, through which autograd may find its way."""
@@ -211,18 +213,6 @@ class Executor:
 
     # Single steps.
 
-    def time_axes(self) -> list[int] | None:
-        """Returns the time axis of each sequence input where these are the call's own arguments, else None."""
-        prologue = self.program.prologue
-        placeholders = [node for node in prologue.graph.nodes if node.op == "placeholder"]
-        output = next(node for node in reversed(prologue.graph.nodes) if node.op == "output")
-        given = [
-            (x.dim, sequence)
-            for x, sequence in zip(self.program.inputs, output.args[0][0], strict=True)
-            if not only_exact_value(self.program, x.name)
-        ]
-        return [dim for dim, _ in given] if [sequence for _, sequence in given] == placeholders else None
-
     def one_step(self, prepared: Prepared, states: Sequence[Tensor] | None) -> Prepared:
         """Takes the only step out of sequences of length one, to go on from the given states."""
         return Prepared(
@@ -253,12 +243,6 @@ class Executor:
                     self.observer(loop)
         self.ends.move_statistics([carry.statistic for carry in self.program.carries], loop.states)
         return list(outputs), list(loop.states)
-
-
-def _apart(value: Any) -> Any:
-    """Returns a tensor in memory of its own, where it is a part of a larger one."""
-    is_part = isinstance(value, Tensor) and value.untyped_storage().nbytes() > value.numel() * value.element_size()
-    return value.clone() if is_part else value
 
 
 def _detached(values: Iterable[Any]) -> list[Any]:

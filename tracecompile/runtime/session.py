@@ -24,6 +24,7 @@ from tracecompile.runtime.engine.compiled import Kernels
 from tracecompile.runtime.executor import Executor
 from tracecompile.runtime.live import LiveState, count_states
 from tracecompile.runtime.rerun import Prepared
+from tracecompile.runtime.streams import as_sequences
 from tracecompile.runtime.window import Window
 
 MOST_PROGRAMS = 8
@@ -43,6 +44,8 @@ class Session:
         programs: What has been compiled, for each mode and kind of arguments, the last one compiled last.
         live: States and the open window.
         kernels: Compiled code.
+        waiting: A snapshot that was restored before the model was captured.
+        awaited: The call to compile from once it is asked for, of a session that came out of a pickle.
     """
 
     def __init__(self, model: nn.Module, settings: Settings, compiler: Compiler) -> None:
@@ -54,9 +57,7 @@ class Session:
         self.live = LiveState()
         self.kernels = Kernels()
         self.waiting: Mapping[str, Tensor] | None = None
-        """A snapshot that was restored before the model was captured."""
         self.awaited: Request | None = None
-        """The call to compile from once it is asked for, of a session that came out of a pickle."""
 
     def compile_with(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Compiles the model from the inputs of one call.
@@ -129,7 +130,7 @@ class Session:
         except ConversionError:
             raise
         except (RuntimeError, IndexError) as fault:
-            raise _explained(fault, call) from fault
+            raise call.does_not_run(fault) from fault
         return pytree.tree_unflatten(leaves, program.result)
 
     def prepared_for(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Executor, Call]:
@@ -215,7 +216,7 @@ class Session:
         """Runs one step of a sequence model; see ``TracedModule.stream``."""
         if self.executor is None:
             raise InvalidInput("The model is not captured yet.", "Pass example_inputs to convert before streaming.")
-        executor, call = self.prepared_for(_as_sequences(self.executor, given), {})
+        executor, call = self.prepared_for(as_sequences(self.executor.program, given), {})
         prepared = executor.one_step(executor.ends.prepare(call.leaves, None), self.live.states)
         outputs, _ = self._advance(executor, prepared)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
@@ -232,9 +233,8 @@ class Session:
             memo |= {id(spec): spec for spec in (self.program.signature, self.program.result)}
             for _, program in self.compiled.stages.programs:
                 copy_graphs(program, memo)
-        own = {name: value for name, value in self.__dict__.items() if name not in ("executor", "programs")}
+        own = {**self.__dict__, "executor": None, "programs": []}
         other.__dict__.update(copy.deepcopy(own, memo))
-        other.executor, other.programs = None, []
         if other.compiled is not None:
             other.compiled.stages.run_as_printed()
             other.use(other.compiled)
@@ -249,23 +249,3 @@ class Session:
         """Stands before the first step."""
         type(self).__init__(self, state["model"], state["settings"], state["compiler"])
         self.awaited = state["awaited"]
-
-
-def _as_sequences(executor: Executor, given: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Gives each per-step input a time axis of one step, where the model's argument has it."""
-    program = executor.program
-    axes = executor.time_axes()
-    if program.kind != "sequence" or axes is None or len(axes) != len(given):
-        raise InvalidInput(
-            "Only a model that takes a whole sequence, and slices it as it is given, can be streamed.",
-            "Call a step model directly; move work on the whole input into the loop.",
-        )
-    return tuple(value.unsqueeze(axis) for value, axis in zip(given, axes, strict=True))
-
-
-def _explained(fault: Exception, call: Call) -> InvalidInput:
-    shapes = ", ".join(str(tuple(leaf.shape)) for leaf in call.leaves if isinstance(leaf, Tensor))
-    return InvalidInput(
-        f"The model cannot run on inputs of shape {shapes}: {str(fault).splitlines()[0]}.",
-        "Compare with the model's own input.",
-    )

@@ -8,7 +8,6 @@ what the operation makes of the whole, on data that was drawn to tell: what mixe
 
 from __future__ import annotations
 
-import itertools
 import math
 import operator
 import warnings
@@ -21,6 +20,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from tracecompile.analysis.pointwise import acts_alone
+from tracecompile.capture.layerwise.call_arguments import leaves_of, replaced
 from tracecompile.capture.layerwise.layout import Form, Layout, fitting_layouts
 from tracecompile.capture.layerwise.numbers import Numbers, number_value
 from tracecompile.capture.layerwise.probing import FAILURES, Prober
@@ -243,21 +243,3 @@ def _close(part: Tensor, wanted: Tensor, whole: Tensor) -> bool:
     scale = float(whole.abs().nan_to_num(posinf=0.0).max()) if whole.numel() else 0.0
     within = 1e-4 * max(scale, 1e-30)
     return math.isfinite(scale) and torch.allclose(part, wanted, rtol=1e-3, atol=within, equal_nan=True)
-
-
-def leaves_of(arguments: Any) -> list[Any]:
-    """Returns the leaves of arguments, in order."""
-    found: list[Any] = []
-
-    def note(leaf: Any) -> Any:
-        found.append(leaf)
-        return leaf
-
-    rebuild(arguments, note)
-    return found
-
-
-def replaced(arguments: Any, place: int, value: Any) -> Any:
-    """Returns arguments with another leaf at a place."""
-    counter = itertools.count()
-    return rebuild(arguments, lambda leaf: value if next(counter) == place else leaf)

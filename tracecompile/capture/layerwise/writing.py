@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from tracecompile.analysis.norms import NORMS
+from tracecompile.capture.layerwise.call_arguments import leaves_of
 from tracecompile.capture.layerwise.layout import Form
 from tracecompile.capture.layerwise.numbers import Computed, SizeOf
 from tracecompile.capture.layerwise.probing import Prober
-from tracecompile.capture.layerwise.recipe import Recipe, leaves_of
+from tracecompile.capture.layerwise.recipe import Recipe
 from tracecompile.capture.layerwise.running import casts
 from tracecompile.capture.layerwise.whole import Whole
 from tracecompile.capture.loops.lengths import rebuild

@@ -9,12 +9,12 @@ import torch
 from torch import fx
 
 from tracecompile.capture.loops.after import After
+from tracecompile.capture.loops.initial import shape_giver, shaped
 from tracecompile.capture.loops.loop_body import Past, Site, leaves_of
 from tracecompile.capture.loops.loop_plan import LoopPlan, is_learned
 from tracecompile.capture.loops.replay import require_same_values
 from tracecompile.capture.loops.running_sums import find_sums
 from tracecompile.capture.loops.slices import Stream
-from tracecompile.capture.steps.shapes import same_shape_above
 from tracecompile.capture.tracing.build import GraphCutter, cone, evaluate, graph_module
 from tracecompile.program import Carry, SequenceInput, StepOutput, StepProgram
 
@@ -165,7 +165,8 @@ class Assembler(LoopPlan):
         sequences += self.repeated(cutter, sequences, length)
         invariants = tuple(cutter.take(node) for node in self.invariants)
         states = tuple(
-            self.shaped(cutter, node, number, past) for (node, number), past in zip(initial, self.carries, strict=True)
+            shaped(cutter, node, number, shape_giver(self.loop, self.tape, past))
+            for (node, number), past in zip(initial, self.carries, strict=True)
         )
         return graph_module(cutter.finish((tuple(sequences), invariants, states)), self.root, self.leaves, "Prologue")
 
@@ -228,34 +229,7 @@ class Assembler(LoopPlan):
         if isinstance(past.initial, fx.Node):
             return past.initial, None
         number = past.initial if isinstance(past.initial, (int, float)) else 0.0
-        return self.shape_giver(past), number
-
-    def shape_giver(self, past: Past) -> fx.Node:
-        """Returns the earliest node that has a state's shape and depends on the input."""
-        later = next(node for node in self.loop.visits[past.site] if node is not None)
-        fitting = same_shape_above(later)
-        varying: set[fx.Node] = set()
-        nodes: list[fx.Node] = list(self.tape.graph.nodes)
-        for node in nodes:
-            if node.op == "placeholder" or any(source in varying for source in node.all_input_nodes):
-                varying.add(node)
-                if node in fitting:
-                    return node
-        return later
-
-    def shaped(self, cutter: GraphCutter, node: fx.Node, number: float | None, past: Past) -> fx.Node:
-        """Gives an initial state the shape that the state has later."""
-        source: fx.Node = cutter.take(node)
-        value = node.meta["val"]
-        where = node.meta.get("where")
-        if number is not None:
-            target, rest = (torch.zeros_like, ()) if number == 0 else (torch.full_like, (number,))
-            return cutter.add("call_function", target, (source, *rest), {}, target(value, *rest), where)
-        like = self.shape_giver(past)
-        if value.shape == like.meta["val"].shape:
-            return source
-        expanded = value.expand_as(like.meta["val"])
-        return cutter.add("call_method", "expand_as", (source, cutter.take(like)), {}, expanded, where)
+        return shape_giver(self.loop, self.tape, past), number
 
     def build_epilogue(self) -> fx.GraphModule:
         """Writes down what runs after the loop."""

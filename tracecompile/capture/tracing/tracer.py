@@ -7,7 +7,6 @@ and factory calls such as ``torch.zeros`` are nodes rather than constants with a
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -26,13 +25,14 @@ from tracecompile.capture.tracing.module_calls import CallRecorder
 from tracecompile.capture.tracing.names import valid_name
 from tracecompile.capture.tracing.results import open_result
 from tracecompile.capture.tracing.scripted import compiled_code_recorded
-from tracecompile.capture.tracing.source import CAPTURE, line_of_failure
+from tracecompile.capture.tracing.source import line_of_failure
 from tracecompile.capture.tracing.step_mode import in_single_steps
 from tracecompile.capture.tracing.step_numbers import loops_counted
 from tracecompile.capture.tracing.surrogates import surrogates_recorded
 from tracecompile.capture.tracing.tape import Tape
 from tracecompile.capture.tracing.trace_errors import ModelFailure, TooManySteps
 from tracecompile.capture.tracing.values import TracedFloat, TracedInt, plain
+from tracecompile.capture.tracing.watching import as_computed, mode_watched
 from tracecompile.errors import ConversionError
 
 
@@ -205,34 +205,6 @@ def settle(
     free_sizes(tape, trace_at, fixed)
 
 
-@contextmanager
-def mode_watched(recorder: Recorder) -> Iterator[None]:
-    """Notes who reads or writes ``training``: a branch on it is part of what is captured.
-
-    A module of torch that is one node asks for its mode whenever it runs. One that is traced through, because a class
-    of the user's extends it or forward switches it, has been asked once and for all.
-    """
-
-    def read(module: nn.Module) -> bool:
-        if not recorder.paused and not sys._getframe(1).f_code.co_filename.startswith(CAPTURE):
-            recorder.tape.reads_mode = True
-        held = vars(module)
-        # Compiled modules keep theirs in the code that they wrap.
-        return bool(held["training"] if "training" in held else module.__getattr__("training"))
-
-    def write(module: nn.Module, value: bool) -> None:
-        if not recorder.paused:
-            recorder.tape.reads_mode = True
-        module.__dict__["training"] = value
-
-    # A property of the class comes before the attribute of the instance.
-    setattr(nn.Module, "training", property(read, write))  # noqa: B010
-    try:
-        yield
-    finally:
-        delattr(nn.Module, "training")
-
-
 class _Mode(TorchFunctionMode):
     """Hands every torch function to the recorder."""
 
@@ -256,9 +228,3 @@ def run_user_code(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     except Exception as error:
         message = f"The model failed on the example: {type(error).__name__}: {error}"
         raise ModelFailure(message, "Check that the example fits the model.", line_of_failure(error)) from error
-
-
-def as_computed(value: torch.Tensor) -> torch.Tensor:
-    """Returns a tensor that autograd takes for the result of an operation, as a state is from the second step on."""
-    fresh = value.detach().clone()
-    return fresh.requires_grad_().clone() if fresh.is_floating_point() else fresh
