@@ -13,6 +13,7 @@ from tracecompile.printing.layout import ATOM, INDENT, WIDTH, Expression, call, 
 from tracecompile.printing.literals import arguments, literal, subscript
 from tracecompile.printing.naming import Scope, wanted_name, without_number
 from tracecompile.printing.operators import is_access, operation
+from tracecompile.printing.variables import variable_of
 from tracecompile.rules.slopes import WithSlopes
 
 Above = tuple[str, int] | str
@@ -162,7 +163,7 @@ class Body:
         for user in sorted(picked, key=lambda user: int(str(user.args[1]))):
             place = int(str(user.args[1]))
             if names[place] == "_":
-                plain = value if place == 0 else f"d_{value}"
+                plain = (variable_of(user) or value) if place == 0 else f"d_{value}"
                 names[place] = self.scope.take(self.wanted.get(user) or plain)
             self.values[user] = Expression(names[place])
         return names

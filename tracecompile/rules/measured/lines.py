@@ -133,7 +133,7 @@ class _Writer:
             elif "where" not in node.meta:  # an operation that comes with its slopes, and its value
                 call = node if node.op == "call_module" else node.all_input_nodes[0]
                 known = original.get(str(call.target).removeprefix("slopes_"))
-                copy.meta.update({} if known is None else {"where": known.meta.get("where")})
+                copy.meta.update({} if known is None else {key: known.meta.get(key) for key in ("where", "place")})
 
     # What is carried at all: what is zero at every step is left out.
 
