@@ -29,7 +29,6 @@ from tracecompile.runtime.window import Window
 
 MOST_PROGRAMS = 8
 """Programs that are kept, for a model whose mode or whose arguments' kind alternates."""
-
 Compiler = Callable[[Request, Sequence[Compiled]], Compiled]
 """Makes what runs calls like one: (the call, what was compiled before)."""
 
