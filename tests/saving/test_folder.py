@@ -20,6 +20,7 @@ from tracecompile import nn as snn
 from tracecompile.demo.network import DigitNet
 from tracecompile.errors import ConversionError, InvalidInput
 from tracecompile.saving.folder import CODE, FORMAT, PROGRAM, REPORT, WEIGHTS
+from tracecompile.saving.programs import read
 
 
 def spikes(steps: int, batch: int = 3) -> Tensor:
@@ -276,6 +277,94 @@ def test_a_program_calls_nothing_but_operations(folder: Path, call: tuple[str, s
     assert changed != text
     (folder / PROGRAM).write_text(changed)
     with pytest.raises(InvalidInput, match=call[1].strip('"')):
+        tracecompile.load(folder, weights_only=True)
+
+
+def edit(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
+    """Returns what changes the program and then prints its code, as somebody would who knows how."""
+
+    def forge(folder: Path) -> None:
+        content = json.loads((folder / PROGRAM).read_text())
+        change(content)
+        (folder / PROGRAM).write_text(json.dumps(content))
+        try:
+            (folder / CODE).write_text(read(content, load_file(folder / WEIGHTS)).compiled[0].stages.code)
+        except Exception:
+            return  # not even that can be printed
+
+    return forge
+
+
+def nodes(content: dict[str, Any], op: str) -> list[list[Any]]:
+    graphs = [entry["graph"] for entry in content["shared"] if "graph" in entry]
+    return [node for graph in graphs for node in graph["nodes"] if node[1] == op]
+
+
+def records(content: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    return [entry["fields"] for entry in content["shared"] if entry.get("record") == name]
+
+
+def rename_layer(content: dict[str, Any]) -> None:
+    for fields in records(content, "Layer"):
+        fields["name"] += "\nimport os"
+
+
+def rename_line(content: dict[str, Any]) -> None:
+    for fields in records(content, "SourceLine"):
+        fields["source"] = "x\rimport os"
+
+
+def rename_argument(content: dict[str, Any]) -> None:
+    for node in nodes(content, "placeholder"):
+        node[0] = node[2] = "x=print"
+
+
+def read_globals(content: dict[str, Any]) -> None:
+    for fields in records(content, "Emitted"):
+        fields["prologue_attributes"] = ["forward.__globals__", *fields["prologue_attributes"]]
+
+
+def call_what_is_no_module(content: dict[str, Any]) -> None:
+    for node in nodes(content, "call_module"):
+        node[2] = "register_forward_hook"
+
+
+def call_by_key(content: dict[str, Any]) -> None:
+    for node in nodes(content, "call_function"):
+        node[2], node[4] = "builtins.max", {"dict": [["key", {"function": "builtins.getattr"}]]}
+
+
+def call_a_method_of_no_tensor(content: dict[str, Any]) -> None:
+    for entry in content["shared"]:
+        if "slopes" in entry:
+            entry["slopes"].update(operation="__reduce__", kind="call_method")
+
+
+def set_what_makes_a_module(content: dict[str, Any]) -> None:
+    for module in content["model"].values():
+        module["plain"]["__class__"] = {"function": "builtins.int"}
+
+
+FORGED = [
+    rename_layer,
+    rename_line,
+    rename_argument,
+    read_globals,
+    call_what_is_no_module,
+    call_by_key,
+    call_a_method_of_no_tensor,
+    set_what_makes_a_module,
+]
+
+
+@pytest.mark.parametrize("change", FORGED, ids=lambda change: change.__name__)
+def test_a_program_that_was_forged_with_its_code_is_refused(
+    folder: Path, change: Callable[[dict[str, Any]], None]
+) -> None:
+    before = json.loads((folder / PROGRAM).read_text())
+    edit(change)(folder)
+    assert json.loads((folder / PROGRAM).read_text()) != before
+    with pytest.raises(InvalidInput, match=PROGRAM):
         tracecompile.load(folder, weights_only=True)
 
 

@@ -18,6 +18,8 @@ def short_path(file: str) -> str:
     if _INSTALLED.match(file):
         return _INSTALLED.sub("", file).replace("\\", "/")
     path = Path(file)
+    if not path.is_absolute():
+        return file  # of a program that was read: it was shortened where it was written
     if path.is_relative_to(_PACKAGE):
         return path.relative_to(_PACKAGE.parent).as_posix()
     return path.name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -187,7 +188,7 @@ class Page:
     def _declaration(self, key: str, value: Any) -> str:
         """Returns the line that makes a constant, or takes it from outside."""
         expression = made(self, value)
-        line = f'{self.names[key]} = {expression or f"""constants["{key}"]"""}'
+        line = f"{self.names[key]} = {expression or f'constants[{json.dumps(key, ensure_ascii=False)}]'}"
         comment = f"  # {described(value)}"
         return line + comment if len(line + comment) <= WIDTH and expression is None else line
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import torch
@@ -84,7 +85,8 @@ def _item(owner: Any, part: str, wanted: Any) -> str:
             return f"[{int(part)}]"
     except (TypeError, IndexError, KeyError, NotImplementedError):
         pass
-    return f'._modules["{part}"]' if part in owner._modules else f'.__getattr__("{part}")'
+    key = json.dumps(part, ensure_ascii=False)
+    return f"._modules[{key}]" if part in owner._modules else f".__getattr__({key})"
 
 
 def _get(module: Any, target: str) -> Any:

@@ -168,7 +168,18 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
         raise InvalidInput(f"{folder / name} is damaged: {fault}.") from fault
     if not isinstance(content, dict):
         raise InvalidInput(f"{folder / name} is damaged: it holds no object.")
+    if name == PROGRAM:
+        _require_single_lines(content, folder / name)
     return content
+
+
+def _require_single_lines(content: Any, path: Path) -> None:
+    """Refuses texts of several lines: names and source lines stand in comments of the code that is printed."""
+    if isinstance(content, str) and (content.splitlines() not in ([], [content]) or "\0" in content):
+        raise InvalidInput(f"{path} holds the text {content[:40]!r} of several lines, which save does not write.")
+    if isinstance(content, (dict, list)):
+        for item in [*content, *content.values()] if isinstance(content, dict) else content:
+            _require_single_lines(item, path)
 
 
 def _read_text(path: Path) -> str:

@@ -124,9 +124,11 @@ def read_graph(reader: Reader, written: Json, root: nn.Module) -> fx.GraphModule
         made[entry[0]] = node
     targets = [str(node.target) for node in graph.nodes if node.op in ("call_module", "get_attr")]
     found = {target: own[target] if target in own else _get(root, target) for target in targets}
-    missing = [target for target, value in found.items() if value is None]
-    if missing:
-        raise InvalidInput(f"The program reads {missing[0]}, which the model does not have.")
+    for node in graph.nodes:
+        if node.op in ("call_module", "get_attr"):
+            kind = nn.Module if node.op == "call_module" else Tensor
+            if not isinstance(found[str(node.target)], kind):
+                raise InvalidInput(f"The program reads {node.target}, which is no {kind.__name__} of the model.")
     return fx.GraphModule(found, graph, str(written["name"]))
 
 
@@ -139,7 +141,14 @@ def _read_node(reader: Reader, graph: fx.Graph, entry: Json, made: Mapping[str, 
             check_attribute(given[1])
     elif op == "call_method":
         target = check_method(target)
-    node = graph.create_node(op, target, given, _read_arguments(reader, kwargs, made), name=name)
+    named_ones = _read_arguments(reader, kwargs, made)
+    if target in (max, min) and "key" in named_ones:
+        raise InvalidInput(
+            f"The program calls {target.__name__} with a function, which no program of this package does."
+        )
+    if not all(isinstance(word, str) and word.isidentifier() for word in (name, *named_ones)):
+        raise InvalidInput(f"The program calls a value {name!r}, which is no name.")
+    node = graph.create_node(op, target, given, named_ones, name=name)
     node.name = name
     for key, value in known.items():
         node.meta[key] = _read_example(reader, value) if key == "val" else reader.read(value)

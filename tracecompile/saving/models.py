@@ -137,6 +137,8 @@ def _read(reader: Reader, written: Json) -> nn.Module:
         module = kind.__new__(kind)
         nn.Module.__init__(module)
     for name, value in written["plain"].items():
+        if name.startswith("__"):
+            raise InvalidInput(f"The model sets {name}, which no layer of torch has.")
         setattr(module, name, reader.read(value))
     for name, entry in written["parameters"].items():
         module.register_parameter(name, None if entry is None else _parameter(reader, *entry))

@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from tracecompile.arguments import Arguments
 from tracecompile.capture.tracing.surrogates import SurrogateLeaf
 from tracecompile.compiled import Compiled
+from tracecompile.errors import InvalidInput
 from tracecompile.graphs.copies import graphs_of
 from tracecompile.neuron_step import NeuronStep, OpaqueStep
 from tracecompile.printing import Stages
@@ -21,6 +22,7 @@ from tracecompile.rules.norm import RecordedNorm, StillNorm
 from tracecompile.rules.opaque import StepWithSlopes
 from tracecompile.rules.slopes import WithSlopes
 from tracecompile.saving import imported
+from tracecompile.saving.functions import check_method
 from tracecompile.saving.graphs import read_graph, write_graph
 from tracecompile.saving.models import as_weights, read_model, weights_of, write_model
 from tracecompile.saving.surrogates import written_out
@@ -180,9 +182,7 @@ def _readers(root: nn.Module) -> Readers:
         "graph": lambda reader, written: read_graph(reader, written, root),
         "program": lambda reader, written: _read_program(reader, written, root),
         "surrogate": _read_surrogate,
-        "slopes": lambda reader, written: WithSlopes(
-            reader.read(written["operation"]), written["kind"], reader.read(written["wanted"])
-        ),
+        "slopes": _read_slopes,
         "step of a neuron": imported.read_step,
         "value of a neuron": imported.read_value,
         "slopes of a neuron": imported.read_slopes,
@@ -195,7 +195,26 @@ def _readers(root: nn.Module) -> Readers:
 def _read_program(reader: Reader, written: Json, root: nn.Module) -> StepProgram:
     fields = {name: reader.read(value) for name, value in written["fields"].items()}
     signature, result = (read_tree(written[name]) for name in ("signature", "result"))
-    return StepProgram(root=root, signature=signature, result=result, **fields)
+    program = StepProgram(root=root, signature=signature, result=result, **fields)
+    for path in _paths(program):
+        if not isinstance(program.resolve(path), Tensor):
+            raise InvalidInput(f"The program reads {path}, which is no tensor of the model.")
+    return program
+
+
+def _paths(program: StepProgram) -> list[str]:
+    """Returns the attributes of the model that a program takes as arguments, or moves."""
+    found = [carry.statistic for carry in program.carries if carry.statistic]
+    found += [*program.statistics, *(program.statics.attributes if program.statics is not None else ())]
+    emitted = program.emitted
+    return found + ([*emitted.prologue_attributes, *emitted.epilogue_attributes] if emitted is not None else [])
+
+
+def _read_slopes(reader: Reader, written: Json) -> WithSlopes:
+    operation = reader.read(written["operation"])
+    if isinstance(operation, str):
+        check_method(operation)
+    return WithSlopes(operation, written["kind"], reader.read(written["wanted"]))
 
 
 def _read_surrogate(reader: Reader, written: Json) -> Surrogate:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import TreeSpec
 
-from tracecompile.errors import InvalidInput
+from tracecompile.errors import InvalidInput, SourceLine
+from tracecompile.printing.comments import short_path
 from tracecompile.saving.functions import named, written_name
 from tracecompile.saving.records import RECORDS, record_name
 from tracecompile.saving.trees import read_tree, write_tree
@@ -110,6 +111,9 @@ class Writer:
         return {"ref": self._numbers[id(value)]}
 
     def _record(self, value: Any) -> Json:
+        if isinstance(value, SourceLine):
+            # Where the file lies is nobody's business, and another place there.
+            value = dataclasses.replace(value, file=short_path(value.file))
         fields = {
             field.name: self.write(getattr(value, field.name)) for field in dataclasses.fields(value) if field.init
         }
