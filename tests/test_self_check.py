@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor, fx, nn
 import tracecompile
 from tracecompile import compiler
 from tracecompile.errors import ConversionError, SelfCheckFailed, SourceLine
+from tracecompile.printing import Stages
 from tracecompile.runtime.collector import Collector
 from tracecompile.runtime.ends import Ends
 from tracecompile.runtime.executor import Executor
@@ -33,9 +35,16 @@ def broken(monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], None]) -> No
     def compile_wrongly(*args: Any) -> Any:
         compiled = build(*args)
         change(compiled.program.emitted)
-        return compiled
+        return printed_again(compiled)
 
     monkeypatch.setattr(compiler, "build", compile_wrongly)
+
+
+def printed_again(compiled: Any) -> Any:
+    """Lets a program whose graphs were changed run as it would be printed now."""
+    stages = Stages(compiled.stages.programs)
+    stages.run_as_printed()
+    return replace(compiled, stages=stages)
 
 
 def scale_first_constant(emitted: Any) -> None:

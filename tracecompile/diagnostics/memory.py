@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from tracecompile.runtime.layout import LAYOUT
 
@@ -121,8 +122,9 @@ def live_state_bytes(net: HasSnapshot) -> int:
         the whole storage that it keeps alive.
     """
     counter = SavedBytes()
-    for name, leaf in net.snapshot().items():
-        if isinstance(leaf, Tensor) and name != LAYOUT:
+    held = {name: value for name, value in net.snapshot().items() if name != LAYOUT}
+    for leaf in pytree.tree_leaves(held):
+        if isinstance(leaf, Tensor):
             counter.add(leaf)
     return counter.bytes
 
