@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from tracecompile.errors import SourceLine
     from tracecompile.layers import Accrual, Block, Core, Layer, Statics, Trace, Unit
 
+AHEAD = "ahead"
+"""Key of the ``meta`` of those nodes of a prologue that the first step computes, and is asked for before it runs."""
+
 Collect = Literal["stack", "last", "sum", "step"]
 """How the per-step values of one output reach the epilogue: all of them along a new axis 0, the last one, their running
 sum in the order of time, or (step models) this step's."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -200,3 +201,53 @@ def test_a_loop_that_cannot_be_rolled_is_written_out_for_few_steps_and_refused_f
     with pytest.raises(tracecompile.ConversionError, match="outlive the call") as refusal:
         tracecompile.convert(AnotherFirstStep(20), images(20, 2), backend="eager")
     assert __file__ in str(refusal.value)
+
+
+class NormInFirstStepBefore(Shown):
+    """The first step, with a normalisation that moves its statistics, is written before the loop; its state is zeros
+    like what the normalisation makes."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__(steps)
+        self.norm = nn.BatchNorm1d(HIDDEN)
+
+    def forward(self, image: Tensor) -> Tensor:
+        current = self.norm(self.inp(image))
+        v = 0.9 * torch.zeros_like(current) + current
+        z = spike(v - 0.2)
+        out, v = self.out(z), v - 0.2 * z
+        for _ in range(1, self.steps):
+            v = 0.9 * v + self.norm(self.inp(image))
+            z = spike(v - 0.2)
+            out, v = out + self.out(z), v - 0.2 * z
+        return out / self.steps
+
+
+class NormBeforeUnread(NormInFirstStepBefore):
+    """The negative twin: only the shape is read of what a normalisation makes before the loop, which runs it too."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        v, out = torch.zeros_like(self.norm(3 * self.inp(image))), 0.0
+        for _ in range(self.steps):
+            v = 0.9 * v + self.norm(self.inp(image))
+            z = spike(v - 0.2)
+            out, v = out + self.out(z), v - 0.2 * z
+        return out / self.steps
+
+
+@pytest.mark.parametrize(
+    ("form", "steps"),
+    [*((NormInFirstStepBefore, steps) for steps in (2, 3, 12)), *((NormBeforeUnread, steps) for steps in (3, 12))],
+)
+def test_statistics_move_as_often_as_the_model_moves_them(form: type[NormInFirstStepBefore], steps: int) -> None:
+    torch.manual_seed(0)
+    model = form(steps)
+    twin = copy.deepcopy(model)
+    net = tracecompile.convert(model, images(steps, 4), backend="eager", bins=steps)
+    for batch in (5, 3):
+        image = images(steps, batch)
+        expected, found = twin(image), net(image)
+        assert torch.equal(found, expected)
+        for name, value in twin.named_buffers():
+            assert torch.equal(dict(net.named_buffers())[name], value), name
+    assert int(twin.norm.num_batches_tracked) == 2 * (steps + (form is NormBeforeUnread))

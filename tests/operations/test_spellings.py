@@ -131,5 +131,7 @@ def test_only_a_question_for_the_shape_spares_a_dropout(asked: Any, kept: bool) 
         step=SimpleNamespace(graph=graph),
         graph_module=lambda graph, name: fx.GraphModule({}, graph),
     )
+    for node in graph.nodes:
+        node.meta["ahead"] = True
     left = [node.target for node in without_side_effects(program).graph.nodes]
     assert (F.feature_alpha_dropout in left) == kept

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import fx, nn
 
 from tracecompile.analysis.norms import batch_norm_arguments
 from tracecompile.operations import SHAPE_ONLY, Fact, has, operation_of
-from tracecompile.program import StepProgram, is_tensor
+from tracecompile.program import AHEAD, StepProgram, is_tensor
 
 
 def without_side_effects(program: StepProgram) -> fx.GraphModule:
@@ -20,21 +18,15 @@ def without_side_effects(program: StepProgram) -> fx.GraphModule:
     the loop. Nothing is learned through a shape: what is computed for its sake leaves no graph behind.
     """
     by_value = _read_by_value(program.prologue.graph)
-    again = {_expression(node) for node in program.step.graph.nodes}
     graph, values = fx.Graph(), dict[fx.Node, fx.Node]()
     for node in program.prologue.graph.nodes:
-        if node not in by_value and _expression(node) in again and _has_side_effects(program, node):
+        if node not in by_value and node.meta.get(AHEAD) and _has_side_effects(program, node):
             values[node] = values[node.all_input_nodes[0]]
         else:
             values[node] = graph.node_copy(node, values.__getitem__)
             if node not in by_value and _takes_parameters(program, node):
                 values[node] = graph.call_method("detach", (values[node],))
     return program.graph_module(graph, "Prologue")
-
-
-def _expression(node: fx.Node) -> tuple[Any, ...]:
-    """Returns what is called at which line: the same for what the first step has been asked for ahead."""
-    return node.op, node.target, node.meta.get("where")
 
 
 def _has_side_effects(program: StepProgram, node: fx.Node) -> bool:

@@ -11,10 +11,11 @@ from torch import Tensor, fx, nn
 
 from tracecompile.errors import InvalidInput
 from tracecompile.printing.variables import VARIABLE, variable_of
+from tracecompile.program import AHEAD
 from tracecompile.saving.functions import check_attribute, check_method, named, written_name
 from tracecompile.saving.values import Json, Reader, Writer
 
-KEPT = ("where", "draws", "acts_on_elements", "pass", "means")
+KEPT = ("where", "draws", "acts_on_elements", "pass", "means", AHEAD)
 """What is kept of a node's ``meta`` as it is."""
 DROPPED = ("val", "place", VARIABLE)
 """What is kept in another form, or not at all."""

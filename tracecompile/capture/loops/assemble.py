@@ -9,14 +9,14 @@ import torch
 from torch import fx
 
 from tracecompile.capture.loops.after import After
-from tracecompile.capture.loops.initial import shape_giver, shaped
+from tracecompile.capture.loops.initial import asked_ahead, shape_giver, shaped
 from tracecompile.capture.loops.loop_body import Past, Site, leaves_of
 from tracecompile.capture.loops.loop_plan import LoopPlan, is_learned
 from tracecompile.capture.loops.replay import require_same_values
 from tracecompile.capture.loops.running_sums import find_sums
 from tracecompile.capture.loops.slices import Stream
 from tracecompile.capture.tracing.build import GraphCutter, cone, evaluate, graph_module
-from tracecompile.program import Carry, SequenceInput, StepOutput, StepProgram
+from tracecompile.program import AHEAD, Carry, SequenceInput, StepOutput, StepProgram
 
 CLOCK = "time_t"
 """Name of the input that only counts the steps."""
@@ -158,6 +158,10 @@ class Assembler(LoopPlan):
         for node in self.tape.graph.nodes:
             if node in wanted:
                 cutter.take(node)
+        ahead = asked_ahead(self.loop)
+        for node, copied in cutter.copies.items():
+            if isinstance(copied, fx.Node):
+                copied.meta[AHEAD] = ahead(node)
         count = self.step_count(cutter) if self.counts else None
         sequences = [self.taken(cutter, stream, length is not None, count) for stream in self.inputs]
         if count is not None:

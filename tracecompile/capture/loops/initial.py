@@ -1,6 +1,9 @@
-"""The values that states start from, in the shape that the states have later."""
+"""The values that states start from, and what of the first step is computed for their sake."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import fx
@@ -9,6 +12,27 @@ from tracecompile.capture.loops.loop_body import Loop, Past
 from tracecompile.capture.steps.shapes import same_shape_above
 from tracecompile.capture.tracing.build import GraphCutter
 from tracecompile.capture.tracing.tape import Tape
+
+
+def asked_ahead(loop: Loop) -> Callable[[fx.Node], bool]:
+    """Returns what tells whether a node is computed by the first step of a rolled loop.
+
+    Such a node is a visit of a site of every step, or what the user has written before the loop in place of the first
+    visit. A norm that is run before the loop besides is none: the loop does not run it again.
+    """
+    every = [site for site in loop.visits if site not in loop.sometimes]
+    replaced = {_call(loop.template(site)) for site in every if loop.at(site, 0) is None}
+
+    def is_ahead(node: fx.Node) -> bool:
+        own = node in loop.when and loop.when[node][1] not in loop.sometimes
+        return own or _call(node) in replaced
+
+    return is_ahead
+
+
+def _call(node: fx.Node) -> tuple[Any, ...]:
+    """Returns what a node calls, and which attributes of the model it calls it with."""
+    return node.op, node.target, *(source.target for source in node.all_input_nodes if source.op == "get_attr")
 
 
 def shape_giver(loop: Loop, tape: Tape, past: Past) -> fx.Node:

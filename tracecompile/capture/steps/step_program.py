@@ -14,7 +14,7 @@ from tracecompile.capture.steps.step_states import State, StepRuns
 from tracecompile.capture.tracing.build import GraphCutter, evaluate, graph_module, take_in_order
 from tracecompile.capture.tracing.tape import Tape
 from tracecompile.errors import UnsupportedState
-from tracecompile.program import Carry, SequenceInput, StepOutput, StepProgram
+from tracecompile.program import AHEAD, Carry, SequenceInput, StepOutput, StepProgram
 
 
 class StepBuilder(StepRuns):
@@ -113,6 +113,8 @@ class StepBuilder(StepRuns):
         invariants = cutter.take(tuple(self.invariants))
         initial, guessed = initial_in_prologue(cutter, self)
         graph = cutter.finish((inputs, invariants, initial))
+        for node in graph.nodes:
+            node.meta[AHEAD] = True  # the step is all that a call runs
         if guessed:
             self.require_same_start(graph, step.graph, values, outputs, guessed)
         notes = tuple(f"The state {state.name} starts as zeros." for state in guessed)
