@@ -74,23 +74,26 @@ def run_bench(
         raise UsageError("--repeats must be at least 1.")
     if output is not None and picture:
         require_matplotlib()
+    common: dict[str, Any] = {"shape": shape, "weights": None if weights is None else str(weights), "dt": dt}
+    common |= {"seed": seed, "device": device, "quick": quick}
     rows: list[Row] = []
-    for plain in jobs:
-        job = replace(
-            plain, shape=shape, weights=str(weights) if weights else None, dt=dt, seed=seed, device=device, quick=quick
-        )
-        case = open_case(job)
-        found = measure_case(
-            case, job.network or case.title, chosen, repeats, memory_limit() if limit is None else limit, progress
-        )
-        rows += found
-        for row in found:
-            if not row.skipped:
-                progress(f"{case.title}, {case.steps} steps: memory of {row.name}")
-                _add_memory(row, job)
+    for job in jobs:
+        rows += _measured(replace(job, **common), chosen, repeats, limit, progress)
     settings = {"target": target, "repeats": repeats, "quick": quick, "seed": seed, "input": shape}
     result = BenchResult(rows, environment(device), settings)
     return result if output is None else write(result, output, picture)
+
+
+def _measured(job: Job, chosen: Sequence[Any], repeats: int, limit: int | None, progress: Progress) -> list[Row]:
+    """Measures the rows of one network, time and gradients first, then the memory of each in a process of its own."""
+    case = open_case(job)
+    most = memory_limit() if limit is None else limit
+    found = measure_case(case, job.network or case.title, chosen, repeats, most, progress)
+    for row in found:
+        if not row.skipped:
+            progress(f"{case.title}, {case.steps} steps: memory of {row.name}")
+            _add_memory(row, job)
+    return found
 
 
 def write(result: BenchResult, output: Path, picture: bool) -> BenchResult:

@@ -13,7 +13,7 @@ from tracecompile.errors import InvalidInput
 from tracecompile.printing.variables import VARIABLE, variable_of
 from tracecompile.program import AHEAD
 from tracecompile.saving.functions import check_attribute, check_method, named, written_name
-from tracecompile.saving.values import Json, Reader, Writer
+from tracecompile.saving.values import Json, NodeName, Reader, Writer
 
 KEPT = ("where", "draws", "acts_on_elements", "pass", "means", AHEAD)
 """What is kept of a node's ``meta`` as it is."""
@@ -73,29 +73,11 @@ def _qualified(function: Any) -> str:
     return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', function)}"
 
 
-class _Named:
-    """Stands for a node among arguments."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-
 def _write_arguments(writer: Writer, given: Any) -> Json:
-    if isinstance(given, fx.Node):
-        return {"node": given.name}
-    if type(given) is tuple:
-        return [_write_arguments(writer, item) for item in given]
-    if isinstance(given, (list, dict)) or type(given) is slice:
-        return _write_container(writer, given)
-    return writer.write(given)
+    def named_node(node: fx.Node) -> Any:
+        return NodeName(node.name)
 
-
-def _write_container(writer: Writer, given: Any) -> Json:
-    if isinstance(given, slice):
-        return {"slice": [_write_arguments(writer, part) for part in (given.start, given.stop, given.step)]}
-    if isinstance(given, dict):
-        return {"dict": [[writer.write(key), _write_arguments(writer, item)] for key, item in given.items()]}
-    return {"list": [_write_arguments(writer, item) for item in given]}
+    return writer.write(fx.node.map_arg(given, named_node))
 
 
 def _write_example(writer: Writer, value: Any) -> Json:
@@ -158,20 +140,10 @@ def _read_node(reader: Reader, graph: fx.Graph, entry: Json, made: Mapping[str, 
 
 
 def _read_arguments(reader: Reader, written: Json, made: Mapping[str, fx.Node]) -> Any:
-    if isinstance(written, list):
-        return tuple(_read_arguments(reader, item, made) for item in written)
-    if not isinstance(written, dict):
-        return written
-    kind = next(iter(written))
-    if kind == "node":
-        return made[written["node"]]
-    if kind == "list":
-        return [_read_arguments(reader, item, made) for item in written["list"]]
-    if kind == "dict":
-        return {reader.read(key): _read_arguments(reader, item, made) for key, item in written["dict"]}
-    if kind == "slice":
-        return slice(*_read_arguments(reader, written["slice"], made))
-    return reader.read(written)
+    def found(leaf: Any) -> Any:
+        return made[leaf.name] if isinstance(leaf, NodeName) else leaf
+
+    return fx.node.map_aggregate(reader.read(written), found)
 
 
 def _read_example(reader: Reader, written: Json) -> Any:

@@ -25,6 +25,13 @@ Json = Any
 TORCH_VALUES = (torch.dtype, torch.memory_format, torch.layout)
 
 
+@dataclasses.dataclass(frozen=True)
+class NodeName:
+    """Stands for a node among the arguments of another."""
+
+    name: str
+
+
 class Writer:
     """Writes values; ``shared`` holds what several may refer to, ``tensors`` what JSON is no place for.
 
@@ -79,6 +86,8 @@ class Writer:
             return {"ellipsis": True}
         if isinstance(value, TreeSpec):
             return {"tree": write_tree(value)}
+        if isinstance(value, NodeName):
+            return {"node": value.name}
         name = written_name(value) if callable(value) and not isinstance(value, nn.Module) else None
         return None if name is None else {"function": name}
 
@@ -153,6 +162,7 @@ class Reader:
             "complex": lambda parts: complex(*self.read(parts)),
             "ellipsis": lambda _: Ellipsis,
             "tree": read_tree,
+            "node": NodeName,
             "function": named,
             "ref": self._referred,
         }

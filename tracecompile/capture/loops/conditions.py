@@ -50,14 +50,3 @@ def _by_place(tape: Tape) -> dict[Any, list[Condition]]:
         if condition.node is not None and isinstance(condition.place, Place):
             found.setdefault(condition.place, []).append(condition)
     return found
-
-
-def first_condition(tape: Tape, length: int) -> Condition | None:
-    """Returns the first comparison of a step number whose outcome is not the same in all steps."""
-    outcomes: dict[Any, set[bool]] = {}
-    for condition in tape.conditions:
-        if condition.node is None and abs(condition.count - length) <= 2:
-            outcomes.setdefault(condition.place, set()).add(condition.outcome)
-            if len(outcomes[condition.place]) > 1:
-                return condition
-    return None
