@@ -70,7 +70,8 @@ def written_out(step: fx.GraphModule) -> str:
 def agree(found: Any, expected: Any) -> bool:
     """Tells whether results of a step are the same, NaN being NaN."""
     pairs = zip(pytree.tree_leaves(found), pytree.tree_leaves(expected), strict=True)
-    return all(one is other or torch.allclose(one, other, equal_nan=True) for one, other in pairs)
+    # Most are equal bit for bit, and that takes a tenth of the time to see.
+    return all(torch.equal(one, other) or torch.allclose(one, other, equal_nan=True) for one, other in pairs)
 
 
 def _constant_text(step: fx.GraphModule, node: fx.Node) -> str:
