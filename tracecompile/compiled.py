@@ -10,6 +10,7 @@ from torch import nn
 
 from tracecompile.arguments import Arguments
 from tracecompile.capture.loops.resizing import first_tensor
+from tracecompile.facts import Facts
 from tracecompile.printing import Stages
 from tracecompile.program import Settings, StepProgram
 from tracecompile.report import ConversionReport
@@ -44,6 +45,7 @@ class Compiled:
         numbers: What the pinned numbers among the arguments were.
         steps: The number of time steps, where the program is that of one number.
         shape: Sizes of the first tensor argument that a call has to have, None for those that are free.
+        facts: Of the model, as it was captured; None where nobody has looked.
     """
 
     program: StepProgram
@@ -54,6 +56,11 @@ class Compiled:
     numbers: tuple[Any, ...]
     steps: int | None = None
     shape: tuple[int | None, ...] = ()
+    facts: Facts | None = None
+
+    def changed(self, facts: Facts) -> list[str]:
+        """Returns the names of what the model has become another thing in since it was captured."""
+        return [] if self.facts is None else self.facts.differing(facts, moving(self.program))
 
     def fits(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Tells whether a call of a module runs the captured program, or one that has to be captured anew."""
@@ -68,6 +75,16 @@ class Compiled:
         return self.arguments.fits(args, kwargs) and self.numbers == self.arguments.numbers(
             self.program.pinned, args, kwargs
         )
+
+
+def moving(program: StepProgram) -> frozenset[str]:
+    """Returns the names of the attributes of a model that its program moves, or that its states are in."""
+    names = {*program.written, *program.statistics}
+    names |= {name for carry in program.carries for name in (carry.name, carry.statistic)}
+    roots = {name.partition("[")[0] for name in names}
+    # SpikingJelly's neurons keep theirs in a dictionary.
+    within = {".".join((*root.split(".")[:-1], "_memories", root.rpartition(".")[2])) for root in roots}
+    return frozenset(roots | within)
 
 
 def steps_of(program: StepProgram, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:

@@ -9,7 +9,6 @@ from typing import Any, Literal, get_args
 from torch import Tensor, nn
 
 from tracecompile import compiler
-from tracecompile.capture.copying.copies import share_tensors
 from tracecompile.errors import InvalidInput
 from tracecompile.program import Settings
 from tracecompile.rules import RULES
@@ -61,7 +60,7 @@ def convert(
         )
     if isinstance(model, TracedModule):
         raise InvalidInput("The model is converted already.", "Convert the original model.")
-    net = TracedModule(share_tensors(model), settings, compiler.compile)
+    net = TracedModule(model, settings, compiler.compile)
     if example_inputs is not None:
         args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
         if not any(isinstance(arg, Tensor) for arg in args):

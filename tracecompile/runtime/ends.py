@@ -104,8 +104,12 @@ class Ends:
 
 
 def _stand_in(value: Any, stand_ins: StandIns) -> Any:
-    """Returns a leaf for a Parameter: its hooks must see its whole gradient once, and not a part of it."""
-    if not isinstance(value, nn.Parameter):
+    """Returns a leaf for a Parameter: its hooks must see its whole gradient once, and not a part of it.
+
+    Under ``torch.func.functional_call`` a tensor of another kind stands in its place.
+    """
+    learned = isinstance(value, nn.Parameter) or (isinstance(value, Tensor) and value.requires_grad)
+    if not learned:
         return value
     return stand_ins.setdefault(value, value.detach().requires_grad_(value.requires_grad))
 

@@ -100,12 +100,15 @@ class Executor:
         """Starts from what the last sequence left of the states that the model keeps."""
         initial = []
         for carry, fresh, state in zip(self.program.carries, prepared.initial, left, strict=False):
-            if carry.kept and state.shape != fresh.shape:
+            if not carry.kept or not isinstance(state, Tensor):
+                initial.append(fresh)
+                continue
+            if state.shape != fresh.shape:
                 raise InvalidInput(
                     f"The state {carry.name} is left over from a batch of another size.",
                     "Call reset() of the converted module before a sequence that does not go on from the last one.",
                 )
-            initial.append(state if carry.kept else fresh)
+            initial.append(state)
         initial += prepared.initial[len(left) :]
         return Prepared(prepared.inputs, prepared.invariants, tuple(initial), prepared.device)
 

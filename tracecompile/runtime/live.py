@@ -29,6 +29,7 @@ class LiveState:
     Attributes:
         states: The states after the last step, in the order of the carries, which statistics end; None at the start of
             a sequence.
+        shapes: Of the tensors that the last step was called with.
         window: What is being recorded since the last backward.
         flags: Whether each of these states requires a gradient, as the model's own would; None where they say so.
         returned: The states as they were given to the caller, to recognise them when they come back.
@@ -45,6 +46,7 @@ class LiveState:
     def clear(self) -> None:
         """Forgets everything."""
         self.states: Sequence[Tensor] | None = None
+        self.shapes: list[torch.Size] = []
         self.flags: Flags | None = None
         self.close_window()
         self.returned: tuple[Tensor, ...] | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,6 +13,10 @@ from tracecompile.capture.copying.copies import copy_as_they_are, detach_leftove
 from tracecompile.program import Settings, StepProgram
 from tracecompile.report import ConversionReport
 from tracecompile.runtime.session import Compiler, Session
+
+SHARED = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_state_dict_hooks",
+    "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks")  # fmt: skip
+"""Tables of the model that a converted module has as its own."""
 
 
 class TracedModule(nn.Module):
@@ -24,13 +28,12 @@ class TracedModule(nn.Module):
     """
 
     def __init__(self, model: nn.Module, settings: Settings, compiler: Compiler) -> None:
-        """Takes a copy of the model that shares its tensors, and what compiles it, at the first call at the latest."""
+        """Takes the model, and what compiles it, at the first call at the latest."""
         super().__init__()
-        # The tables of the copy: what is moved or loaded here is moved or loaded there.
-        self._parameters, self._buffers, self._modules = model._parameters, model._buffers, model._modules
-        self._non_persistent_buffers_set = model._non_persistent_buffers_set
-        self.training = model.training
-        self._session = Session(model, settings, compiler)
+        # The model's own tables: what is moved, loaded or replaced here is so there, and the other way round.
+        for table in SHARED:
+            vars(self)[table] = vars(model)[table]
+        self._session = Session(model, settings, compiler, watched=True)
 
     def compile_with(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Captures and compiles the model from the inputs of one call.
@@ -42,7 +45,7 @@ class TracedModule(nn.Module):
 
     @property
     def source(self) -> nn.Module:
-        """The copy of the model that shares its tensors: what the programs run on."""
+        """The user's model: what the programs run on."""
         return self._session.model
 
     @property
@@ -89,19 +92,61 @@ class TracedModule(nn.Module):
         Raises:
             InvalidInput: The arguments do not fit the model.
         """
-        return session_of(self)(*args, **kwargs)
+        return self._session(*args, **kwargs)
+
+    # What a module does, done by the model: it may have its own way.
+
+    @property
+    def training(self) -> bool:
+        """Whether the model is in training mode."""
+        return self.source.training
+
+    @training.setter
+    def training(self, mode: bool) -> None:
+        if "_session" in vars(self):  # a module is in training when it is made; this one is what its model is
+            self.source.training = mode
 
     def train(self, mode: bool = True) -> TracedModule:
         """Sets the mode as the model's own ``train`` does, which may leave parts of it frozen."""
         self.source.train(mode)
-        self.training = self.source.training
         return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TracedModule:
+        self.source._apply(fn, recurse)
+        return self
+
+    def apply(self, fn: Callable[[nn.Module], None]) -> TracedModule:
+        """Calls a function on every module of the model, and on the model last."""
+        self.source.apply(fn)
+        return self
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Returns the state of the model, as the model does."""
+        return self.source.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Loads a state into the model, as the model does."""
+        return self.source.load_state_dict(state_dict, strict, assign)
+
+    def __getattr__(self, name: str) -> Any:
+        """Returns what the model has under a name that the converted module has no use for."""
+        if name == "_session":
+            raise AttributeError(name)  # it is being made
+        return getattr(self._session.model, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Sets an attribute of the model where it is the model's, and not the converted module's."""
+        if name in vars(self) or hasattr(type(self), name) or "_session" not in vars(self):
+            super().__setattr__(name, value)
+        else:
+            owner = self.source if hasattr(self.source, name) else super()
+            owner.__setattr__(name, value)
 
     # State over time.
 
     def reset(self) -> None:
         """Forgets states and traces: the next call starts a new sequence."""
-        self._session.live.clear()
+        self._session.reset()
 
     def stream(self, steps: Iterable[Any]) -> Iterator[Any]:
         """Runs a sequence model one step at a time, in memory that does not grow with their number.
@@ -155,7 +200,5 @@ class TracedModule(nn.Module):
 
 
 def session_of(net: TracedModule) -> Session:
-    """Returns what runs the calls of a converted network, in the mode that it is in: for diagnostics and tests."""
-    session = net._session
-    session.model.training = net.training
-    return session
+    """Returns what runs the calls of a converted network: for diagnostics and tests."""
+    return net._session

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from tracecompile.arguments import Call
-from tracecompile.capture.copying.copies import copy_as_they_are, detach_leftovers
+from tracecompile.capture.copying.copies import copy_as_they_are, detach_leftovers, replace_attribute
 from tracecompile.compiled import Compiled, Request
 from tracecompile.errors import ConversionError, InvalidInput
 from tracecompile.graphs.copies import copy_graphs
@@ -22,8 +23,10 @@ from tracecompile.runtime.backward.anchors import with_anchors
 from tracecompile.runtime.bins import StreamClock
 from tracecompile.runtime.engine.compiled import Kernels
 from tracecompile.runtime.executor import Executor
+from tracecompile.runtime.held import merged
 from tracecompile.runtime.live import LiveState, count_states
 from tracecompile.runtime.rerun import Prepared
+from tracecompile.runtime.standing import Standing
 from tracecompile.runtime.streams import as_sequences
 from tracecompile.runtime.window import Window
 
@@ -45,10 +48,18 @@ class Session:
         kernels: Compiled code.
         waiting: A snapshot that was restored before the model was captured.
         awaited: The call to compile from once it is asked for, of a session that came out of a pickle.
+        standing: How the model stands to what was captured; None for one that nobody changes meanwhile.
     """
 
-    def __init__(self, model: nn.Module, settings: Settings, compiler: Compiler) -> None:
-        """Stands before the first call; ``compiler`` is asked where nothing that is there fits a call."""
+    def __init__(self, model: nn.Module, settings: Settings, compiler: Compiler, watched: bool = False) -> None:
+        """Stands before the first call.
+
+        Args:
+            model: What the programs will run on.
+            settings: Of all programs.
+            compiler: Is asked where nothing that is there fits a call.
+            watched: Whether the model may be changed between calls, and its states read and set in it.
+        """
         self.model, self.settings, self.compiler = model, settings, compiler
         self.compiled: Compiled | None = None
         self.executor: Executor | None = None
@@ -57,6 +68,7 @@ class Session:
         self.kernels = Kernels()
         self.waiting: Mapping[str, Tensor] | None = None
         self.awaited: Request | None = None
+        self.standing = Standing(model) if watched else None
 
     def compile_with(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Compiles the model from the inputs of one call.
@@ -65,10 +77,14 @@ class Session:
             ConversionError: The model is refused; what ran before stays.
         """
         earlier = [compiled for compiled, _ in self.programs]
-        self.use(self.compiler(Request(self.model, args, kwargs, self.settings), earlier))
+        with nullcontext() if self.standing is None else self.standing.afresh():
+            self.use(self.compiler(Request(self.model, args, kwargs, self.settings), earlier))
 
     def use(self, compiled: Compiled) -> None:
         """Runs what was compiled from here on."""
+        if self.standing is not None:
+            facts = self.standing.look(compiled.program)
+            compiled = replace(compiled, facts=facts) if compiled.facts is None else compiled
         self.compiled, self.executor = compiled, Executor(compiled.program, self.kernels)
         self.programs = [*self.programs[1 - MOST_PROGRAMS :], (self.compiled, self.executor)]
 
@@ -119,10 +135,12 @@ class Session:
         try:
             if program.kind == "sequence":
                 keeps = any(carry.kept for carry in program.carries)
-                left = self.live.states if keeps else None
+                left = self._given(program) if keeps else None
                 leaves, window, states = executor.sequence(call.leaves, self.settings.bins, left)
                 if keeps:
                     self.live.states = states[: count_states(program.carries)]
+                    if self.standing is not None:
+                        self.standing.lay(self.live)
                 self.live.sequence = None if window is None else weakref.ref(window)
             else:
                 leaves = self._step(executor, call)
@@ -139,12 +157,9 @@ class Session:
         what was captured.
         """
         before = self.compiled
-        if before is None or not before.fits(self.model, args, kwargs):
-            fitting = [ready for ready in self.programs if ready[0].fits(self.model, args, kwargs)]
-            if fitting:
-                self.compiled, self.executor = fitting[-1]
-            else:
-                self.compile_with(args, kwargs)
+        stands = self.standing is None or self.standing.holds()
+        if before is None or not stands or not before.fits(self.model, args, kwargs):
+            self._choose(args, kwargs)
             if self.waiting is not None:
                 snapshot, self.waiting = self.waiting, None
                 self.restore(snapshot)
@@ -154,6 +169,37 @@ class Session:
         assert executor is not None
         return executor, self.ready.arguments.bind(args, kwargs)
 
+    def _choose(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Lets run what fits a call and the model as it is now; compiles it where there is nothing."""
+        before, standing = self.compiled, self.standing
+        fitting = [ready for ready in self.programs if ready[0].fits(self.model, args, kwargs)]
+        changed: list[str] = []
+        if standing is not None and before is not None:
+            facts = standing.look(before.program)
+            changed = before.changed(facts)
+            fitting = [ready for ready in fitting if not ready[0].changed(facts)]
+        current = [ready for ready in fitting if ready[0] is before]
+        if not fitting:
+            self.compile_with(args, kwargs)
+            if changed:
+                self.note(f"Captured again, since {', '.join(changed[:3])} had changed.")
+        elif not current:
+            self.compiled, self.executor = fitting[-1]
+            if standing is not None:
+                standing.look(self.compiled.program)
+
+    def note(self, sentence: str) -> None:
+        """Adds a sentence to the report of what was compiled last."""
+        compiled, executor = self.programs[-1]
+        compiled = replace(compiled, report=replace(compiled.report, notes=(*compiled.report.notes, sentence)))
+        self.compiled, self.programs[-1] = compiled, (compiled, executor)
+
+    def reset(self) -> None:
+        """Forgets states and traces."""
+        self.live.clear()
+        if self.standing is not None:
+            self.standing.clear()
+
     def restore(self, snapshot: Mapping[str, Tensor]) -> None:
         """Goes on from a snapshot; see ``TracedModule.restore``."""
         if not self.is_ready:
@@ -161,16 +207,36 @@ class Session:
             self.waiting = snapshot
         else:
             self.live.restore(self.program, snapshot)
+            if self.standing is not None:
+                self.standing.lay(self.live)
 
     def _step(self, executor: Executor, call: Call) -> list[Any]:
         live = self.live
-        given = live.states if call.states is None and not executor.program.explicit_states else self._handed_in(call)
-        prepared = executor.ends.prepare(call.leaves, given)
+        prepared = self._prepared(executor, call)
         outputs, states = self._advance(executor, prepared)
+        if self.standing is not None:
+            self.standing.lay(live)
         leaves = executor.ends.finish(outputs, states, prepared.invariants)
         if executor.program.explicit_states:
             live.returned = tuple(states)
         return leaves
+
+    def _prepared(self, executor: Executor, call: Call) -> Prepared:
+        """Returns what a step starts from."""
+        program, live = executor.program, self.live
+        if call.states is not None or program.explicit_states:
+            return executor.ends.prepare(call.leaves, self._handed_in(call))
+        given = self._given(program)
+        shapes = [leaf.shape for leaf in call.leaves if isinstance(leaf, Tensor)]
+        known = given is live.states and (given is None or shapes == live.shapes)
+        live.shapes = shapes
+        if known or given is None:
+            return executor.ends.prepare(call.leaves, given)
+        fresh = executor.ends.prepare(call.leaves)
+        return replace(fresh, initial=tuple(merged(program.carries, fresh.initial, given)))
+
+    def _given(self, program: StepProgram) -> Sequence[Any] | None:
+        return self.live.states if self.standing is None else self.standing.given(program, self.live)
 
     def _handed_in(self, call: Call) -> Sequence[Tensor] | None:
         """Returns the states to go on from; a state that is not the one returned last begins another sequence."""
@@ -232,19 +298,33 @@ class Session:
             memo |= {id(spec): spec for spec in (self.program.signature, self.program.result)}
             for _, program in self.compiled.stages.programs:
                 copy_graphs(program, memo)
-        own = {**self.__dict__, "executor": None, "programs": []}
+        own = {**self.__dict__, "executor": None, "programs": [], "standing": None}
         other.__dict__.update(copy.deepcopy(own, memo))
+        other.begin_afresh({} if self.standing is None else copy.deepcopy(self.standing.fresh(), memo))
         if other.compiled is not None:
             other.compiled.stages.run_as_printed()
-            other.use(other.compiled)
+            other.use(replace(other.compiled, facts=None))
         return other
+
+    def begin_afresh(self, places: Mapping[str, Any]) -> None:
+        """Watches over a model that was copied in the middle of a sequence, and puts its states back.
+
+        Args:
+            places: What each holds before the first step, by name.
+        """
+        for name, value in places.items():
+            replace_attribute(self.model, name, value)
+        self.standing = Standing(self.model)
 
     def __getstate__(self) -> dict[str, Any]:
         """Returns what the session is made of: it comes back before the first step, and compiles again."""
         awaited = self.awaited if self.compiled is None else self.example()
-        return {"model": self.model, "settings": self.settings, "compiler": self.compiler, "awaited": awaited}
+        places = {} if self.standing is None else self.standing.fresh()
+        made = {"model": self.model, "settings": self.settings, "compiler": self.compiler, "awaited": awaited}
+        return {**made, "places": places}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Stands before the first step."""
         type(self).__init__(self, state["model"], state["settings"], state["compiler"])
         self.awaited = state["awaited"]
+        self.begin_afresh(state["places"])

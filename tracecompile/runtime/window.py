@@ -162,7 +162,8 @@ class Window:
     def _make(
         self, ports: Sequence[Port | None], shapes: Mapping[tuple[int, int], Shape], inputs: Inputs
     ) -> dict[tuple[int, int], Tensor]:
-        parameters = [p for p in self.program.root.parameters() if p.requires_grad]
+        known = dict.fromkeys((*self.program.root.parameters(), *self.stand_ins))
+        parameters = [p for p in known if p.requires_grad]
         self._versions = [(p, p._version) for p in parameters]
         learned = [state for state in self.initial if state.requires_grad]
         wanted = {name: given for name, given in inputs.items() if given[0].requires_grad}

@@ -26,18 +26,6 @@ def share_parameters(model: nn.Module) -> nn.Module:
     return independent_copy(model, {id(parameter): parameter for parameter in model.parameters()})
 
 
-def share_tensors(model: nn.Module) -> nn.Module:
-    """Returns a copy of a model whose Parameters, buffers and tensor attributes are those of the model.
-
-    The tables of buffers are the very same: a buffer that is moved to a device, loaded or assigned anew in one of them
-    is so in the other.
-    """
-    memo: dict[int, Any] = {id(module._buffers): module._buffers for module in model.modules()}
-    memo |= {id(value): value for _, value in tensor_attributes(model) if value.is_leaf}
-    memo |= {id(parameter): parameter for parameter in model.parameters()}
-    return independent_copy(model, memo)
-
-
 def independent_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
     """Returns a deep copy of a model that shares nothing but what the memo holds."""
     memo = {} if memo is None else memo

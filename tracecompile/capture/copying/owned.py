@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from tracecompile.capture.tracing.build import find
-from tracecompile.capture.tracing.step_mode import in_single_steps
+from tracecompile.capture.tracing.step_mode import single_steps_of
 from tracecompile.program import StepProgram
 
 
@@ -27,7 +27,8 @@ def resolved_in(model: nn.Module, program: StepProgram) -> StepProgram:
     }
     own = {name for name in attributes if name in program.written or not _has(model, name)}
     constants = {name: find(program.root, name) for name in sorted(own)}
-    return program.evolve(root=in_single_steps(model), constants=constants)
+    leaves = {**program.leaves, **single_steps_of(model)}
+    return program.evolve(root=model, leaves=leaves, constants=constants)
 
 
 def _has(model: nn.Module, target: str) -> bool:

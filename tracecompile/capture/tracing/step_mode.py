@@ -6,12 +6,16 @@ there it stands in mode 's'. Copies that run the user's forward are as the user 
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
 
 from tracecompile.capture.tracing.opaque import library_class
 
+TWIN_OF = "_twin_of"
+"""Attribute of a twin: the layer of the user's model whose tables it has."""
 OVER_TIME = "_computed_over_time"
 """Mark on a copy of a layer that the user's model calls with all time steps at once."""
 
@@ -38,6 +42,33 @@ def in_single_steps(model: nn.Module) -> nn.Module:
             module.step_mode = "s"
             vars(module)[OVER_TIME] = True
     return model
+
+
+def single_steps_of(model: nn.Module) -> dict[str, nn.Module]:
+    """Returns twins of those layers of the user's model that take whole sequences, set to one step a call, by path.
+
+    They have the layer's own tables of Parameters and buffers. The model stays as it is.
+    """
+    return {path: _single(module) for path, module in model.named_modules() if _is_over_time(module)}
+
+
+def follow_modes(leaves: Iterable[nn.Module]) -> None:
+    """Sets the twins among some modules to training or evaluation, as the layers that they are of."""
+    for module in leaves:
+        layer = vars(module).get(TWIN_OF)
+        if layer is not None:
+            module.training = layer.training
+
+
+def _is_over_time(module: nn.Module) -> bool:
+    return is_wrapper(module) and module.step_mode == "m"
+
+
+def _single(module: nn.Module) -> nn.Module:
+    twin: Any = copy.copy(module)
+    twin.step_mode = "s"
+    vars(twin)[TWIN_OF] = module
+    return twin  # type: ignore[no-any-return]
 
 
 def as_written(model: nn.Module) -> nn.Module:

@@ -1,0 +1,86 @@
+"""How the user's model stands to what was captured of it: what was changed since, and what states were put into it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from tracecompile.errors import InvalidInput
+from tracecompile.facts import Facts
+from tracecompile.program import StepProgram
+from tracecompile.runtime.held import Held
+from tracecompile.runtime.live import LiveState, count_states
+from tracecompile.runtime.watch import Watch
+
+
+class Standing:
+    """A watch over a model, and the places of its states."""
+
+    def __init__(self, model: nn.Module) -> None:
+        """Looks at nothing yet."""
+        self.model = model
+        self._watch: Watch | None = None
+        self._held: Held | None = None
+
+    def holds(self) -> bool:
+        """Tells whether the model is as it was at the last call, its states in their places included."""
+        return self._watch is not None and self._watch.holds()
+
+    def look(self, program: StepProgram) -> Facts:
+        """Takes the model as it is now for what runs; returns its facts."""
+        self._held = Held(self.model, program.carries, program.kind == "step", self._held)
+        self._watch = Watch(self.model)
+        return Facts(self.model)
+
+    @contextmanager
+    def afresh(self) -> Iterator[None]:
+        """Lets the model be as before the first step of a sequence while the context is open."""
+        if self._held is None:
+            yield
+        else:
+            with self._held.cleared():
+                yield
+
+    def given(self, program: StepProgram, live: LiveState) -> Sequence[Any] | None:
+        """Returns what a step goes on from: the live states, or what the caller has put into the model.
+
+        Returns:
+            For each state a tensor, or anything else where it starts afresh; None where all do.
+
+        Raises:
+            InvalidInput: Some states were assigned, and steps that are to be trained came before.
+        """
+        assigned = {} if self._held is None else self._held.assigned()
+        if not assigned:
+            return live.states
+        count = count_states(program.carries)
+        left = live.states
+        if left is not None and len(assigned) < count and live.window is not None and not live.window.closed:
+            names = ", ".join(program.carries[number].name for number in assigned)
+            others = next(carry.name for number, carry in enumerate(program.carries) if number not in assigned)
+            raise InvalidInput(
+                f"{names} was set from outside, and {others} goes on: what the others learn of the steps before would "
+                "be lost.",
+                "Set all states, call reset() of the converted module, or call backward before.",
+            )
+        live.clear()
+        found = [assigned.get(number, None if left is None else left[number]) for number in range(count)]
+        return found if any(isinstance(value, Tensor) for value in found) else None
+
+    def lay(self, live: LiveState) -> None:
+        """Lays the live states into their places in the model."""
+        if self._held is not None and live.states is not None and self._held.lay(live.states, self._watch):
+            self._watch = Watch(self.model)
+
+    def clear(self) -> None:
+        """Leaves the places of states as they were before the first step."""
+        if self._held is not None:
+            self._held.clear()
+            self._watch = Watch(self.model)
+
+    def fresh(self) -> dict[str, Any]:
+        """Returns what the places of states hold before the first step, by name."""
+        return {} if self._held is None else self._held.fresh()
