@@ -18,6 +18,7 @@ from tracecompile.runtime.backward.gradients import StandIns
 from tracecompile.runtime.backward.learning import Learning, Received, takes_moments
 from tracecompile.runtime.bins import Bins, Clock, StreamClock
 from tracecompile.runtime.loop import Loop
+from tracecompile.runtime.parameters import HeldParameters
 from tracecompile.runtime.record import Record
 from tracecompile.runtime.rerun import Rerun
 from tracecompile.runtime.stored import load_record, record_tensors
@@ -72,6 +73,7 @@ class Window:
         self.reran = False
         self.residuals: dict[str, float] = {}
         self.unsettled: dict[str, int] = {}
+        self._held = HeldParameters(program.root)
         self._versions: list[tuple[nn.Parameter, int]] = []
         self._anchors: dict[tuple[int, int], Tensor] = {}
         """Of a stream, by (port, generation * K + slot)."""
@@ -213,7 +215,7 @@ class Window:
         latest = [(port, signal) for index, signal in self._latest.items() if (port := ports[index]) is not None]
         self._latest = {}
         learning = Learning(self.program, self.record, self.statics, self.stand_ins, self.initial, self.rerun)
-        with torch.no_grad():
+        with torch.no_grad(), self._held.put_back():
             found = learning.run(received, latest, set(inputs))
         self.record, self.reran, self.rerun = learning.record, learning.reran, None
         self.residuals, self.unsettled = found.solver.residuals, found.solver.unsettled
