@@ -101,11 +101,13 @@ def _is_truth(node: fx.Node) -> bool:
 
 
 def trainable_statics(program: StepProgram) -> frozenset[str]:
-    """Returns the names of the step's static nodes that depend on a Parameter and are floating tensors."""
+    """Returns the names of the step's static nodes that depend on a Parameter, or on an argument of the model that does
+    not change over time, and are floating tensors."""
     found: set[str] = set()
     reached: set[fx.Node] = set()
     for node in program.step.graph.nodes:
         own = node.op == "get_attr" and isinstance(program.resolve(str(node.target)), nn.Parameter)
+        own |= node.op == "placeholder" and node.name in program.invariants
         own |= node.op == "call_module" and any(True for _ in program.resolve(str(node.target)).parameters())
         if not own and not any(source in reached for source in node.all_input_nodes):
             continue

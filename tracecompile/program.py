@@ -154,7 +154,7 @@ class StepProgram:
         cores, statics, layers, traces, blocks, units: Annotations, filled by the passes in this order. There are no
             units where the step can only be taken as a whole.
         traces_kept: The traces as they are carried, those of batch statistics included.
-        trainable: Names of the static values that depend on a Parameter.
+        trainable: Names of the static values that depend on a Parameter, or on an argument of the model.
         first_apart: Whether a state begins in another shape or precision than it goes on with.
         ports: What the user can read of the outputs, then of the final states, see ``tracecompile.analysis.ports``.
         emitted: What emit_module makes.

@@ -1,4 +1,4 @@
-"""The Parameters that a window was opened with: backward takes its gradients of them, whatever the model holds by then."""
+"""The Parameters that a window was opened with: those whose gradients backward takes, whatever the model holds then."""
 
 from __future__ import annotations
 

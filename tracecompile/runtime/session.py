@@ -272,6 +272,8 @@ class Session:
         live.flags = None
         if window is None:
             return outputs, states
+        inputs = zip(executor.program.inputs, prepared.inputs, strict=True)
+        window.given.take(window.record.clock.steps - 1, {x.name: value for x, value in inputs})
         learns, flags = executor.flow.over(prepared.inputs, prepared.invariants, before, 1)
         live.flags = flags[: len(lasting)]
         anchors = window.step_anchors(executor.program.ports, [*outputs, *states], (*learns, *flags))

@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tracecompile.analysis.ports import Port
 from tracecompile.errors import UnsupportedState
 from tracecompile.program import StepProgram
 from tracecompile.runtime.backward.anchors import AnchorFunction, LatestFunction
+from tracecompile.runtime.backward.given import GivenInputs
 from tracecompile.runtime.backward.gradients import StandIns
 from tracecompile.runtime.backward.learning import Learning, Received, takes_moments
 from tracecompile.runtime.bins import Bins, Clock, StreamClock
@@ -51,6 +52,7 @@ class Window:
         statics: Mapping[str, Any],
         stand_ins: StandIns,
         initial: Sequence[Tensor],
+        invariants: Mapping[str, Any],
     ) -> None:
         """Opens a window.
 
@@ -60,11 +62,17 @@ class Window:
             statics: Static values, with their graph.
             stand_ins: The leaves of that graph.
             initial: Initial states.
+            invariants: Arguments that do not change over time, by name, with the graph that they come with.
         """
         self.program = program
         self.statics = statics
         self.stand_ins = stand_ins
         self.initial = tuple(initial)
+        self.invariants = {
+            name: value for name, value in invariants.items() if isinstance(value, Tensor) and value.requires_grad
+        }
+        self.given = GivenInputs()
+        self._sequence = not isinstance(clock, StreamClock)
         self.record = Record(program, clock, statics, initial)
         self.loop: Loop | None = None
         """What fills the record, until all is in it."""
@@ -74,7 +82,7 @@ class Window:
         self.residuals: dict[str, float] = {}
         self.unsettled: dict[str, int] = {}
         self._held = HeldParameters(program.root)
-        self._versions: list[tuple[nn.Parameter, int]] = []
+        self._versions: list[tuple[Tensor, int]] = []
         self._anchors: dict[tuple[int, int], Tensor] = {}
         """Of a stream, by (port, generation * K + slot)."""
         self._latest: dict[int, Tensor] = {}
@@ -174,7 +182,13 @@ class Window:
         shaped = {name: (value.new_empty(()).expand(value.shape), dim) for name, (value, dim) in wanted.items()}
         run = functools.partial(self._backward, ports, list(shapes), parameters, shaped)
         made = AnchorFunction.apply(
-            run, list(shapes.values()), *parameters, *learned, *(value for value, _ in wanted.values())
+            run,
+            list(shapes.values()),
+            *parameters,
+            *learned,
+            *self.invariants.values(),
+            *(value for value, _ in wanted.values()),
+            *([] if self._sequence else [self.given.end]),
         )
         return dict(zip(shapes, made, strict=True))
 
@@ -194,7 +208,7 @@ class Window:
         self,
         ports: Sequence[Port | None],
         keys: list[tuple[int, int]],
-        parameters: list[nn.Parameter],
+        parameters: list[Tensor],
         inputs: Inputs,
         signals: list[Tensor | None],
     ) -> list[Tensor | None]:
@@ -214,9 +228,10 @@ class Window:
             self.settle()
         latest = [(port, signal) for index, signal in self._latest.items() if (port := ports[index]) is not None]
         self._latest = {}
-        learning = Learning(self.program, self.record, self.statics, self.stand_ins, self.initial, self.rerun)
+        leaves = self.stand_ins | {value: value for value in self.invariants.values()}
+        learning = Learning(self.program, self.record, self.statics, leaves, self.initial, self.rerun)
         with torch.no_grad(), self._held.put_back():
-            found = learning.run(received, latest, set(inputs))
+            found = learning.run(received, latest, {*inputs, *self.given.names})
         self.record, self.reran, self.rerun = learning.record, learning.reran, None
         self.residuals, self.unsettled = found.solver.residuals, found.solver.unsettled
         gradients: list[Tensor | None] = [found.parameters.get(parameter) for parameter in parameters]
@@ -224,8 +239,12 @@ class Window:
             if state.requires_grad:
                 gradient = found.initial.get(carry.placeholder)
                 gradients.append(None if gradient is None else gradient.sum_to_size(state.shape).to(state.dtype))
+        gradients += [found.parameters.get(value) for value in self.invariants.values()]
+        self.given.pass_on(found.inputs, self.record.bins)
         for name, (value, dim) in inputs.items():
             gradients.append(_over_time(found.inputs.get(name), self.record.bins, value, dim))
+        if not self._sequence:
+            gradients.append(None)
         return [g if g is None else g.contiguous() for g in gradients]
 
 

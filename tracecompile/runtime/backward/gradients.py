@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tracecompile.analysis.ports import static_names
 from tracecompile.layers import Layer, Pair
@@ -21,8 +21,8 @@ from tracecompile.runtime.backward.solve import Solver
 from tracecompile.runtime.record import Moment, Record, norm_pairs
 from tracecompile.runtime.rerun import Rerun
 
-StandIns = dict[nn.Parameter, Tensor]
-"""The leaf that stands for each Parameter in the graph of the static values."""
+StandIns = dict[Tensor, Tensor]
+"""The leaf that stands for each Parameter, or argument, in the graph of the static values."""
 
 
 @dataclass
@@ -53,7 +53,7 @@ class Gradients:
         solver: Residuals of the recurrent blocks are there.
     """
 
-    parameters: dict[nn.Parameter, Tensor]
+    parameters: dict[Tensor, Tensor]
     initial: dict[str, Tensor]
     inputs: dict[str, list[Tensor | None]]
     solver: Solver
@@ -178,7 +178,7 @@ class BackwardPass:
         norms = [[buffer.mean(index) for buffer in recorded] for index in range(self.record.bins.count)]
         return LocalGraph(layer, means, norms, statics, {s.value for s in layer.sources if s.origin in self.wanted})
 
-    def _through_statics(self, solver: Solver) -> dict[nn.Parameter, Tensor]:
+    def _through_statics(self, solver: Solver) -> dict[Tensor, Tensor]:
         """Adds to the synapses' gradients what reaches parameters through static values."""
         found = dict(solver.weights)
         names = [name for name in solver.statics if self.statics[name].requires_grad]

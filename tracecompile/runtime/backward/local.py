@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 
 from tracecompile.layers import Layer
@@ -39,7 +39,7 @@ class LocalGraph:
         # Stand-ins, because a hook on a parameter must see its whole gradient once, not the parts of it.
         owned = {name: p for name, p in local.named_parameters() if p.requires_grad}
         stand_ins = {name: p.detach().requires_grad_() for name, p in owned.items()}
-        self.parameters = {p: stand_ins[name] for name, p in owned.items()}
+        self.parameters: dict[Tensor, Tensor] = {p: stand_ins[name] for name, p in owned.items()}
         self.statics = {name: statics[name] for name in layer.synapse_statics}
         with torch.enable_grad():
             for given, statistics in zip(means, norms, strict=True):
@@ -59,7 +59,7 @@ class LocalGraph:
 
     def weight_gradients(
         self, signals: Sequence[Mapping[str, Tensor]]
-    ) -> tuple[dict[nn.Parameter, Tensor], dict[str, Tensor]]:
+    ) -> tuple[dict[Tensor, Tensor], dict[str, Tensor]]:
         """Returns the gradients of the synapse's parameters and the learning signals of its static values."""
         statics = {
             name: value for name, value in self.statics.items() if isinstance(value, Tensor) and value.requires_grad

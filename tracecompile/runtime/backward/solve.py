@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tracecompile.layers import Layer
 from tracecompile.program import StepProgram
@@ -55,7 +55,7 @@ class Solver:
         self.responses, self.graphs = responses, graphs
         self.signals: dict[str, list[Tensor | None]] = {}
         self.timed: dict[str, dict[str, Tensor]] = {}
-        self.weights: dict[nn.Parameter, Tensor] = {}
+        self.weights: dict[Tensor, Tensor] = {}
         self.statics: dict[str, Tensor] = {}
         self.initial: dict[str, Tensor] = {}
         self.residuals: dict[str, float] = {}
@@ -87,7 +87,7 @@ class Solver:
             of_layer[variable] = signal.new_zeros((slots, *signal.shape[1:]))
         of_layer[variable][first : first + signal.shape[0]].add_(signal)
 
-    def add_weights(self, weights: Mapping[nn.Parameter, Tensor], statics: Mapping[str, Tensor]) -> None:
+    def add_weights(self, weights: Mapping[Tensor, Tensor], statics: Mapping[str, Tensor]) -> None:
         """Adds gradients of the parameters of a synapse, and signals on its static values."""
         for parameter, gradient in weights.items():
             self.weights[parameter] = _plus(self.weights.get(parameter), gradient)
