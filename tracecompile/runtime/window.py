@@ -234,18 +234,22 @@ class Window:
             found = learning.run(received, latest, {*inputs, *self.given.names})
         self.record, self.reran, self.rerun = learning.record, learning.reran, None
         self.residuals, self.unsettled = found.solver.residuals, found.solver.unsettled
-        gradients: list[Tensor | None] = [found.parameters.get(parameter) for parameter in parameters]
+        gradients = [_of_type(found.parameters.get(parameter), parameter) for parameter in parameters]
         for carry, state in zip(self.program.carries, self.initial, strict=True):
             if state.requires_grad:
                 gradient = found.initial.get(carry.placeholder)
                 gradients.append(None if gradient is None else gradient.sum_to_size(state.shape).to(state.dtype))
-        gradients += [found.parameters.get(value) for value in self.invariants.values()]
+        gradients += [_of_type(found.parameters.get(value), value) for value in self.invariants.values()]
         self.given.pass_on(found.inputs, self.record.bins)
         for name, (value, dim) in inputs.items():
             gradients.append(_over_time(found.inputs.get(name), self.record.bins, value, dim))
         if not self._sequence:
             gradients.append(None)
         return [g if g is None else g.contiguous() for g in gradients]
+
+
+def _of_type(gradient: Tensor | None, value: Tensor) -> Tensor | None:
+    return None if gradient is None else gradient.to(value.dtype)
 
 
 def _over_time(rows: list[Tensor | None] | None, bins: Bins, value: Tensor, dim: int) -> Tensor | None:

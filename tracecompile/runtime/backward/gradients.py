@@ -12,6 +12,7 @@ from tracecompile.analysis.ports import static_names
 from tracecompile.layers import Layer, Pair
 from tracecompile.program import StepProgram
 from tracecompile.rules import Response, Signals
+from tracecompile.rules.accumulation import accumulator_dtype
 from tracecompile.rules.measured.adjoint import KnownCurrents
 from tracecompile.rules.measured.horizon import Horizon
 from tracecompile.runtime.backward.local import LocalGraph
@@ -97,6 +98,7 @@ class BackwardPass:
         self.program, self.record = program, record
         self.statics, self.stand_ins = statics, stand_ins
         self.constant = static_names(program)
+        self.low = _half_precisions(program)
         self.wanted = wanted_inputs | {output for layer in program.layers for output in layer.outputs}
 
     def run(self, signals: Sequence[Signal], moments: Moments | None = None) -> Gradients:
@@ -172,11 +174,19 @@ class BackwardPass:
         decay = layer.decay
         buffers = {source.value: self.record.traces[source.value, "", decay] for source in layer.sources}
         means = [
-            {name: buffer.mean(index) for name, buffer in buffers.items()} for index in range(self.record.bins.count)
+            {name: self._as_read(name, buffer.mean(index)) for name, buffer in buffers.items()}
+            for index in range(self.record.bins.count)
         ]
-        recorded = [self.record.traces[norm, what, decay] for norm, what in norm_pairs(layer)]
-        norms = [[buffer.mean(index) for buffer in recorded] for index in range(self.record.bins.count)]
+        recorded = [(norm, self.record.traces[norm, what, decay]) for norm, what in norm_pairs(layer)]
+        norms = [
+            [self._as_read(norm, buffer.mean(index)) for norm, buffer in recorded]
+            for index in range(self.record.bins.count)
+        ]
         return LocalGraph(layer, means, norms, statics, {s.value for s in layer.sources if s.origin in self.wanted})
+
+    def _as_read(self, name: str, mean: Tensor) -> Tensor:
+        """Returns the mean of a value in the precision of the model, where sums are kept in a higher one."""
+        return mean.to(self.low[name]) if name in self.low else mean
 
     def _through_statics(self, solver: Solver) -> dict[Tensor, Tensor]:
         """Adds to the synapses' gradients what reaches parameters through static values."""
@@ -206,3 +216,10 @@ def _response(layer: Layer, record: Record, graph: LocalGraph, statics: Mapping[
 def _reduced(signal: Tensor, value: Tensor) -> Tensor:
     """Sums a signal that is per neuron and sample to the shape of a value that they share."""
     return signal.sum_to_size(value.shape).to(value.dtype)
+
+
+def _half_precisions(program: StepProgram) -> dict[str, torch.dtype]:
+    """Returns the precision of those values of a step that are accumulated in a higher one, by name."""
+    values = {node.name: node.meta.get("val") for node in program.step.graph.nodes}
+    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor) and value.is_floating_point()}
+    return {name: value.dtype for name, value in tensors.items() if value.dtype != accumulator_dtype(value.dtype)}
