@@ -121,7 +121,8 @@ class EpilogueFunction(torch.autograd.Function):
     @staticmethod
     def pulled(again: Again, wanted: Sequence[bool], signals: Sequence[Tensor | None]) -> list[Tensor | None]:
         """Runs the sequence once more, and pulls learning signals on the leaves of the result to the operands."""
-        given = again.given()
+        with again.rerun.executor.turn:
+            given = again.given()
         with again.rerun.circumstances(), drawn_again(again.drawn):
             leaves, sources = again.leaves(given, wanted)
         pairs = [

@@ -22,6 +22,7 @@ from tracecompile.runtime.loop import Loop
 from tracecompile.runtime.record import Record
 from tracecompile.runtime.rerun import Rerun
 from tracecompile.runtime.stored import load_record, record_tensors
+from tracecompile.runtime.turn import Turn
 
 Inputs = Mapping[str, tuple[Tensor, int]]
 """Sequence inputs by placeholder, each with its time axis."""
@@ -54,6 +55,7 @@ class Window:
     def __init__(
         self,
         program: StepProgram,
+        turn: Turn,
         clock: Clock,
         statics: Mapping[str, Any],
         stand_ins: StandIns,
@@ -63,12 +65,13 @@ class Window:
 
         Args:
             program: After all passes.
+            turn: Of the thread that runs the net.
             clock: Of a sequence or a stream.
             statics: Static values, with their graph.
             stand_ins: The leaves of that graph.
             initial: Initial states.
         """
-        self.program = program
+        self.program, self.turn = program, turn
         self.statics = statics
         self.stand_ins = stand_ins
         self.initial = tuple(initial)
@@ -205,7 +208,8 @@ class Window:
         kept = None if self._kept is None else self._kept()
         assert kept is not None, "autograd has freed the graph"
         learning = Learning(self.program, kept.record, self.statics, self.stand_ins, self.initial, kept.rerun)
-        found = learning.run(received, latest, set(inputs))
+        with self.turn:
+            found = learning.run(received, latest, set(inputs))
         self.record, self.reran = learning.record, learning.reran
         self.residuals, self.unsettled = found.solver.residuals, found.solver.unsettled
         gradients: list[Tensor | None] = [found.parameters.get(parameter) for parameter in parameters]

@@ -130,7 +130,7 @@ class Pair:
         """Lets the copy run something else."""
         converted = self.converted
         before = converted.compiled, converted.executor
-        converted.compiled, converted.executor = compiled, Executor(compiled.program, converted.kernels)
+        converted.compiled, converted.executor = compiled, Executor(compiled.program, converted.kernels, converted.turn)
         try:
             yield
         finally:
