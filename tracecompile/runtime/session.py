@@ -15,16 +15,19 @@ from torch.utils import _pytree as pytree
 from tracecompile.arguments import Call
 from tracecompile.capture.copying.copies import copy_as_they_are, detach_leftovers
 from tracecompile.compiled import Compiled, Request
-from tracecompile.errors import ConversionError, InvalidInput
+from tracecompile.errors import InvalidInput
 from tracecompile.graphs.copies import copy_graphs
 from tracecompile.program import Settings, StepProgram, example_value
 from tracecompile.runtime.backward.anchors import with_anchors
 from tracecompile.runtime.bins import StreamClock
 from tracecompile.runtime.engine.compiled import Kernels
 from tracecompile.runtime.executor import Executor
+from tracecompile.runtime.faults import explained
 from tracecompile.runtime.live import LiveState, count_states
+from tracecompile.runtime.outside import refuse_transforms
 from tracecompile.runtime.rerun import Prepared
 from tracecompile.runtime.streams import as_sequences
+from tracecompile.runtime.turn import Turn
 from tracecompile.runtime.window import Window
 
 MOST_PROGRAMS = 8
@@ -43,6 +46,7 @@ class Session:
         programs: What has been compiled, for each mode and kind of arguments, the last one compiled last.
         live: States and the open window.
         kernels: Compiled code.
+        turn: Of the thread that runs the net.
         waiting: A snapshot that was restored before the model was captured.
         awaited: The call to compile from once it is asked for, of a session that came out of a pickle.
     """
@@ -54,7 +58,7 @@ class Session:
         self.executor: Executor | None = None
         self.programs: list[tuple[Compiled, Executor]] = []
         self.live = LiveState()
-        self.kernels = Kernels()
+        self.kernels, self.turn = Kernels(), Turn()
         self.waiting: Mapping[str, Tensor] | None = None
         self.awaited: Request | None = None
 
@@ -64,12 +68,11 @@ class Session:
         Raises:
             ConversionError: The model is refused; what ran before stays.
         """
-        earlier = [compiled for compiled, _ in self.programs]
-        self.use(self.compiler(Request(self.model, args, kwargs, self.settings), earlier))
+        self.use(self.compiler(Request(self.model, args, kwargs, self.settings), [each for each, _ in self.programs]))
 
     def use(self, compiled: Compiled) -> None:
         """Runs what was compiled from here on."""
-        self.compiled, self.executor = compiled, Executor(compiled.program, self.kernels)
+        self.compiled, self.executor = compiled, Executor(compiled.program, self.kernels, self.turn)
         self.programs = [*self.programs[1 - MOST_PROGRAMS :], (self.compiled, self.executor)]
 
     @property
@@ -114,22 +117,19 @@ class Session:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the model; see ``TracedModule.forward``."""
-        executor, call = self.prepared_for(args, kwargs)
-        program = executor.program
-        try:
-            if program.kind == "sequence":
-                keeps = any(carry.kept for carry in program.carries)
-                left = self.live.states if keeps else None
-                leaves, window, states = executor.sequence(call.leaves, self.settings.bins, left)
-                if keeps:
-                    self.live.states = states[: count_states(program.carries)]
-                self.live.sequence = None if window is None else weakref.ref(window)
-            else:
-                leaves = self._step(executor, call)
-        except ConversionError:
-            raise
-        except (RuntimeError, IndexError) as fault:
-            raise call.does_not_run(fault) from fault
+        with self.turn:
+            executor, call = self.prepared_for(args, kwargs)
+            program = executor.program
+            with explained(call):
+                if program.kind == "sequence":
+                    keeps = any(carry.kept for carry in program.carries)
+                    found = executor.sequence(call.leaves, self.settings.bins, self.live.states if keeps else None)
+                    leaves, window, states = found
+                    if keeps:
+                        self.live.states = states[: count_states(program.carries)]
+                    self.live.sequence = None if window is None else weakref.ref(window)
+                else:
+                    leaves = self._step(executor, call)
         return pytree.tree_unflatten(leaves, program.result)
 
     def prepared_for(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Executor, Call]:
@@ -138,10 +138,10 @@ class Session:
         A model may read ``x.dtype``, ``x.device`` and ``self.training`` as plain Python values, so they are part of
         what was captured.
         """
+        refuse_transforms(self.model, args, kwargs)
         before = self.compiled
         if before is None or not before.fits(self.model, args, kwargs):
-            fitting = [ready for ready in self.programs if ready[0].fits(self.model, args, kwargs)]
-            if fitting:
+            if fitting := [ready for ready in self.programs if ready[0].fits(self.model, args, kwargs)]:
                 self.compiled, self.executor = fitting[-1]
             else:
                 self.compile_with(args, kwargs)
@@ -215,9 +215,10 @@ class Session:
         """Runs one step of a sequence model; see ``TracedModule.stream``."""
         if self.executor is None:
             raise InvalidInput("The model is not captured yet.", "Pass example_inputs to convert before streaming.")
-        executor, call = self.prepared_for(as_sequences(self.executor.program, given), {})
-        prepared = executor.one_step(executor.ends.prepare(call.leaves, None), self.live.states)
-        outputs, _ = self._advance(executor, prepared)
+        with self.turn:
+            executor, call = self.prepared_for(as_sequences(self.executor.program, given), {})
+            prepared = executor.one_step(executor.ends.prepare(call.leaves, None), self.live.states)
+            outputs, _ = self._advance(executor, prepared)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Session:
@@ -232,8 +233,7 @@ class Session:
             memo |= {id(spec): spec for spec in (self.program.signature, self.program.result)}
             for _, program in self.compiled.stages.programs:
                 copy_graphs(program, memo)
-        own = {**self.__dict__, "executor": None, "programs": []}
-        other.__dict__.update(copy.deepcopy(own, memo))
+        other.__dict__.update(copy.deepcopy({**self.__dict__, "executor": None, "programs": []}, memo))
         if other.compiled is not None:
             other.compiled.stages.run_as_printed()
             other.use(other.compiled)
