@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import linecache
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from tracecompile.arguments import Call
 
 OWN = tuple(str(Path(file).parent) + "/" for file in (torch.__file__, Path(__file__).parent))
 """Folders of torch and of this package."""
+
+
+def is_from_outside(fault: Exception) -> bool:
+    """Tells whether an error in the model's own forward is none of the model's: no memory left, or a hook's own."""
+    trace, in_hook = fault.__traceback__, False
+    while trace is not None:
+        file = trace.tb_frame.f_code.co_filename
+        in_hook |= file == nn.modules.module.__file__ and "hook(" in linecache.getline(file, trace.tb_lineno)
+        trace = trace.tb_next
+    return in_hook or isinstance(fault, torch.OutOfMemoryError)
 
 
 @contextmanager

@@ -226,7 +226,7 @@ def run_user_code(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     """Calls the model; the search for the user's line ends at this frame."""
     try:
         return model(*args, **kwargs)
-    except (ConversionError, TooManySteps):
+    except (ConversionError, TooManySteps, torch.OutOfMemoryError):
         raise
     except Exception as error:
         message = f"The model failed on the example: {type(error).__name__}: {error}"
