@@ -24,6 +24,7 @@ from tracecompile.diagnostics.describe import describe
 from tracecompile.errors import ConversionError, InvalidInput, SourceLine, UnsupportedOperation, UnsupportedState
 from tracecompile.passes.pipeline import run_pipeline
 from tracecompile.program import StepProgram
+from tracecompile.runtime.faults import is_from_outside
 from tracecompile.runtime.outside import unseen
 from tracecompile.runtime.session import Session
 from tracecompile.self_check import Checked, check_against_model
@@ -137,7 +138,7 @@ def build(request: Request, source: TimeSource | None = None) -> Compiled:
             check_tensor("An example input", leaf)
     try:
         captured = capture_program(model, args, kwargs, source)
-    except ConversionError:
+    except (ConversionError, torch.OutOfMemoryError):
         raise
     except (RuntimeError, TypeError, IndexError, ValueError) as fault:
         raise _does_not_run(model, args, kwargs, fault) from fault
@@ -190,6 +191,8 @@ def _does_not_run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
         with torch.no_grad(), torch.random.fork_rng(), registries_redirected(copied):
             copied(*args, **kwargs)
     except (RuntimeError, TypeError, IndexError, ValueError) as own:
+        if is_from_outside(own):
+            return own
         return InvalidInput(
             f"The model itself cannot run on the example: {str(own).splitlines()[0]}.",
             "Pass an input that it can run on; clear states that it has kept from other inputs.",
