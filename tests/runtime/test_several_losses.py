@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -84,6 +85,17 @@ def test_a_graph_that_is_not_retained_cannot_be_used_again() -> None:
     loss.backward()
     with pytest.raises(RuntimeError, match="second time"):
         loss.backward()
+
+
+def test_what_a_pass_needed_is_given_back_with_the_graph() -> None:
+    model, _ = twins(Whole)
+    net, x = tracecompile.convert(model, events(6, 2), bins=3, backend="eager"), events(9, 4)
+    loss, held = net(x)[3:5].sum(), weakref.ref(x)
+    del x
+    loss.backward(retain_graph=True)
+    assert held() is not None
+    loss.backward()
+    assert held() is None
 
 
 @pytest.mark.parametrize("of", ["latest", "earlier", "both"])
