@@ -17,12 +17,15 @@ from tracecompile.capture.copying.copies import share_parameters
 from tracecompile.capture.copying.owned import resolved_in
 from tracecompile.capture.copying.registries import registries_redirected
 from tracecompile.capture.loops.lengths import TimeSource
+from tracecompile.capture.tracing.alone import ONE_AT_A_TIME
 from tracecompile.capture.tracing.source import line_of_failure, line_of_forward
 from tracecompile.compiled import Compiled, Request, shape_of, steps_of, training_flags
 from tracecompile.diagnostics.describe import describe
 from tracecompile.errors import ConversionError, InvalidInput, SourceLine, UnsupportedOperation, UnsupportedState
 from tracecompile.passes.pipeline import run_pipeline
 from tracecompile.program import StepProgram
+from tracecompile.runtime.faults import is_from_outside
+from tracecompile.runtime.outside import unseen
 from tracecompile.runtime.session import Session
 from tracecompile.self_check import Checked, check_against_model
 
@@ -38,7 +41,7 @@ def compile(request: Request, earlier: Sequence[Compiled] = ()) -> Compiled:  # 
         ConversionError: The model is refused.
     """
     # Whatever the mode of the caller: the rules differentiate the step.
-    with torch.inference_mode(False), torch.enable_grad(), naming_a_line(request.model):
+    with ONE_AT_A_TIME, torch.inference_mode(False), torch.enable_grad(), unseen(), naming_a_line(request.model):
         args, kwargs = pytree.tree_map(_ordinary, (request.args, request.kwargs))
         request = replace(request, args=args, kwargs=kwargs)
         compiled = _built_for(request, earlier)
@@ -135,7 +138,7 @@ def build(request: Request, source: TimeSource | None = None) -> Compiled:
             check_tensor("An example input", leaf)
     try:
         captured = capture_program(model, args, kwargs, source)
-    except ConversionError:
+    except (ConversionError, torch.OutOfMemoryError):
         raise
     except (RuntimeError, TypeError, IndexError, ValueError) as fault:
         raise _does_not_run(model, args, kwargs, fault) from fault
@@ -188,6 +191,8 @@ def _does_not_run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
         with torch.no_grad(), torch.random.fork_rng(), registries_redirected(copied):
             copied(*args, **kwargs)
     except (RuntimeError, TypeError, IndexError, ValueError) as own:
+        if is_from_outside(own):
+            return own
         return InvalidInput(
             f"The model itself cannot run on the example: {str(own).splitlines()[0]}.",
             "Pass an input that it can run on; clear states that it has kept from other inputs.",

@@ -8,6 +8,7 @@ from tracecompile.analysis.linearity import nonlinear_operations
 from tracecompile.analysis.reach import reached_parameters
 from tracecompile.diagnostics.aloud import said_aloud
 from tracecompile.diagnostics.footprint import footprint
+from tracecompile.diagnostics.hooks import of_hooks
 from tracecompile.exact import exact_value
 from tracecompile.layers import Layer
 from tracecompile.operations import Fact, has
@@ -24,7 +25,7 @@ def describe(program: StepProgram) -> ConversionReport:
         layers=tuple(_layer(program, layer) for layer in program.layers),
         parameters=_parameters(program),
         schedule=tuple(_block(program, index) for index in range(len(program.blocks))),
-        notes=(*program.notes, *said_aloud(program), *_notes(program), *foretell(program)),
+        notes=(*program.notes, *said_aloud(program), *of_hooks(program), *_notes(program), *foretell(program)),
         rule=settings.rule,
         bins=settings.bins,
         backend=settings.backend,

@@ -65,6 +65,11 @@ class SequenceClock:
         """Tells whether the slots are full; never, here."""
         return False
 
+    @property
+    def next_slot(self) -> int:
+        """Slot of the step that comes."""
+        return self.bins.of(self.steps)
+
     def tick(self) -> int:
         """Counts one step and returns its slot."""
         self.steps += 1
@@ -105,9 +110,14 @@ class StreamClock:
         """Doubles the width."""
         self.generation += 1
 
+    @property
+    def next_slot(self) -> int:
+        """Slot of the step that comes, if nothing is merged before it."""
+        return self.steps // self.width if self.capacity > 1 else 0
+
     def tick(self) -> int:
         """Counts one step and returns its slot."""
-        self.slot = self.steps // self.width if self.capacity > 1 else 0
+        self.slot = self.next_slot
         self.steps += 1
         return self.slot
 

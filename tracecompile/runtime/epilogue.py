@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.autograd.function import once_differentiable
 
 from tracecompile.program import StepProgram
+from tracecompile.runtime.backward.once import applied, first_order
 from tracecompile.runtime.replay import drawn_again, random_states
 from tracecompile.runtime.rerun import Rerun
 
@@ -55,7 +55,8 @@ class Again:
 
     def run(self, operands: Sequence[Any]) -> list[Any]:
         """Returns the leaves of the result, and keeps nothing that holds all steps for their gradients."""
-        return list(EpilogueFunction.apply(self, *operands, *self.parameters))
+        _, *leaves = applied(EpilogueFunction, None, self, *operands, *self.parameters)
+        return list(leaves)
 
     def leaves(self, given: Sequence[Any], wanted: Sequence[bool]) -> tuple[list[Any], list[Tensor]]:
         """Runs it with a graph; returns the leaves of the result, and the operands that need a gradient."""
@@ -91,7 +92,7 @@ class EpilogueFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, again: Again, *given: Any) -> Any:
-        """Returns the leaves of the result."""
+        """Returns a root for ``first_order``, and the leaves of the result."""
         ctx.again, ctx.wanted = again, ctx.needs_input_grad[1:]
         # The graph says which leaves require a gradient, and need hold nothing for it.
         with torch.autograd.graph.saved_tensors_hooks(lambda tensor: None, lambda nothing: nothing):
@@ -105,16 +106,25 @@ class EpilogueFunction(torch.autograd.Function):
         ]
         ctx.mark_non_differentiable(*constant)
         ctx.set_materialize_grads(False)
-        return tuple(found)
+        root = torch.zeros(())
+        ctx.save_for_backward(root)
+        return root, *found
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *signals: Tensor | None) -> Any:
+    def backward(ctx: Any, from_root: None, *signals: Tensor | None) -> Any:
         """Returns the gradients of the operands."""
-        again: Again = ctx.again
-        given = again.given()
+        (root,) = ctx.saved_tensors
+        with torch.no_grad():
+            found = EpilogueFunction.pulled(ctx.again, ctx.wanted, signals)
+        return None, *first_order(root, found)
+
+    @staticmethod
+    def pulled(again: Again, wanted: Sequence[bool], signals: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Runs the sequence once more, and pulls learning signals on the leaves of the result to the operands."""
+        with again.rerun.executor.turn:
+            given = again.given()
         with again.rerun.circumstances(), drawn_again(again.drawn):
-            leaves, sources = again.leaves(given, ctx.wanted)
+            leaves, sources = again.leaves(given, wanted)
         pairs = [
             (leaf, signal)
             for leaf, signal in zip(leaves, signals, strict=True)
@@ -123,4 +133,4 @@ class EpilogueFunction(torch.autograd.Function):
         outputs, pulls = [leaf for leaf, _ in pairs], [signal for _, signal in pairs]
         none: list[Tensor | None] = [None] * len(sources)
         found = iter(torch.autograd.grad(outputs, sources, pulls, allow_unused=True) if outputs else none)
-        return (None, *(next(found) if need else None for need in ctx.wanted))
+        return [next(found) if need else None for need in wanted]

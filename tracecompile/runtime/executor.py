@@ -27,10 +27,12 @@ from tracecompile.runtime.engine.compiled import CompiledEngine, Kernels
 from tracecompile.runtime.engine.scan import Engine
 from tracecompile.runtime.forms import Forms
 from tracecompile.runtime.loop import Loop, form_for
+from tracecompile.runtime.outside import unseen
 from tracecompile.runtime.piece import pieces
 from tracecompile.runtime.record import Record
 from tracecompile.runtime.replay import random_states
 from tracecompile.runtime.rerun import Prepared, Rerun
+from tracecompile.runtime.turn import Turn
 from tracecompile.runtime.window import Window
 
 Observer = Callable[[Loop], None]
@@ -45,9 +47,9 @@ class Executor:
         choice: What ran the last recorded sequence.
     """
 
-    def __init__(self, program: StepProgram, kernels: Kernels) -> None:
-        """Takes a program that has gone through all passes, and what has been compiled for its module already."""
-        self.program = program
+    def __init__(self, program: StepProgram, kernels: Kernels, turn: Turn) -> None:
+        """Takes a program that has gone through all passes, and what is one for its module, whatever it runs."""
+        self.program, self.turn = program, turn
         self.ends = Ends(program)
         self.flow = GradientFlow(program)
         self.rule = rule_of(program.settings)
@@ -125,7 +127,7 @@ class Executor:
         self.choice = choice
         loop = window.loop
         assert loop is not None
-        with torch.no_grad():
+        with torch.no_grad(), unseen():
             if choice.chunk == 1:
                 for outputs in self.steps(loop, _detached(prepared.inputs)):
                     collector.add(outputs)
@@ -198,7 +200,7 @@ class Executor:
         stand_ins: StandIns = {}
         statics = self.ends.statics(prepared, stand_ins)
         invariants = dict(zip(self.program.invariants, prepared.invariants, strict=True))
-        window = Window(self.program, clock, statics, stand_ins, prepared.initial, invariants)
+        window = Window(self.program, self.turn, clock, statics, stand_ins, prepared.initial, invariants)
         window.loop = self.loop(prepared, statics, window.record)
         return window
 
@@ -227,16 +229,13 @@ class Executor:
         )
 
     def step(self, prepared: Prepared, window: Window | None) -> tuple[list[Tensor], list[Tensor]]:
-        """Runs one step from the prepared states; returns outputs and next states as they are, without anchors.
-
-        With a window the step is recorded.
-        """
+        """Runs one step from the prepared states, recorded in a window; returns outputs and next states, no anchors."""
         loop = self._plain(prepared) if window is None else window.loop
         assert loop is not None
         if window is None:
             outputs = loop.step(prepared.inputs)
         else:
-            with torch.no_grad():
+            with torch.no_grad(), unseen():
                 if loop.program is not self.program:
                     statics = self.ends.statics(prepared)
                     values = dict(zip(statics, _detached(statics.values()), strict=True))

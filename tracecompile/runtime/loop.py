@@ -98,11 +98,12 @@ class Loop:
         self._follow(program, form, statics)
 
     def step(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Takes one step; returns its outputs."""
-        self.enter(1)
-        outputs, self.states, self.accrued, read, of_layers = self._run(
-            *inputs, *self.invariants, *self.states, *self.arguments, *self.accrued
-        )
+        """Takes one step; returns its outputs. One that fails leaves everything as it was."""
+        before = self._beginnings() if self._begins() else self.accrued
+        given = (*inputs, *self.invariants, *self.states, *self.arguments)
+        outputs, states, accrued, read, of_layers = self._run(*given, *before)
+        self._count(1)
+        self.states, self.accrued = states, accrued
         self.last = Last(read, of_layers)
         if self._cells is not None:
             for core in self.form.cores:
@@ -111,6 +112,17 @@ class Loop:
 
     def enter(self, steps: int) -> None:
         """Says that so many steps come, all of one bin; folds where another bin has ended."""
+        self._count(steps)
+        if not self.accrued:
+            self.accrued = self._beginnings()
+
+    def _begins(self) -> bool:
+        """Tells whether the next step finds nothing accrued, since a bin ends before it."""
+        clock = None if self.record is None else self.record.clock
+        edge = clock is not None and (clock.must_merge() or clock.next_slot != self.index)
+        return edge or not self.accrued or (self.first_apart and clock is not None and clock.steps == 1)
+
+    def _count(self, steps: int) -> None:
         if self.record is None:
             return
         clock = self.record.clock
@@ -118,13 +130,9 @@ class Loop:
             self.fold()
             self.record.merge()
         apart = self.first_apart and clock.steps == 1
-        bins = {clock.tick() for _ in range(steps)}
-        assert len(bins) == 1, "a piece crosses the edge of a bin"
-        index = bins.pop()
+        (index,) = {clock.tick() for _ in range(steps)}  # no piece crosses the edge of a bin
         if index != self.index or apart:
             self.fold()
-        if not self.since and not self.accrued:
-            self.accrued = self._beginnings()
         self.index = index
         self.since += steps
         self._cells = self.record.tick_cells(steps)

@@ -7,7 +7,9 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 
 from tracecompile.capture.copying.copies import copy_as_they_are, detach_leftovers
 from tracecompile.program import Settings, StepProgram
@@ -92,6 +94,8 @@ class TracedModule(nn.Module):
         Raises:
             InvalidInput: The arguments do not fit the model.
         """
+        if torch.compiler.is_compiling():
+            return outside_of_the_compiler(self, args, kwargs)
         return self._session(*args, **kwargs)
 
     # What a module does, done by the model: it may have its own way.
@@ -197,6 +201,12 @@ class TracedModule(nn.Module):
         """Returns the rule for printing."""
         settings = self._session.settings
         return f"rule={settings.rule!r}, bins={settings.bins}"
+
+
+@_disable_dynamo  # torch.compiler.disable, but for loading the compiler where nobody compiles
+def outside_of_the_compiler(net: TracedModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Runs a converted network that is part of something that torch.compile compiles: by itself, as ever."""
+    return session_of(net)(*args, **kwargs)
 
 
 def session_of(net: TracedModule) -> Session:

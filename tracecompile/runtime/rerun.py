@@ -27,6 +27,7 @@ from tracecompile.runtime.collector import Collector
 from tracecompile.runtime.loop import Loop
 from tracecompile.runtime.record import Moment, Record
 from tracecompile.runtime.replay import drawn_again
+from tracecompile.runtime.turn import Turn
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Runs(Protocol):
     """What runs a sequence."""
 
     program: StepProgram
+    turn: Turn
 
     @property
     def ends(self) -> Prepares:

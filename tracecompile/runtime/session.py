@@ -16,18 +16,21 @@ from torch.utils import _pytree as pytree
 from tracecompile.arguments import Call
 from tracecompile.capture.copying.copies import copy_as_they_are, detach_leftovers, replace_attribute
 from tracecompile.compiled import Compiled, Request
-from tracecompile.errors import ConversionError, InvalidInput
+from tracecompile.errors import InvalidInput
 from tracecompile.graphs.copies import copy_graphs
 from tracecompile.program import Settings, StepProgram, example_value
 from tracecompile.runtime.backward.anchors import with_anchors
 from tracecompile.runtime.bins import StreamClock
 from tracecompile.runtime.engine.compiled import Kernels
 from tracecompile.runtime.executor import Executor
+from tracecompile.runtime.faults import explained
 from tracecompile.runtime.held import merged
 from tracecompile.runtime.live import LiveState, count_states
+from tracecompile.runtime.outside import refuse_transforms
 from tracecompile.runtime.rerun import Prepared
 from tracecompile.runtime.standing import Standing
 from tracecompile.runtime.streams import as_sequences
+from tracecompile.runtime.turn import Turn
 from tracecompile.runtime.window import Window
 
 MOST_PROGRAMS = 8
@@ -46,6 +49,7 @@ class Session:
         programs: What has been compiled, for each mode and kind of arguments, the last one compiled last.
         live: States and the open window.
         kernels: Compiled code.
+        turn: Of the thread that runs the net.
         waiting: A snapshot that was restored before the model was captured.
         awaited: The call to compile from once it is asked for, of a session that came out of a pickle.
         standing: How the model stands to what was captured; None for one that nobody changes meanwhile.
@@ -65,7 +69,7 @@ class Session:
         self.executor: Executor | None = None
         self.programs: list[tuple[Compiled, Executor]] = []
         self.live = LiveState()
-        self.kernels = Kernels()
+        self.kernels, self.turn = Kernels(), Turn()
         self.waiting: Mapping[str, Tensor] | None = None
         self.awaited: Request | None = None
         self.standing = Standing(model) if watched else None
@@ -85,7 +89,7 @@ class Session:
         if self.standing is not None:
             facts = self.standing.look(compiled.program)
             compiled = replace(compiled, facts=facts) if compiled.facts is None else compiled
-        self.compiled, self.executor = compiled, Executor(compiled.program, self.kernels)
+        self.compiled, self.executor = compiled, Executor(compiled.program, self.kernels, self.turn)
         self.programs = [*self.programs[1 - MOST_PROGRAMS :], (self.compiled, self.executor)]
 
     @property
@@ -130,24 +134,20 @@ class Session:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the model; see ``TracedModule.forward``."""
-        executor, call = self.prepared_for(args, kwargs)
-        program = executor.program
-        try:
-            if program.kind == "sequence":
-                keeps = any(carry.kept for carry in program.carries)
-                left = self._given(program) if keeps else None
-                leaves, window, states = executor.sequence(call.leaves, self.settings.bins, left)
-                if keeps:
-                    self.live.states = states[: count_states(program.carries)]
-                    if self.standing is not None:
-                        self.standing.lay(self.live)
-                self.live.sequence = None if window is None else weakref.ref(window)
-            else:
-                leaves = self._step(executor, call)
-        except ConversionError:
-            raise
-        except (RuntimeError, IndexError) as fault:
-            raise call.does_not_run(fault) from fault
+        with self.turn:
+            executor, call = self.prepared_for(args, kwargs)
+            program = executor.program
+            with explained(call):
+                if program.kind == "sequence":
+                    keeps = any(carry.kept for carry in program.carries)
+                    left = self._given(program) if keeps else None
+                    leaves, window, states = executor.sequence(call.leaves, self.settings.bins, left)
+                    if keeps:
+                        self.live.states = states[: count_states(program.carries)]
+                        self._lay()
+                    self.live.sequence = None if window is None else weakref.ref(window)
+                else:
+                    leaves = self._step(executor, call)
         return pytree.tree_unflatten(leaves, program.result)
 
     def prepared_for(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Executor, Call]:
@@ -156,6 +156,7 @@ class Session:
         A model may read ``x.dtype``, ``x.device`` and ``self.training`` as plain Python values, so they are part of
         what was captured.
         """
+        refuse_transforms(self.model, args, kwargs)
         before = self.compiled
         stands = self.standing is None or self.standing.holds()
         if before is None or not stands or not before.fits(self.model, args, kwargs):
@@ -207,15 +208,17 @@ class Session:
             self.waiting = snapshot
         else:
             self.live.restore(self.program, snapshot)
-            if self.standing is not None:
-                self.standing.lay(self.live)
+            self._lay()
+
+    def _lay(self) -> None:
+        if self.standing is not None:
+            self.standing.lay(self.live)
 
     def _step(self, executor: Executor, call: Call) -> list[Any]:
         live = self.live
         prepared = self._prepared(executor, call)
         outputs, states = self._advance(executor, prepared)
-        if self.standing is not None:
-            self.standing.lay(live)
+        self._lay()
         leaves = executor.ends.finish(outputs, states, prepared.invariants)
         if executor.program.explicit_states:
             live.returned = tuple(states)
@@ -283,9 +286,10 @@ class Session:
         """Runs one step of a sequence model; see ``TracedModule.stream``."""
         if self.executor is None:
             raise InvalidInput("The model is not captured yet.", "Pass example_inputs to convert before streaming.")
-        executor, call = self.prepared_for(as_sequences(self.executor.program, given), {})
-        prepared = executor.one_step(executor.ends.prepare(call.leaves, None), self.live.states)
-        outputs, _ = self._advance(executor, prepared)
+        with self.turn:
+            executor, call = self.prepared_for(as_sequences(self.executor.program, given), {})
+            prepared = executor.one_step(executor.ends.prepare(call.leaves, None), self.live.states)
+            outputs, _ = self._advance(executor, prepared)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Session:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from tracecompile.analysis.ports import Port
 from tracecompile.errors import UnsupportedState
 from tracecompile.program import StepProgram
-from tracecompile.runtime.backward.anchors import AnchorFunction, LatestFunction
+from tracecompile.runtime.backward.anchors import LATEST, Inbox, Shape, StepFunction, anchored
 from tracecompile.runtime.backward.given import GivenInputs
 from tracecompile.runtime.backward.gradients import StandIns
 from tracecompile.runtime.backward.learning import Learning, Received, takes_moments
@@ -23,31 +24,40 @@ from tracecompile.runtime.parameters import HeldParameters
 from tracecompile.runtime.record import Record
 from tracecompile.runtime.rerun import Rerun
 from tracecompile.runtime.stored import load_record, record_tensors
+from tracecompile.runtime.turn import Turn
 
 Inputs = Mapping[str, tuple[Tensor, int]]
 """Sequence inputs by placeholder, each with its time axis."""
 
-Shape = tuple[tuple[int, ...], torch.dtype, torch.device]
 
+@dataclass(frozen=True)
+class Kept:
+    """What a backward pass starts from, for as long as autograd keeps the graph.
 
-MOST_MERGES = 40
-"""How often the bins of a stream may merge: its length is below K times two to this power."""
+    Attributes:
+        record: As the forward pass has filled it.
+        rerun: That of the window.
+    """
+
+    record: Record
+    rerun: Rerun | None
 
 
 class Window:
     """A record that is open, and the anchors through which its learning signals will come.
 
     Attributes:
-        record: What was recorded so far.
+        record: What was recorded so far; after a backward pass what that has used.
         closed: True once backward has run: the next step opens another window.
         rerun: Runs a sequence once more, for learning signals that fall on single steps; None for a stream.
-        reran: Whether backward did so.
+        reran: Whether the last backward pass did so.
         residuals, unsettled: Of the recurrent blocks, after backward; see Solver.
     """
 
     def __init__(
         self,
         program: StepProgram,
+        turn: Turn,
         clock: Clock,
         statics: Mapping[str, Any],
         stand_ins: StandIns,
@@ -58,13 +68,14 @@ class Window:
 
         Args:
             program: After all passes.
+            turn: Of the thread that runs the net.
             clock: Of a sequence or a stream.
             statics: Static values, with their graph.
             stand_ins: The leaves of that graph.
             initial: Initial states.
             invariants: Arguments that do not change over time, by name, with the graph that they come with.
         """
-        self.program = program
+        self.program, self.turn = program, turn
         self.statics = statics
         self.stand_ins = stand_ins
         self.initial = tuple(initial)
@@ -83,10 +94,10 @@ class Window:
         self.unsettled: dict[str, int] = {}
         self._held = HeldParameters(program.root)
         self._versions: list[tuple[Tensor, int]] = []
-        self._anchors: dict[tuple[int, int], Tensor] = {}
-        """Of a stream, by (port, generation * K + slot)."""
-        self._latest: dict[int, Tensor] = {}
-        """Learning signals on the latest step of a stream, by port."""
+        self._kept: weakref.ref[Kept] | None = None
+        self._inbox: Inbox | None = None
+        self._root: Tensor | None = None
+        """Of a stream, as long as it goes on."""
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Goes on from what ``tensors`` of an interrupted window returned; nothing where that is empty."""
@@ -121,12 +132,13 @@ class Window:
         """
         steps = self.record.bins.edges[-1]
         shapes = {
-            (index, 0): ((steps, *value.shape) if port.when == "each" else value.shape, value.dtype, value.device)
+            index: ((steps, *value.shape) if port.when == "each" else tuple(value.shape), value.dtype, value.device)
             for index, (port, value) in enumerate(zip(ports, values, strict=True))
             if port is not None
         }
-        anchors = self._make(ports, shapes, inputs)
-        return [anchors.get((index, 0)) for index in range(len(ports))]
+        _, made = self._make(ports, values, shapes, inputs)
+        anchors = dict(zip(shapes, made, strict=True))
+        return [anchors.get(index) for index in range(len(ports))]
 
     def step_anchors(
         self, ports: Sequence[Port | None], values: Sequence[Tensor], wanted: Sequence[bool]
@@ -134,44 +146,27 @@ class Window:
         """Returns for each port the anchor of the step just recorded, of the shape of its value, where it is wanted."""
         clock = self.record.clock
         assert isinstance(clock, StreamClock)
-        if not self._anchors:
-            used = range(clock.generation, MOST_MERGES) if clock.capacity > 1 else range(1)
-            slots = [g * clock.capacity + slot for g in used for slot in range(clock.capacity)]
-            shapes = {
-                (index, slot): (tuple(value.shape), value.dtype, value.device)
-                for index, (port, value) in enumerate(zip(ports, values, strict=True))
-                if port is not None
-                for slot in slots
-            }
-            self._anchors = self._make(ports, shapes, {})
-        now = clock.generation * clock.capacity + clock.slot
-        anchors = [self._anchors.get((index, now)) if wanted[index] else None for index in range(len(ports))]
-        if not takes_moments(self.program):
-            return anchors
-        taker = weakref.WeakMethod(self.take_latest)
+        if self._root is None or self._inbox is None:
+            self._inbox = Inbox(clock, takes_moments(self.program))
+            self._root, _ = self._make(ports, values, {}, {})
+        slot = clock.generation * clock.capacity + clock.slot
+        root, inbox = self._root, self._inbox
         return [
-            None if anchor is None else LatestFunction.apply(anchor, taker, index, clock.steps)
-            for index, anchor in enumerate(anchors)
+            StepFunction.apply(root, inbox, index, slot, clock.steps, value) if learns and port is not None else None
+            for index, (port, value, learns) in enumerate(zip(ports, values, wanted, strict=True))
         ]
-
-    def take_latest(self, port: int, step: int, signal: Tensor) -> bool:
-        """Takes the learning signal on a port in a step of a stream, if this is the latest step."""
-        if step != self.record.clock.steps or self.loop is None or self.loop.last is None:
-            return False
-        self._latest[port] = self._latest[port] + signal if port in self._latest else signal
-        return True
 
     def close(self) -> None:
         """Ends the window for further steps; backward through what it has given remains possible.
 
-        The anchors lead back here through their graph, so that whoever keeps both keeps them for ever.
+        The root leads back here through its graph, so that whoever keeps both keeps them for ever.
         """
         self.closed = True
-        self._anchors = {}
+        self._root = None
 
     def _make(
-        self, ports: Sequence[Port | None], shapes: Mapping[tuple[int, int], Shape], inputs: Inputs
-    ) -> dict[tuple[int, int], Tensor]:
+        self, ports: Sequence[Port | None], values: Sequence[Tensor], shapes: Mapping[int, Shape], inputs: Inputs
+    ) -> tuple[Tensor, list[Tensor]]:
         known = dict.fromkeys((*self.program.root.parameters(), *self.stand_ins))
         parameters = [p for p in known if p.requires_grad]
         self._versions = [(p, p._version) for p in parameters]
@@ -181,16 +176,12 @@ class Window:
         # Backward asks for their shape only: what the prologue has computed is not kept.
         shaped = {name: (value.new_empty(()).expand(value.shape), dim) for name, (value, dim) in wanted.items()}
         run = functools.partial(self._backward, ports, list(shapes), parameters, shaped)
-        made = AnchorFunction.apply(
-            run,
-            list(shapes.values()),
-            *parameters,
-            *learned,
-            *self.invariants.values(),
-            *(value for value, _ in wanted.values()),
-            *([] if self._sequence else [self.given.end]),
-        )
-        return dict(zip(shapes, made, strict=True))
+        kept = Kept(self.record, self.rerun)
+        self._kept, self.rerun = weakref.ref(kept), None
+        device = next((value.device for value in values), None)
+        leaves = [*parameters, *learned, *self.invariants.values(), *(value for value, _ in wanted.values())]
+        leaves += [] if self._sequence else [self.given.end]
+        return anchored(run, kept, device, list(shapes.values()), leaves)
 
     def _refuse_unreachable_initial(self) -> None:
         held = {state for layer in self.program.layers for state in layer.states}
@@ -207,7 +198,7 @@ class Window:
     def _backward(
         self,
         ports: Sequence[Port | None],
-        keys: list[tuple[int, int]],
+        keys: Sequence[int],
         parameters: list[Tensor],
         inputs: Inputs,
         signals: list[Tensor | None],
@@ -219,20 +210,20 @@ class Window:
                     "A parameter was modified in place between the forward and the backward pass; "
                     "its gradient would be wrong. Call backward before the optimizer's step."
                 )
-        received = [
-            Received(port, slot, signal)
-            for (index, slot), signal in zip(keys, signals, strict=True)
-            if signal is not None and (port := ports[index]) is not None
-        ]
-        with torch.no_grad():
-            self.settle()
-        latest = [(port, signal) for index, signal in self._latest.items() if (port := ports[index]) is not None]
-        self._latest = {}
+        by_place = {(index, 0): signal for index, signal in zip(keys, signals, strict=True) if signal is not None}
+        if self._inbox is not None:
+            by_place = self._inbox.take()
+        given = [(port, slot, signal) for (index, slot), signal in by_place.items() if (port := ports[index])]
+        received = [Received(port, slot, signal) for port, slot, signal in given if slot != LATEST]
+        latest = [(port, signal) for port, slot, signal in given if slot == LATEST]
+        self.settle()
+        kept = None if self._kept is None else self._kept()
+        assert kept is not None, "autograd has freed the graph"
         leaves = self.stand_ins | {value: value for value in self.invariants.values()}
-        learning = Learning(self.program, self.record, self.statics, leaves, self.initial, self.rerun)
-        with torch.no_grad(), self._held.put_back():
+        learning = Learning(self.program, kept.record, self.statics, leaves, self.initial, kept.rerun)
+        with self.turn, self._held.put_back():
             found = learning.run(received, latest, {*inputs, *self.given.names})
-        self.record, self.reran, self.rerun = learning.record, learning.reran, None
+        self.record, self.reran = learning.record, learning.reran
         self.residuals, self.unsettled = found.solver.residuals, found.solver.unsettled
         gradients = [_of_type(found.parameters.get(parameter), parameter) for parameter in parameters]
         for carry, state in zip(self.program.carries, self.initial, strict=True):

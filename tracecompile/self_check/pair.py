@@ -99,6 +99,8 @@ class Pair:
                 # Generated code that fails prints itself; what the user is told is in the error.
                 with redirect_stderr(io.StringIO()):
                     found = self.call(converted, calls)
+            except torch.OutOfMemoryError:
+                raise
             except Exception as error:
                 fault = error
             return Run(
@@ -130,7 +132,7 @@ class Pair:
         """Lets the copy run something else."""
         converted = self.converted
         before = converted.compiled, converted.executor
-        converted.compiled, converted.executor = compiled, Executor(compiled.program, converted.kernels)
+        converted.compiled, converted.executor = compiled, Executor(compiled.program, converted.kernels, converted.turn)
         try:
             yield
         finally:
@@ -150,7 +152,7 @@ class Pair:
             try:
                 result = module(*args, **kwargs)
             except Exception as error:
-                if of_model:
+                if of_model and not isinstance(error, torch.OutOfMemoryError):
                     raise ModelRefuses(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}") from error
                 raise
             results += pytree.tree_leaves(result)

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
+from tracecompile.capture.tracing.alone import other_threads
 from tracecompile.errors import ConversionError, UnsupportedOperation
 
 
@@ -40,10 +41,10 @@ def compiled_code_recorded(recorder: Recorder) -> Iterator[None]:
 
 @contextmanager
 def _called_as_python(kind: Any, recorder: Recorder) -> Iterator[None]:
-    compiled = kind.__call__
+    compiled, elsewhere = kind.__call__, other_threads()
 
     def call(function: Any, *args: Any, **kwargs: Any) -> Any:
-        if recorder.paused:
+        if recorder.paused or elsewhere():
             return compiled(function, *args, **kwargs)
         original = getattr(function, "_torchdynamo_inline", None)
         if original is None:

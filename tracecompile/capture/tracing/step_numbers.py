@@ -15,8 +15,10 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any, Protocol
 
+from tracecompile.capture.tracing.alone import other_threads
 from tracecompile.capture.tracing.source import CAPTURE, TORCH
 from tracecompile.operations import OPERATIONS, Fact
 
@@ -144,13 +146,17 @@ class _CountedRange:
 @contextmanager
 def loops_counted(notes: Conditions) -> Iterator[None]:
     """Lets the user's ``range`` and ``enumerate`` count in step numbers while the context is open."""
+    elsewhere = other_threads()
+
+    def counts(frame: FrameType) -> bool:
+        return is_users(frame.f_code.co_filename) and not elsewhere()
 
     class Ranges(type):
         """Stands for the builtin: ``range(...)`` of other code is the real one, and ``isinstance`` takes both."""
 
         def __call__(cls, *bounds: Any) -> Any:
             numbers = _RANGE(*bounds)
-            return _CountedRange(numbers, notes) if is_users(sys._getframe(1).f_code.co_filename) else numbers
+            return _CountedRange(numbers, notes) if counts(sys._getframe(1)) else numbers
 
         def __instancecheck__(cls, instance: Any) -> bool:
             return isinstance(instance, (_RANGE, _CountedRange))
@@ -163,8 +169,7 @@ def loops_counted(notes: Conditions) -> Iterator[None]:
         """Likewise for ``enumerate``."""
 
         def __call__(cls, iterable: Iterable[Any], start: int = 0) -> Any:
-            users = is_users(sys._getframe(1).f_code.co_filename)
-            return counted(iterable, start) if users else _ENUMERATE(iterable, start)
+            return counted(iterable, start) if counts(sys._getframe(1)) else _ENUMERATE(iterable, start)
 
         def __instancecheck__(cls, instance: Any) -> bool:
             return isinstance(instance, _ENUMERATE)

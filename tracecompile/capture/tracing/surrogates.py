@@ -16,6 +16,8 @@ from torch.autograd import Function
 # The class that every ``Function.apply`` ends in: patched here, a method bound at import time is caught as well.
 from torch.autograd.function import _SingleLevelFunction
 
+from tracecompile.capture.tracing.alone import other_threads
+
 SLOT = "tensor"
 Template = tuple[tuple[str, Any], ...]
 
@@ -48,8 +50,10 @@ class SurrogateLeaf(nn.Module):
 def surrogates_recorded(record: Callable[[type[Function], tuple[Any, ...]], Any]) -> Iterator[None]:
     """Sends every application of an autograd Function to ``record`` while the context is open."""
 
+    elsewhere = other_threads()
+
     def apply(cls: type[Function], *args: Any) -> Any:
-        return record(cls, args)
+        return apply_directly(cls, args) if elsewhere() else record(cls, args)
 
     # The one private name that every spelling of a Function's apply ends in, pre-bound ones too.
     setattr(_SingleLevelFunction, "apply", classmethod(apply))  # noqa: B010

@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 from tracecompile.capture.copying.copies import replace_attribute, share_parameters, tensor_attributes
 from tracecompile.capture.copying.registries import registries_redirected
 from tracecompile.capture.layerwise.permutations import undo_permutations
+from tracecompile.capture.tracing.alone import other_threads
 from tracecompile.capture.tracing.draws import OtherDraws
 from tracecompile.capture.tracing.example_sizes import free_sizes, resized_along
 from tracecompile.capture.tracing.module_calls import CallRecorder
@@ -152,9 +153,11 @@ class Recorder(CallRecorder):
     def recording(self) -> Iterator[None]:
         """Sends every torch function, module call and autograd Function to this recorder."""
         original = nn.Module.__call__
-        recorder = self
+        recorder, elsewhere = self, other_threads()
 
         def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            if elsewhere():
+                return original(module, *args, **kwargs)
             return recorder.record_module(module, original, args, kwargs)
 
         nn.Module.__call__ = call  # type: ignore[method-assign]
@@ -223,7 +226,7 @@ def run_user_code(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     """Calls the model; the search for the user's line ends at this frame."""
     try:
         return model(*args, **kwargs)
-    except (ConversionError, TooManySteps):
+    except (ConversionError, TooManySteps, torch.OutOfMemoryError):
         raise
     except Exception as error:
         message = f"The model failed on the example: {type(error).__name__}: {error}"

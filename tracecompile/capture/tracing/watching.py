@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from tracecompile.capture.tracing.alone import other_threads
 from tracecompile.capture.tracing.source import CAPTURE
 
 if TYPE_CHECKING:
@@ -24,15 +25,18 @@ def mode_watched(recorder: Recorder) -> Iterator[None]:
     of the user's extends it or forward switches it, has been asked once and for all.
     """
 
+    elsewhere = other_threads()
+
     def read(module: nn.Module) -> bool:
-        if not recorder.paused and not sys._getframe(1).f_code.co_filename.startswith(CAPTURE):
+        in_capture = sys._getframe(1).f_code.co_filename.startswith(CAPTURE)
+        if not recorder.paused and not in_capture and not elsewhere():
             recorder.tape.reads_mode = True
         held = vars(module)
         # Compiled modules keep theirs in the code that they wrap.
         return bool(held["training"] if "training" in held else module.__getattr__("training"))
 
     def write(module: nn.Module, value: bool) -> None:
-        if not recorder.paused:
+        if not recorder.paused and not elsewhere():
             recorder.tape.reads_mode = True
         module.__dict__["training"] = value
 

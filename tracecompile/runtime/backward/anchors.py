@@ -1,64 +1,108 @@
 """The way back from the user's loss: anchors that autograd sums the learning signals into.
 
 An anchor is a zero that is added to a value that the user can read. Whatever loss the user writes, autograd hands the
-learning signals of all anchors to the one backward function of the sequence, which is called once.
+learning signals of all anchors to the one backward function of the window, once for every backward pass. The anchors of
+a sequence are results of that function. A stream makes one for every step, which all hang from one root.
 """
 
 from __future__ import annotations
 
 import itertools
-import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from tracecompile.program import StepProgram
+from tracecompile.runtime.backward.once import applied, first_order
+from tracecompile.runtime.bins import Clock
 
 Backward = Callable[[list[Tensor | None]], list[Tensor | None]]
 """Maps learning signals, one per anchor, to gradients, one per differentiable input."""
 
-Taker = Callable[[int, int, Tensor], bool]
-"""Takes (port, step, learning signal) if the step is still the latest."""
+Shape = tuple[tuple[int, ...], torch.dtype, torch.device]
+
+LATEST = -1
+"""The slot of signals on the latest step of a stream."""
 
 
 class AnchorFunction(torch.autograd.Function):
-    """Makes the anchors of one sequence; its backward is the whole backward pass."""
+    """Makes the anchors of one window; its backward is the whole backward pass."""
 
     @staticmethod
-    def forward(
-        ctx: Any, backward: Backward, shapes: list[tuple[tuple[int, ...], torch.dtype, torch.device]], *inputs: Tensor
-    ) -> Any:
-        """Returns one zero tensor per shape; ``inputs`` are what gradients are wanted for."""
+    def forward(ctx: Any, backward: Backward, device: torch.device | None, shapes: list[Shape], *inputs: Tensor) -> Any:
+        """Returns a root, and one zero tensor per shape; ``inputs`` are what gradients are wanted for."""
         ctx.run = backward
         ctx.set_materialize_grads(False)
-        return tuple(torch.zeros((), dtype=dtype, device=device).expand(shape) for shape, dtype, device in shapes)
+        root = torch.zeros((), device=device)
+        ctx.save_for_backward(root)
+        return root, *(torch.zeros((), dtype=dtype, device=device).expand(shape) for shape, dtype, device in shapes)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *signals: Tensor | None) -> Any:
+    def backward(ctx: Any, from_root: Tensor | None, *signals: Tensor | None) -> Any:
         """Returns the gradients of the inputs."""
-        return (None, None, *ctx.run(list(signals)))
+        (root,) = ctx.saved_tensors
+        with torch.no_grad():
+            found = ctx.run([None if signal is None else signal.detach() for signal in signals])
+        return None, None, None, *first_order(root, found)
 
 
-class LatestFunction(torch.autograd.Function):
-    """Takes out of a bin's anchor the learning signal of the latest step, if this step is still the latest then."""
+def anchored(
+    backward: Backward, kept: object, device: torch.device | None, shapes: list[Shape], inputs: Sequence[Tensor]
+) -> tuple[Tensor, list[Tensor]]:
+    """Returns the root of a window and an anchor per shape.
+
+    Args:
+        backward: Is run once for every backward pass.
+        kept: Lives as long as autograd keeps the graph: until a backward pass that does not retain it.
+        device: Of the root.
+        shapes: Of the anchors.
+        inputs: What gradients are wanted for.
+    """
+    root, *anchors = applied(AnchorFunction, kept, backward, device, shapes, *inputs)
+    return root, anchors
+
+
+class Inbox:
+    """The learning signals on the steps of a stream, on their way through a backward pass."""
+
+    def __init__(self, clock: Clock, apart: bool) -> None:
+        """Is empty.
+
+        Args:
+            clock: Of the stream.
+            apart: Whether the signals on the latest step are kept apart from those on the other steps of its bin.
+        """
+        self.clock, self.apart = clock, apart
+        self._found: dict[int, dict[tuple[int, int], Tensor]] = {}
+
+    def put(self, port: int, slot: int, step: int, signal: Tensor) -> None:
+        """Adds the signal of one step to those on its port and slot."""
+        # By pass: what is left of one that has failed belongs to no other.
+        found = self._found.setdefault(torch._C._current_graph_task_id(), {})
+        key = (port, LATEST if self.apart and step == self.clock.steps else slot)
+        found[key] = found[key] + signal if key in found else signal
+
+    def take(self) -> dict[tuple[int, int], Tensor]:
+        """Returns the signals of the running pass by (port, slot)."""
+        return self._found.pop(torch._C._current_graph_task_id(), {})
+
+
+class StepFunction(torch.autograd.Function):
+    """Makes the anchor of one step of a stream."""
 
     @staticmethod
-    def forward(ctx: Any, anchor: Tensor, taker: weakref.WeakMethod[Taker], port: int, step: int) -> Tensor:
-        """Returns the anchor for the step ``step``."""
-        ctx.taker, ctx.port, ctx.step = taker, port, step
-        return anchor.view_as(anchor)
+    def forward(ctx: Any, root: Tensor, inbox: Inbox, port: int, slot: int, step: int, value: Tensor) -> Tensor:
+        """Returns a zero of the shape of the step's value."""
+        ctx.inbox, ctx.place = inbox, (port, slot, step)
+        return value.new_zeros(()).expand(value.shape)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, signal: Tensor) -> Any:
-        """Leaves the signal with the taker, or lets it pass to the anchor of the bin."""
-        take = ctx.taker()
-        taken = take is not None and take(ctx.port, ctx.step, signal)
-        return (torch.zeros_like(signal) if taken else signal), None, None, None
+        """Leaves the signal in the inbox, and lets the root know that there is one."""
+        ctx.inbox.put(*ctx.place, signal.detach())
+        return signal.new_zeros(()).detach(), None, None, None, None, None
 
 
 def with_anchors(values: Sequence[Tensor], anchors: Sequence[Tensor | None]) -> list[Tensor]:

@@ -23,7 +23,7 @@ class Neumann:
 
     Every sample iterates on its own, so that its gradient does not depend on what else is in the batch, nor on how a
     batch is split over processes: it rests where it has settled. A sample whose change grows from one iteration to the
-    next is not contracting: it keeps its last safe iterate.
+    next is not contracting: it keeps its last safe iterate. Values without a first axis in common are one sample's.
 
     Attributes:
         residual: Last relative change over the samples that contract.
@@ -38,6 +38,8 @@ class Neumann:
         self.safe: Tensor | None = None
         self.moving: Tensor | None = None
         """Samples that take the next iterate; the others have settled, or were cut off."""
+        self.by_sample = True
+        """Whether all values have the samples as their first axis."""
 
     def run(self, sweep: Callable[[Mapping[str, Tensor]], tuple[Handed, dict[str, Tensor]]]) -> Handed:
         """Iterates until settled.
@@ -59,10 +61,12 @@ class Neumann:
 
     def _advance(self, fed: dict[str, Tensor], may_rest: bool) -> None:
         """Takes the next iterate for the samples that still move."""
+        if self.by_sample and len({signal.shape[:1] for signal in (*fed.values(), *self.fed.values())}) > 1:
+            self._take_as_one()
         change = sum(
-            _square_norms(signal - self.fed.get(name, torch.zeros_like(signal))) for name, signal in fed.items()
+            self._square_norms(signal - self.fed.get(name, torch.zeros_like(signal))) for name, signal in fed.items()
         )
-        size = sum(_square_norms(signal) for signal in fed.values())
+        size = sum(self._square_norms(signal) for signal in fed.values())
         assert isinstance(change, Tensor)
         assert isinstance(size, Tensor)
         contracting = torch.isfinite(change)
@@ -81,7 +85,13 @@ class Neumann:
         self.residual = float((left / whole.clamp_min(torch.finfo(whole.dtype).tiny)).sqrt())
         self.unsettled = int((~self.safe).sum())
 
+    def _take_as_one(self) -> None:
+        """Goes on with all values as those of one sample."""
+        self.by_sample = False
+        if self.last_change is not None and self.safe is not None and self.moving is not None:
+            self.last_change = self.last_change.sum().reshape(1)
+            self.safe, self.moving = self.safe.all().reshape(1), self.moving.any().reshape(1)
 
-def _square_norms(signal: Tensor) -> Tensor:
-    """Returns the squared norm per sample."""
-    return signal.square().reshape(signal.shape[0] if signal.ndim else 1, -1).sum(1)
+    def _square_norms(self, signal: Tensor) -> Tensor:
+        """Returns the squared norm per sample."""
+        return signal.square().reshape(signal.shape[0] if self.by_sample and signal.ndim else 1, -1).sum(1)

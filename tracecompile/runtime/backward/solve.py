@@ -74,8 +74,8 @@ class Solver:
             own: False to leave out what was made in the same bin.
         """
         rows = self.signals.setdefault(origin, [None] * self.bins)
-        shares = self.overlap[delay][index] if delay else [float(made == index) for made in range(self.bins)]
-        for made, share in enumerate(shares):
+        shares = enumerate(self.overlap[delay][index]) if delay else [(index, 1.0)]
+        for made, share in shares:
             if share and (own or made != index):
                 rows[made] = _plus(rows[made], signal * share if share != 1.0 else signal)
 

@@ -1,0 +1,43 @@
+"""What a user does around a call of a net: transforms that it refuses, and hooks that its own work must not meet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.utils import _pytree as pytree
+
+from tracecompile.errors import UnsupportedOperation
+
+
+def refuse_transforms(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Refuses a call in forward-mode differentiation, or within a transform of torch.func.
+
+    Raises:
+        UnsupportedOperation: An argument or a parameter has a tangent, or stands for what a transform runs over.
+    """
+    if forward_ad._current_level < 0 and torch._C._functorch.peek_interpreter_stack() is None:
+        return
+    given = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    for value in (*given, *module.parameters(), *module.buffers()):
+        if torch._C._functorch.is_functorch_wrapped_tensor(value):
+            raise UnsupportedOperation(
+                "A converted module cannot run within torch.func.grad, vmap, jvp or another transform of torch.func.",
+                "Call it on the whole batch and use loss.backward() or torch.autograd.grad, or transform the model.",
+            )
+        if forward_ad.unpack_dual(value).tangent is not None:
+            raise UnsupportedOperation(
+                "A converted module has no forward-mode derivative: its tangents would be lost.",
+                "Use loss.backward() or torch.autograd.grad, or run the model itself.",
+            )
+
+
+@contextmanager
+def unseen() -> Iterator[None]:
+    """Keeps what autograd saves for work within a call from hooks of the user's, such as those of a checkpoint."""
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor):
+        yield
