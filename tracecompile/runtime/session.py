@@ -17,6 +17,7 @@ from tracecompile.capture.copying.copies import copy_as_they_are, detach_leftove
 from tracecompile.compiled import Compiled, Request
 from tracecompile.errors import ConversionError, InvalidInput
 from tracecompile.graphs.copies import copy_graphs
+from tracecompile.kinds import check_kinds
 from tracecompile.program import Settings, StepProgram, example_value
 from tracecompile.runtime.backward.anchors import with_anchors
 from tracecompile.runtime.bins import StreamClock
@@ -135,9 +136,9 @@ class Session:
     def prepared_for(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Executor, Call]:
         """Binds a call; captures the model first if it never was, or was with tensors of other dtypes or devices.
 
-        A model may read ``x.dtype``, ``x.device`` and ``self.training`` as plain Python values, so they are part of
-        what was captured.
+        A model may read ``x.dtype``, ``x.device`` and ``self.training`` as plain values: they are part of the capture.
         """
+        check_kinds(args, kwargs)
         before = self.compiled
         if before is None or not before.fits(self.model, args, kwargs):
             fitting = [ready for ready in self.programs if ready[0].fits(self.model, args, kwargs)]
@@ -232,8 +233,7 @@ class Session:
             memo |= {id(spec): spec for spec in (self.program.signature, self.program.result)}
             for _, program in self.compiled.stages.programs:
                 copy_graphs(program, memo)
-        own = {**self.__dict__, "executor": None, "programs": []}
-        other.__dict__.update(copy.deepcopy(own, memo))
+        other.__dict__.update(copy.deepcopy({**self.__dict__, "executor": None, "programs": []}, memo))
         if other.compiled is not None:
             other.compiled.stages.run_as_printed()
             other.use(other.compiled)
