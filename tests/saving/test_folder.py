@@ -19,7 +19,8 @@ import tracecompile
 from tracecompile import nn as snn
 from tracecompile.demo.network import DigitNet
 from tracecompile.errors import ConversionError, InvalidInput
-from tracecompile.saving.folder import CODE, FORMAT, PROGRAM, REPORT, WEIGHTS
+from tracecompile.saving.folder import FORMAT
+from tracecompile.saving.place import CODE, PROGRAM, REPORT, WEIGHTS
 from tracecompile.saving.programs import read
 
 
