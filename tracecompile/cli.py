@@ -18,7 +18,7 @@ from tracecompile.saving import load, save
 from tracecompile.saving.place import BusyFolder, require_room
 from tracecompile.settings import settings_of
 from tracecompile.targets import UsageError, choose_inputs, is_artifact, load_target, load_weights
-from tracecompile.terminal import lengths, show, words, working, write_text
+from tracecompile.terminal import as_bytes, lengths, require_device, show, words, working, write_text
 
 app = typer.Typer(
     add_completion=False,
@@ -73,6 +73,8 @@ def inspect(
 ) -> None:
     """Show what a conversion makes of a model: its layers, traces, parameters and notes."""
     if is_artifact(target):
+        if rule != Rule.measured or any(given is not None for given in (shape, bins, half_life, weights, dt)):
+            raise UsageError(f"{target} is converted already: no option changes how.")
         net = _load_artifact(target)
     else:
         net, _, _ = _converted(target, shape, rule, bins, half_life, weights, dt)
@@ -138,6 +140,8 @@ def bench(
     from tracecompile.bench import run_bench
     from tracecompile.demo.data import MissingDependency
 
+    if target is None and not (shape is None and weights is None and dt is None):
+        raise UsageError("--input, --weights and --dt are a TARGET's: the built-in networks have their own.")
     try:
         with working("starting") as say:
             result = run_bench(
@@ -151,8 +155,8 @@ def bench(
                 weights=weights,
                 dt=dt,
                 seed=seed,
-                device=device,
-                limit=None if memory_limit is None else int(memory_limit * 1e9),
+                device=require_device(device),
+                limit=None if memory_limit is None else as_bytes(memory_limit),
                 output=output,
                 picture=picture,
                 progress=say,

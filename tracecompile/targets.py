@@ -188,7 +188,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     try:
         model.load_state_dict(_read_state(path))
     except Exception as error:
-        raise UsageError(f"{path} does not fit the model: {error}") from error
+        raise UsageError(f"{path} does not fit the model: {type(error).__name__}: {error}") from error
 
 
 def _read_state(path: Path) -> Mapping[str, Any]:

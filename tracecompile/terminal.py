@@ -1,4 +1,4 @@
-"""What the command line prints and writes, and how it reads lists of words."""
+"""What the command line prints and writes, and how it reads what stands behind an option."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 import typer
 from rich.console import Console
 
@@ -32,6 +33,30 @@ def lengths(text: str | None) -> list[int] | None:
     if not all(word.isdecimal() and int(word) > 0 for word in found):
         raise UsageError(f"--steps {text!r} is no list of lengths: write it like 100,1000.")
     return [int(word) for word in found]
+
+
+def as_bytes(gigabytes: float) -> int:
+    """Returns a size in bytes.
+
+    Raises:
+        UsageError: It is none.
+    """
+    if not 0 < gigabytes < math.inf:
+        raise UsageError("--memory-limit must be a positive number of GB.")
+    return int(gigabytes * 1e9)
+
+
+def require_device(name: str) -> str:
+    """Returns the name of a device.
+
+    Raises:
+        UsageError: It is none that is there.
+    """
+    kind, _, index = name.partition(":")
+    known = {"cpu": 1, "cuda": torch.cuda.device_count()}
+    if kind not in known or not (index or "0").isdecimal() or int(index or "0") >= known[kind]:
+        raise UsageError(f"There is no device {name!r} here: --device is cpu or cuda.")
+    return name
 
 
 def write_text(path: Path, text: str) -> None:
