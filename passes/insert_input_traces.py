@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from difflib import get_close_matches
 from typing import ClassVar
 
 import torch
@@ -126,7 +127,9 @@ def _decays(program: StepProgram) -> dict[str, float | None]:
         return dict.fromkeys(names, setting)
     unknown = sorted(set(setting) - set(names))
     if unknown:
+        near = get_close_matches(unknown[0], names, n=1)
         raise InvalidInput(
-            f"The decay names layers that do not exist: {', '.join(unknown)}.", f"The layers are: {', '.join(names)}."
+            f"decay names layers that do not exist: {', '.join(unknown)}.",
+            f"{f'Write {near[0]!r}; the' if near else 'The'} layers are: {', '.join(names)}.",
         )
     return {name: setting.get(name) for name in names}

@@ -1,6 +1,7 @@
 """The command line: exit codes, what goes to stdout and what to stderr, every way to name a model."""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +10,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import tracecompile
 from tracecompile.cli import main
 from tracecompile.targets import UsageError, choose_inputs, load_target, parse_shapes, random_inputs
+from tracecompile.terminal import json_value
 
 MODEL = """
 import torch
@@ -169,6 +172,121 @@ def test_wrong_usage_gives_2(model: Path, arguments: list[str], says: str, capsy
     assert (code, out) == (2, "")
     assert says in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["inspect", "{model}:Net", "--bins", "4", "--half-life", "10"], "--bins 4 --half-life 10"),
+        (["check", "{model}:Net", "--bins", "1", "--half-life", "10"], "bins=1 has no meaning beside decay"),
+        (["inspect", "{model}:Net", "--bins", "4", "--rule", "analytic"], "--rule analytic --bins 4"),
+        (["convert", "{model}:Net", "--bins", "4", "--rule", "bptt", "-o", "{folder}/new"], "no time bins"),
+        (["check", "{model}:Net", "--half-life", "10", "--rule", "bptt"], "keeps no traces"),
+        (["inspect", "{model}:Net", "--half-life", "inf"], "--half-life inf"),
+        (["inspect", "{model}:Net", "--half-life", "nan"], "half-life"),
+        (["inspect", "{model}:Net", "--bins", "0"], "--bins"),
+        (["inspect", "{model}:Net", "--input", "999999999x99999999x6"], "no tensor for --input"),
+        (["inspect", "{folder}/broken.py:Net"], "SyntaxError"),
+        (["inspect", "{folder}/script.py:Net"], "SystemExit"),
+        (["inspect", "{model}:stopping"], "SystemExit"),
+        (["inspect", "{model}:Net", "--weights", "{folder}/script.py"], "does not fit the model"),
+        (["inspect", "{folder}"], "not a folder that tracecompile convert wrote"),
+        (["convert", "{model}:Net", "-o", "{folder}"], "broken.py, which save has not written"),
+        (["bench", "--input", "20x4x6"], "TARGET"),
+        (["bench", "{model}:Net", "--memory-limit", "nan"], "memory-limit"),
+        (["bench", "{model}:Net", "--device", "tpu"], "no device 'tpu'"),
+        (["bench", "{model}:Net", "--device", "cuda:99"], "no device 'cuda:99'"),
+    ],
+    ids=str,
+)
+def test_options_that_mean_nothing_give_2(
+    model: Path, arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model.write_text(
+        MODEL + "\ndef example_inputs():\n    return torch.ones(5, 2, 6)\n\ndef stopping():\n    exit(1)\n"
+    )
+    (model.parent / "broken.py").write_text("class Net(:\n")
+    (model.parent / "script.py").write_text("import sys\nsys.exit(0)\n")
+    before = sorted(model.parent.iterdir())
+    places = {"{model}": str(model), "{folder}": str(model.parent)}
+    for name, place in places.items():
+        arguments = [argument.replace(name, place) for argument in arguments]
+    code, out, err = run(capsys, *arguments)
+    assert (code, out) == (2, "")
+    assert says in err.replace("\n", " ")
+    assert "Traceback" not in err
+    assert sorted(entry for entry in model.parent.iterdir() if entry.name != "__pycache__") == before
+
+
+def test_options_say_nothing_of_what_is_converted(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved = tmp_path / "saved"
+    assert run(capsys, "convert", f"{model}:Net", "--input", "20x4x6", "-o", saved)[0] == 0
+    for options in (["--bins", "2"], ["--rule", "bptt"], ["--input", "20x4x6"], ["--half-life", "3"]):
+        code, out, err = run(capsys, "inspect", saved, *options)
+        assert (code, out) == (2, ""), options
+        assert "converted already" in err
+
+
+def test_a_busy_folder_is_left_alone(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ("convert", f"{model}:Net", "--input", "20x4x6", "-o")
+    folder = tmp_path / "thesis"
+    (folder / "figures").mkdir(parents=True)
+    (folder / "chapter.txt").write_text("mine")
+    code, _, err = run(capsys, *line, folder)
+    assert code == 2
+    assert "--force" in err
+    assert {entry.name for entry in folder.iterdir()} == {"figures", "chapter.txt"}
+    assert run(capsys, *line, folder, "--force")[0] == 0
+    assert (folder / "chapter.txt").read_text() == "mine"
+    assert (folder / "figures").is_dir()
+    (tmp_path / "empty").mkdir()
+    assert run(capsys, *line, tmp_path / "empty")[0] == 0
+    assert run(capsys, *line, tmp_path / "empty", "--bins", "2")[0] == 0, "over an earlier version"
+    _, out, _ = run(capsys, "inspect", tmp_path / "empty")
+    assert "2 time bins" in out
+
+
+def test_force_overwrites_nothing_of_the_users(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "project"
+    folder.mkdir()
+    (folder / "module.py").write_text("mine")
+    code, _, err = run(capsys, "convert", f"{model}:Net", "--input", "20x4x6", "-o", folder, "--force")
+    assert code == 2
+    assert "module.py" in err
+    assert [(entry.name, entry.read_text()) for entry in folder.iterdir()] == [("module.py", "mine")]
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "--version")
+    assert (code, out, err) == (0, f"tracecompile {tracecompile.__version__}\n", "")
+
+
+@pytest.mark.parametrize("command", ["", "convert", "inspect", "check", "bench", "demo"])
+def test_help_ends_in_a_line_that_can_be_typed(
+    command: str, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [command] if command else []
+    code, out, err = run(capsys, *words, "--help")
+    assert (code, err) == (0, "")
+    assert run(capsys, *words, "-h") == (0, out, "")
+    before, example = out.strip().split("Example:")
+    assert f"Usage: tracecompile {command}".rstrip() in before
+    program, *typed = shlex.split(example)
+    assert program == "tracecompile"
+    assert typed[0] == (command or "inspect")
+    if command in ("bench", "demo"):
+        return  # they run for seconds; test_bench and test_demo call them
+    monkeypatch.chdir(model.parent)
+    model.with_name("model.py").write_text(MODEL.replace("6, 8", "40, 8"))
+    assert run(capsys, *typed)[0] == 0
+
+
+def test_json_has_no_numbers_that_json_does_not_know() -> None:
+    found = json_value({"a": [float("nan"), 1.5, (float("inf"), -float("inf"))], "b": {"c": float("nan"), "d": True}})
+    assert found == {"a": [None, 1.5, [None, None]], "b": {"c": None, "d": True}}
+    json.dumps(found, allow_nan=False)
 
 
 def test_as_a_module_in_a_pipe_it_is_silent_on_stderr(model: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -61,14 +62,20 @@ def trained_a_little(detach_reset: bool, generator: torch.Generator, layers: int
 
 
 @pytest.mark.parametrize(
-    ("rule", "detach_reset", "cosine", "low", "high"),
-    [("measured", False, 0.99, 0.8, 1.25), ("measured", True, 0.99, 0.8, 1.25), ("analytic", False, 0.9, 0.5, 2.0)],
+    ("options", "detach_reset", "cosine", "low", "high"),
+    [
+        ({"bins": 1}, False, 0.99, 0.8, 1.25),
+        ({"bins": 1}, True, 0.99, 0.8, 1.25),
+        ({"rule": "analytic"}, False, 0.9, 0.5, 2.0),
+    ],
 )
-def test_one_mean_over_a_hundred_steps(rule: str, detach_reset: bool, cosine: float, low: float, high: float) -> None:
+def test_one_mean_over_a_hundred_steps(
+    options: dict[str, Any], detach_reset: bool, cosine: float, low: float, high: float
+) -> None:
     generator = torch.Generator().manual_seed(0)
     model = trained_a_little(detach_reset, generator)
     spikes, labels = batch(100, 32, generator)
-    net = tracecompile.convert(model, spikes, rule=rule, bins=1)
+    net = tracecompile.convert(model, spikes, **options)
     found = tracecompile.compare_gradients(model, net, spikes, lambda logits: F.cross_entropy(logits, labels))
     assert len(found.rows) == len(list(model.parameters()))
     for row in found.rows:

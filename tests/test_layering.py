@@ -12,9 +12,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 ORDER = (
-    ("version", "errors", "operations", "exact", "neuron_step", "layers", "emitted", "program"),
+    ("version", "errors", "operations", "kinds", "exact", "neuron_step", "layers", "emitted", "program"),
     ("report", "arguments", "nn", "analysis"),
-    ("capture", "rules"),
+    ("capture", "rules", "settings"),
     ("graphs",),
     ("printing",),
     ("passes",),
@@ -25,7 +25,7 @@ ORDER = (
     ("saving", "convert"),
     ("nir",),
     ("targets",),
-    ("bench", "demo"),
+    ("bench", "demo", "options", "terminal"),
     ("cli",),
     ("__main__",),
 )

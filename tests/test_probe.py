@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -33,8 +34,8 @@ class Net(nn.Module):
         return total
 
 
-def probed(x: Tensor, bins: int = 4, decay: float | None = None, **options: float) -> tracecompile.Probe:
-    return tracecompile.probe(tracecompile.convert(Net(**options), x, bins=bins, decay=decay), x)
+def probed(x: Tensor, asked: dict[str, Any] | None = None, **options: float) -> tracecompile.Probe:
+    return tracecompile.probe(tracecompile.convert(Net(**options), x, **asked or {}), x)
 
 
 @pytest.fixture
@@ -75,13 +76,13 @@ def test_a_drifting_input_asks_for_more_bins(x: Tensor) -> None:
 
 
 def test_a_slow_trace_has_not_warmed_up(x: Tensor) -> None:
-    found = probed(x, decay=0.99)
+    found = probed(x, {"decay": 0.99})
     assert found.layers[0].warm_up == pytest.approx(1 - 0.99**40)
     assert any("warmed up" in sentence for sentence in found.advice)
 
 
 def test_large_lateral_weights_do_not_settle(x: Tensor) -> None:
-    calm, wild = probed(x, bins=1, bias=0.05), probed(x, bins=1, bias=0.05, lateral=1.5)
+    calm, wild = probed(x, {"bins": 1}, bias=0.05), probed(x, {"bins": 1}, bias=0.05, lateral=1.5)
     assert calm.layers[0].unsettled == 0
     assert wild.layers[0].unsettled > 0 or wild.layers[0].residual > 0.01
     assert any("settle" in sentence for sentence in wild.advice)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from tracecompile.errors import InvalidInput
+from tracecompile.kinds import check_kind, described, first_line
 from tracecompile.program import StepProgram
 
 
@@ -30,9 +31,8 @@ class Call:
 
     def does_not_run(self, fault: Exception) -> InvalidInput:
         """Returns the error for a call on which torch has raised one."""
-        shapes = ", ".join(str(tuple(leaf.shape)) for leaf in self.leaves if isinstance(leaf, Tensor))
         return InvalidInput(
-            f"The model cannot run on inputs of shape {shapes}: {str(fault).splitlines()[0]}.",
+            f"The model cannot run on {described(self.leaves)}: {first_line(fault)}.",
             "Compare with the model's own input.",
         )
 
@@ -171,8 +171,9 @@ def check_tensor(name: str, value: Tensor) -> None:
     """Refuses a tensor that no network can learn from.
 
     Raises:
-        InvalidInput: It has no elements, or holds NaN or infinity.
+        InvalidInput: Its kind is refused (see ``check_kind``), it has no elements, or it holds NaN or infinity.
     """
+    check_kind(name, value)
     if value.numel() == 0:
         raise InvalidInput(
             f"{name} is empty: its shape is {tuple(value.shape)}.", "Pass at least one time step and one sample."

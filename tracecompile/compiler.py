@@ -22,6 +22,7 @@ from tracecompile.capture.tracing.source import line_of_failure, line_of_forward
 from tracecompile.compiled import Compiled, Request, shape_of, steps_of, training_flags
 from tracecompile.diagnostics.describe import describe
 from tracecompile.errors import ConversionError, InvalidInput, SourceLine, UnsupportedOperation, UnsupportedState
+from tracecompile.kinds import described, first_line
 from tracecompile.passes.pipeline import run_pipeline
 from tracecompile.program import StepProgram
 from tracecompile.runtime.faults import is_from_outside
@@ -194,7 +195,7 @@ def _does_not_run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
         if is_from_outside(own):
             return own
         return InvalidInput(
-            f"The model itself cannot run on the example: {str(own).splitlines()[0]}.",
+            f"The model itself cannot run on the example ({described([args, kwargs])}): {first_line(own)}.",
             "Pass an input that it can run on; clear states that it has kept from other inputs.",
             line_of_failure(own),
         )

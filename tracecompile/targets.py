@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from tracecompile.errors import ConversionError
+from tracecompile.kinds import first_line
 
 EXAMPLE_STEPS, EXAMPLE_BATCH = 20, 2
 """Length and batch size of the random input of a NIR graph, which says its shape itself."""
@@ -89,7 +90,7 @@ def _call(factory: Any, target: str) -> Any:
         return factory()
     except ConversionError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UsageError(f"Calling {target} without arguments raised {type(error).__name__}: {error}") from error
 
 
@@ -98,7 +99,7 @@ def _import_module(name: str) -> ModuleType:
         sys.path.insert(0, os.getcwd())
     try:
         return importlib.import_module(name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UsageError(f"{name} cannot be imported: {type(error).__name__}: {error}") from error
 
 
@@ -116,7 +117,7 @@ def _import_file(path: Path) -> ModuleType:
     sys.modules[name] = module  # where pickle and dataclasses look for it
     try:
         specification.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script may end the program at its end
         del sys.modules[name]
         raise UsageError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
     return module
@@ -158,7 +159,11 @@ def choose_inputs(shape: str | None, module: ModuleType, seed: int = 0) -> tuple
         UsageError: There is neither, or ``example_inputs`` does not return tensors.
     """
     if shape is not None:
-        return random_inputs(parse_shapes(shape), seed)
+        shapes = parse_shapes(shape)
+        try:
+            return random_inputs(shapes, seed)
+        except (RuntimeError, OverflowError, TypeError) as error:
+            raise UsageError(f"There is no tensor for --input {shape}: {first_line(error)}.") from error
     make = getattr(module, "example_inputs", None)
     if make is None:
         raise UsageError(
@@ -183,7 +188,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     try:
         model.load_state_dict(_read_state(path))
     except Exception as error:
-        raise UsageError(f"{path} does not fit the model: {error}") from error
+        raise UsageError(f"{path} does not fit the model: {type(error).__name__}: {error}") from error
 
 
 def _read_state(path: Path) -> Mapping[str, Any]:

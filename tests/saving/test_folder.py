@@ -19,7 +19,8 @@ import tracecompile
 from tracecompile import nn as snn
 from tracecompile.demo.network import DigitNet
 from tracecompile.errors import ConversionError, InvalidInput
-from tracecompile.saving.folder import CODE, FORMAT, PROGRAM, REPORT, WEIGHTS
+from tracecompile.saving.folder import FORMAT
+from tracecompile.saving.place import CODE, PROGRAM, REPORT, WEIGHTS
 from tracecompile.saving.programs import read
 
 
@@ -221,6 +222,84 @@ def test_a_folder_with_anything_else_is_left_alone(net: tracecompile.TracedModul
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
     assert torch.equal(tracecompile.load(tmp_path)(spikes(9)), net(spikes(9)))
     tracecompile.save(net, tmp_path, overwrite=True)
+
+
+MINE: dict[str, Callable[[Path], Any]] = {
+    "a file with a name of ours": lambda path: (path / CODE).write_text("mine"),
+    "weights": lambda path: save_file({"mine": torch.ones(2)}, path / WEIGHTS),
+    "a report": lambda path: (path / REPORT).write_text(json.dumps({"figures": 3})),
+    "code with a number": lambda path: (path / "module_1.py").write_text("mine"),
+    "a hidden file": lambda path: (path / ".git").write_text("mine"),
+    "a folder": lambda path: (path / "module_7").mkdir(),
+}
+
+
+def content_of(folder: Path) -> dict[str, bytes | None]:
+    return {entry.name: entry.read_bytes() if entry.is_file() else None for entry in folder.iterdir()}
+
+
+@pytest.mark.parametrize("make", MINE.values(), ids=MINE.keys())
+def test_what_no_earlier_version_has_written_stays(
+    net: tracecompile.TracedModule, tmp_path: Path, make: Callable[[Path], Any]
+) -> None:
+    make(tmp_path)
+    before = content_of(tmp_path)
+    with pytest.raises(InvalidInput, match="save has not written"):
+        tracecompile.save(net, tmp_path)
+    assert content_of(tmp_path) == before
+    if before.keys() & {CODE, WEIGHTS, REPORT}:
+        with pytest.raises(InvalidInput, match="that save has not written"):
+            tracecompile.save(net, tmp_path, overwrite=True)
+        assert content_of(tmp_path) == before
+        return
+    for _ in range(2):
+        tracecompile.save(net, tmp_path, overwrite=True)
+        assert before.items() <= content_of(tmp_path).items()
+        assert torch.equal(tracecompile.load(tmp_path)(spikes(9)), net(spikes(9)))
+
+
+def test_a_version_with_fewer_programs_leaves_none_of_the_others(
+    net: tracecompile.TracedModule, tmp_path: Path
+) -> None:
+    folder = tmp_path / "saved"
+    net.double()(spikes(9).double())
+    tracecompile.save(net, folder)
+    several = set(content_of(folder))
+    (folder / "module_77.py").write_text("mine")
+    tracecompile.save(tracecompile.convert(DigitNet(hidden=16), spikes(8)), folder, overwrite=True)
+    fewer = set(content_of(folder))
+    assert "module_77.py" in fewer
+    assert fewer - {"module_77.py"} < several
+
+
+def test_a_save_that_fails_leaves_the_earlier_version(
+    net: tracecompile.TracedModule, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = content_of(folder)
+    write = Path.write_text
+
+    def full(path: Path, text: str, **options: Any) -> int:
+        if CODE in path.name:
+            raise OSError("No space left on device")
+        return write(path, text, **options)
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space"):
+        tracecompile.save(net, folder)
+    assert content_of(folder) == before
+
+
+def test_what_a_save_left_that_was_cut_off_is_in_nobodys_way(net: tracecompile.TracedModule, tmp_path: Path) -> None:
+    (tmp_path / f".{WEIGHTS}.part").write_bytes(b"half of it")
+    tracecompile.save(net, tmp_path)
+    assert content_of(tmp_path).keys() == {CODE, PROGRAM, REPORT, WEIGHTS}
+
+
+def test_a_file_at_the_place_of_the_folder_is_refused(net: tracecompile.TracedModule, tmp_path: Path) -> None:
+    (tmp_path / "saved").write_text("mine")
+    with pytest.raises(InvalidInput, match="not a folder"):
+        tracecompile.save(net, tmp_path / "saved", overwrite=True)
+    assert (tmp_path / "saved").read_text() == "mine"
 
 
 # The code is what runs; without trust it is compared and not run.

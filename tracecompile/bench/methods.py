@@ -18,10 +18,10 @@ from tracecompile.bench import libraries
 from tracecompile.bench.case import Case
 from tracecompile.bench.networks import Looped
 from tracecompile.bench.running import Run, Skipped
-from tracecompile.convert import Backend
 from tracecompile.diagnostics.check import projection_loss
 from tracecompile.diagnostics.fidelity import call_or_loop
 from tracecompile.errors import ConversionError
+from tracecompile.settings import Backend
 
 WINDOW = 32
 """Steps of a window of truncated backpropagation, and never more than a quarter of the sequence."""

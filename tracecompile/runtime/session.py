@@ -18,6 +18,7 @@ from tracecompile.capture.copying.copies import copy_as_they_are, detach_leftove
 from tracecompile.compiled import Compiled, Request
 from tracecompile.errors import InvalidInput
 from tracecompile.graphs.copies import copy_graphs
+from tracecompile.kinds import check_kinds
 from tracecompile.program import Settings, StepProgram, example_value
 from tracecompile.runtime.backward.anchors import with_anchors
 from tracecompile.runtime.bins import StreamClock
@@ -153,10 +154,10 @@ class Session:
     def prepared_for(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Executor, Call]:
         """Binds a call; captures the model first if it never was, or was with tensors of other dtypes or devices.
 
-        A model may read ``x.dtype``, ``x.device`` and ``self.training`` as plain Python values, so they are part of
-        what was captured.
+        A model may read ``x.dtype``, ``x.device`` and ``self.training`` as plain values: they are part of the capture.
         """
         refuse_transforms(self.model, args, kwargs)
+        check_kinds(args, kwargs)
         before = self.compiled
         stands = self.standing is None or self.standing.holds()
         if before is None or not stands or not before.fits(self.model, args, kwargs):

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
 from tracecompile.errors import InvalidInput
 from tracecompile.exact import only_exact_value
+from tracecompile.kinds import check_kinds
 from tracecompile.program import StepProgram
 
 
@@ -15,11 +18,18 @@ def as_sequences(program: StepProgram, given: tuple[Any, ...]) -> tuple[Any, ...
     Raises:
         InvalidInput: The model does not take its sequences as they are given.
     """
+    check_kinds(given, {})
     axes = time_axes(program)
     if program.kind != "sequence" or axes is None or len(axes) != len(given):
         raise InvalidInput(
             "Only a model that takes a whole sequence, and slices it as it is given, can be streamed.",
             "Call a step model directly; move work on the whole input into the loop.",
+        )
+    kinds = [type(value).__name__ for value in given if not isinstance(value, Tensor)]
+    if kinds:
+        raise InvalidInput(
+            f"A step of a stream holds {kinds[0]}, and not only tensors.",
+            "Pass each step's slice of the sequence, a tuple of slices where the model takes several sequences.",
         )
     return tuple(value.unsqueeze(axis) for value, axis in zip(given, axes, strict=True))
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,21 @@ from tracecompile.errors import ConversionError, InvalidInput
 from tracecompile.runtime.module import TracedModule, session_of
 from tracecompile.saving.compiler import WrittenPrograms
 from tracecompile.saving.modes import in_both_modes
+from tracecompile.saving.place import (
+    PROGRAM,
+    REPORT,
+    WEIGHTS,
+    code_names,
+    file_names,
+    part_of,
+    require_room,
+    written_earlier,
+)
 from tracecompile.saving.programs import Contents, read, write
 from tracecompile.version import VERSION
 
 FORMAT = 1
 """Of the folder; another number is another layout."""
-CODE, PROGRAM, WEIGHTS, REPORT = "module.py", "program.json", "weights.safetensors", "report.json"
 FAULTS = (KeyError, TypeError, ValueError, IndexError, AttributeError, AssertionError, RecursionError, RuntimeError)
 """What reading data of any kind as a program may end in."""
 
@@ -40,11 +49,12 @@ def save(net: TracedModule, path: str | Path, overwrite: bool = False) -> None:
     Args:
         net: A network that is captured.
         path: The folder.
-        overwrite: Whether to write into a folder that holds anything but an earlier version.
+        overwrite: Whether to write into a folder that holds anything but an earlier version; what else is there stays.
 
     Raises:
         InvalidInput: The network is not captured yet; something in it has no written form (says what, and which import
-            it belongs to); or the folder holds something else.
+            it belongs to); or the folder holds something that no earlier version has written (with ``overwrite``:
+            under a name that this one needs). Nothing in the folder is touched then.
     """
     session = session_of(net)
     report = net.report
@@ -54,20 +64,17 @@ def save(net: TracedModule, path: str | Path, overwrite: bool = False) -> None:
     # What is printed is what will be read: nothing of it may depend on what only this process knows.
     again = read(content, {name: value.detach().clone() for name, value in tensors.items()})
     folder = Path(path)
-    names = _code_names(len(compiled))
-    if not overwrite:
-        _require_own(folder)
+    names = file_names(len(compiled))
+    require_room(folder, overwrite, names)
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: value.detach().clone().contiguous() for name, value in tensors.items()}
     versions = {"format": FORMAT, "tracecompile": VERSION, "torch": torch.__version__}
-    _write(folder / WEIGHTS, lambda file: save_file(weights, file))
-    _write_text(folder / PROGRAM, json.dumps(content, separators=(",", ":"), allow_nan=False) + "\n")
-    _write_text(folder / REPORT, json.dumps({**versions, **report.to_dict()}, indent=2) + "\n")
-    for name, each in zip(names, again.compiled, strict=True):
-        _write_text(folder / name, each.stages.code)
-    for name in _found(folder) - {*names, PROGRAM, WEIGHTS, REPORT}:
-        if name.startswith("module_"):
-            (folder / name).unlink()
+    texts = {
+        PROGRAM: json.dumps(content, separators=(",", ":"), allow_nan=False) + "\n",
+        REPORT: json.dumps({**versions, **report.to_dict()}, indent=2) + "\n",
+        **{name: each.stages.code for name, each in zip(code_names(len(compiled)), again.compiled, strict=True)},
+    }
+    _write(folder, weights, texts)
 
 
 def load(path: str | Path, weights_only: bool = False) -> TracedModule:
@@ -96,7 +103,7 @@ def load(path: str | Path, weights_only: bool = False) -> TracedModule:
     codes = _read_codes(folder, content, tensors, weights_only)
     compiler = WrittenPrograms(content, tensors, codes)
     net = TracedModule(compiler.contents.model, compiler.contents.settings, compiler)
-    for name, each in zip(_code_names(len(codes)), compiler.contents.compiled, strict=True):
+    for name, each in zip(code_names(len(codes)), compiler.contents.compiled, strict=True):
         try:
             each.stages.run_as_printed(str(folder / name))
         except Exception as fault:
@@ -115,9 +122,9 @@ def _read_codes(
         raise InvalidInput(f"{folder / PROGRAM}: {fault.explanation}", fault.advice) from fault
     except FAULTS as fault:
         raise InvalidInput(f"{folder / PROGRAM} is damaged: {type(fault).__name__}: {fault}.") from fault
-    names = _code_names(len(printed))
+    names = code_names(len(printed))
     if weights_only:
-        _require_own(folder, {*names, PROGRAM, WEIGHTS, REPORT})
+        _require_no_other(folder, file_names(len(printed)))
     codes = tuple(_read_text(folder / name) for name in names)
     for name, code, own in zip(names, codes, printed, strict=True):
         if weights_only and code != own:
@@ -126,11 +133,6 @@ def _read_codes(
                 "It was changed, or written by another version: load it without weights_only if you trust it.",
             )
     return codes
-
-
-def _code_names(count: int) -> list[str]:
-    """Returns the names of the files of code; the last is that of the last call, and has no number."""
-    return [*(f"module_{number}.py" for number in range(1, count)), CODE]
 
 
 def _described(tensors: dict[str, Tensor]) -> dict[str, Any]:
@@ -195,28 +197,24 @@ def _require(path: Path) -> None:
         raise InvalidInput(f"{path.parent} is not a folder written by tracecompile.save: it has no {path.name}.")
 
 
-def _found(folder: Path) -> set[str]:
-    return {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+def _require_no_other(folder: Path, names: Collection[str]) -> None:
+    for entry in sorted(folder.iterdir()):
+        if entry.name not in names:
+            raise InvalidInput(f"{folder} holds {entry.name}, which save does not write.", "Choose another folder.")
 
 
-def _require_own(folder: Path, wanted: set[str] | None = None) -> None:
-    """Refuses a folder with anything in it that is none of ours."""
-    for name in sorted(_found(folder)):
-        is_code = name.startswith("module_") and name.endswith(".py") and name[7:-3].isdecimal()
-        own = name in wanted if wanted is not None else is_code or name in (CODE, PROGRAM, WEIGHTS, REPORT)
-        if not own:
-            raise InvalidInput(f"{folder} holds {name}, which save does not write.", "Choose another folder.")
-
-
-def _write_text(path: Path, text: str) -> None:
-    _write(path, lambda part: Path(part).write_text(text, encoding="utf-8"))
-
-
-def _write(path: Path, write_to: Callable[[str], Any]) -> None:
-    """Writes a file whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
+def _write(folder: Path, weights: dict[str, Tensor], texts: dict[str, str]) -> None:
+    """Writes all files or, where one cannot be written, none; what an earlier version had more of goes."""
+    names = [WEIGHTS, *texts]
+    gone = written_earlier(folder) - {*names}
     try:
-        write_to(str(part))
-        os.replace(part, path)
+        save_file(weights, folder / part_of(WEIGHTS))
+        for name, text in texts.items():
+            (folder / part_of(name)).write_text(text, encoding="utf-8")
+        for name in names:
+            os.replace(folder / part_of(name), folder / name)
     finally:
-        part.unlink(missing_ok=True)
+        for name in names:
+            (folder / part_of(name)).unlink(missing_ok=True)
+    for name in gone:
+        (folder / name).unlink(missing_ok=True)
