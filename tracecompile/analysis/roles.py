@@ -171,5 +171,7 @@ def _signs(values: Iterable[Tensor], leaves: Mapping[fx.Node, Tensor]) -> dict[f
     if not terms or not wanted:
         return dict.fromkeys(leaves, 0.0)
     found = torch.autograd.grad(sum(terms[1:], terms[0]), list(wanted.values()), allow_unused=True, retain_graph=True)
-    signs = {state: 0.0 if each is None else float(each.sum().sign()) for state, each in zip(wanted, found, strict=True)}
+    signs = {
+        state: 0.0 if each is None else float(each.sum().sign()) for state, each in zip(wanted, found, strict=True)
+    }
     return {state: signs.get(state, 0.0) for state in leaves}
