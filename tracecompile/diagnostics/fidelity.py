@@ -117,7 +117,7 @@ def _require_shared(model: nn.Module, net: nn.Module) -> None:
     strange += [name for name, each in net.named_parameters() if id(each) not in owned]
     if strange:
         raise InvalidInput(
-            f"The converted module does not share its parameters with this model: {strange[0]} is not the same in both.",
+            f"The converted module does not share the parameters of this model: {strange[0]} is not the same in both.",
             "Compare it with the very model that it was made from, and convert that again after a layer was replaced.",
         )
 

@@ -69,8 +69,8 @@ class GradientComparison:
         without = [row.parameter for row in self.rows if row.status == NO_GRADIENT]
         if without:
             found.append(
-                f"Nothing to compare for {', '.join(without)}: neither side has a gradient. The loss does not depend on "
-                "them here, or the neurons between are silent: tracecompile.probe shows the rates."
+                f"Nothing to compare for {', '.join(without)}: neither side has a gradient. The loss does not depend "
+                "on them here, or the neurons between are silent: tracecompile.probe shows the rates."
             )
         broken = [row.parameter for row in self.rows if row.status == NOT_FINITE]
         if broken:
@@ -81,12 +81,12 @@ class GradientComparison:
         if not self.rows:
             return "no trainable parameter"
         header = ("parameter", "cosine", "norm ratio", "gradient", "reason")
-        cells = [
-            (r.parameter, _text(r.cosine, ".6f"), _text(r.norm_ratio, ".4g"), r.status, r.reason) for r in self.rows
-        ]
+        texts = [(_text(row.cosine, ".6f"), _text(row.norm_ratio, ".4g")) for row in self.rows]
+        cells = [(row.parameter, *text, row.status, row.reason) for row, text in zip(self.rows, texts, strict=True)]
         worst = self.worst
         judged = worst.status if worst.cosine is None else f"cosine {worst.cosine:.6f}"
-        return "\n".join([text_table(header, cells), f"worst: {worst.parameter}, {judged}", text_lines(self.remarks)])
+        remarks = (text_lines([remark]) for remark in self.remarks)
+        return "\n".join([text_table(header, cells), *remarks, f"worst: {worst.parameter}, {judged}"])
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the table ready for ``json.dumps``."""
