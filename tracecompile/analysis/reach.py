@@ -14,16 +14,12 @@ from tracecompile.errors import UnsupportedOperation
 from tracecompile.program import StepProgram, final_states_read
 
 
-def reached_parameters(program: StepProgram, frozen: bool = False) -> set[nn.Parameter]:
-    """Returns the parameters from which a differentiable way leads to what the model returns.
+def reached_parameters(program: StepProgram) -> set[nn.Parameter]:
+    """Returns the parameters from which a differentiable way leads to what the model returns, should they ask for it.
 
     Autograd answers it on one step of the captured program: what the outputs and the final states that the user reads
     depend on, and, until nothing is added, what the next values of those states depend on. What the step takes leads on
     to what was computed before the loop; what is computed after it is on the way to the result.
-
-    Args:
-        program: The program.
-        frozen: Whether to ask it of those that require no gradient as well.
 
     Raises:
         UnsupportedOperation: Torch itself has no derivative of something on the way.
@@ -34,7 +30,7 @@ def reached_parameters(program: StepProgram, frozen: bool = False) -> set[nn.Par
     values = [node.meta["val"] for node in program.step.graph.nodes if node.op == "placeholder"]
     first = len(values) - len(program.carries)
     given = [_leaf(value) for value in values]
-    parameters = [p for p in program.root.parameters() if p.requires_grad or (frozen and p.is_floating_point())]
+    parameters = [p for p in program.root.parameters() if p.is_floating_point()]
     copies = _learning(parameters, memo)
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
         outputs, following = step(*given)

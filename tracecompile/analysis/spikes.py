@@ -62,10 +62,7 @@ def _linear_value(node: fx.Node, values: dict[fx.Node, Counter[fx.Node]]) -> Cou
         total = Counter(left)
         for term, weight in right.items():
             total[term] += sign * weight
-        remaining = Counter({term: weight for term, weight in total.items() if weight})
-        if len(remaining) == 1 or not remaining:
-            return remaining or Counter({node: 1})
-        return remaining
+        return Counter({term: weight for term, weight in total.items() if weight})
     return Counter({node: 1})
 
 

@@ -8,7 +8,7 @@ from tracecompile.analysis.norms import is_norm
 from tracecompile.analysis.pointwise import is_surrogate
 from tracecompile.analysis.reach import reached_parameters
 from tracecompile.analysis.spikes import adds
-from tracecompile.errors import SourceLine, UnsupportedOperation
+from tracecompile.errors import SourceLine
 from tracecompile.operations import Fact, has
 from tracecompile.program import StepProgram, is_tensor, step_results
 from tracecompile.rules import rule_of
@@ -36,15 +36,9 @@ def why_cut_off(program: StepProgram) -> dict[str, str]:
     """Returns the parameters that no gradient can reach, should they ask for one, and why.
 
     Raises:
-        UnsupportedOperation: Torch itself has no derivative of something on the way to one that asks.
+        UnsupportedOperation: Torch itself has no derivative of something on the way.
     """
     reached = reached_parameters(program)
-    frozen = {parameter for parameter in program.root.parameters() if not parameter.requires_grad}
-    if frozen:
-        try:
-            reached = reached_parameters(program, frozen=True)
-        except UnsupportedOperation:
-            reached |= frozen  # nobody can tell, nor train them
     dead = [name for name, value in program.root.named_parameters() if value not in reached]
     return {name: _why(program, name) for name in dead}
 
