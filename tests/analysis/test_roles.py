@@ -115,6 +115,15 @@ def adaptive_synaptic(current: Tensor, s: Any) -> Tensor:
     return z
 
 
+def handed_on_scaled(current: Tensor, s: Any) -> Tensor:
+    """Spikes are scaled before they are handed on, and again a step later."""
+    s.v = 0.9 * s.v + current + 0.2 * s.z - 0.1 * s.w
+    s.w = s.z
+    z = spike(s.v - 0.5)
+    s.z = 0.5 * z
+    return z
+
+
 def compartments(current: Tensor, s: Any) -> Tensor:
     """Two compartments that lead to each other."""
     s.d = 0.8 * s.d + current + 0.1 * s.v
@@ -134,6 +143,7 @@ KNOWN: dict[Callable[[Tensor, Any], Tensor], dict[str, str]] = {
     synaptic_late: {"i": "current", "v": "membrane"},
     two_synapses: {"up": "current", "down": "current", "v": "membrane"},
     adaptive_synaptic: {"b": "adaptation", "c": "adaptation", "i": "current", "v": "membrane"},
+    handed_on_scaled: {"v": "membrane", "z": "spikes", "w": "spikes"},
     compartments: {"d": "membrane", "v": "membrane"},
 }
 
@@ -148,6 +158,26 @@ def test_every_state_has_its_part(neuron: Callable[[Tensor, Any], Tensor], turne
     names = {carry.placeholder: carry.name for carry in net.program.carries}
     assert {names[s]: kind for s, kind in zip(spiking.states, spiking.state_kinds, strict=True)} == known
     assert (spiking.kind, readout.kind, readout.state_kinds) == ("spiking", "readout", ("membrane",))
+
+
+def test_a_current_that_is_the_same_at_every_step_drives_a_membrane() -> None:
+    class Static(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weights, self.readout = nn.Linear(5, 8), nn.Linear(8, 3)
+
+        def forward(self, image: Tensor) -> Tensor:
+            v = b = torch.zeros(image.shape[0], 8)
+            current, total = self.weights(image), 0.0
+            for _ in range(6):
+                v = 0.9 * v + current
+                z = spike(v - 0.5 - b)
+                v, b = v - 0.5 * z, 0.9 * b + 0.3 * z
+                total = total + self.readout(z)
+            return total
+
+    layer = tracecompile.convert(Static(), torch.rand(2, 5), backend="eager").program.layers[0]
+    assert sorted(layer.state_kinds) == ["adaptation", "membrane"]
 
 
 def test_a_layer_is_called_after_its_membrane_and_spikes_are_no_state_of_the_report() -> None:

@@ -41,6 +41,11 @@ class _Reads:
     spikes: bool
     states: frozenset[fx.Node]
 
+    @property
+    def of_spikes_alone(self) -> bool:
+        """Whether it is spikes that are handed on, scaled as they may be."""
+        return self.spikes and not self.currents and not self.states
+
 
 class _States:
     """The states of a core, but for spikes that are handed on."""
@@ -49,10 +54,14 @@ class _States:
         self.cuts = cuts
         self.nodes = [cuts.node[name] for name in root.nodes]
         self.spikes = {cuts.node[name] for name in root.spikes}
-        following = {cuts.node[name]: cuts.view.delayed[cuts.node[name]] for name in root.states}
-        self.late = {state for state, made in following.items() if made in self.spikes}
-        self.following = {state: made for state, made in following.items() if state not in self.late}
+        self.driven = bool(cuts.currents(root))
+        self.late: set[fx.Node] = set()
+        self.following = {cuts.node[name]: cuts.view.delayed[cuts.node[name]] for name in root.states}
         self.reads = {state: self._reads(made) for state, made in self.following.items()}
+        while late := {state for state, reads in self.reads.items() if reads.of_spikes_alone}:
+            self.late |= late
+            self.following = {state: made for state, made in self.following.items() if state not in late}
+            self.reads = {state: self._reads(made) for state, made in self.following.items()}
         self.leads = {state: self._leads(state) for state in self.following}
         self.pushes = self._pushes() if root.spikes and len(self.following) > 1 else {}
 
@@ -62,7 +71,7 @@ class _States:
             return "spikes"
         before = [other for other in self.following if other is state or state in self.leads[other]]
         push = self.pushes.get(state, 0.0)
-        if not any(self.reads[other].currents for other in before):
+        if self.driven and not any(self.reads[other].currents for other in before):
             driven = any(self.reads[other].spikes for other in before)
             return "adaptation" if driven and self._feeds_spikes(state) else "state"
         if len(self.following) == 1:
@@ -156,7 +165,7 @@ class _States:
 
 
 def _apart(value: Any) -> Any:
-    return value.detach() if isinstance(value, Tensor) else value
+    return value.detach().clone() if isinstance(value, Tensor) else value
 
 
 def _leaf(value: Tensor) -> Tensor:
