@@ -124,6 +124,14 @@ def handed_on_scaled(current: Tensor, s: Any) -> Tensor:
     return z
 
 
+def echo(current: Tensor, s: Any) -> Tensor:
+    """A trace of the neuron's own spikes that drives it on: neither a current nor an adaptation."""
+    s.v = 0.9 * s.v + current + 0.3 * s.r
+    z = spike(s.v - 0.5)
+    s.v, s.r = s.v - 0.5 * z, 0.9 * s.r + 0.1 * z
+    return z
+
+
 def compartments(current: Tensor, s: Any) -> Tensor:
     """Two compartments that lead to each other."""
     s.d = 0.8 * s.d + current + 0.1 * s.v
@@ -143,6 +151,7 @@ KNOWN: dict[Callable[[Tensor, Any], Tensor], dict[str, str]] = {
     synaptic_late: {"i": "current", "v": "membrane"},
     two_synapses: {"up": "current", "down": "current", "v": "membrane"},
     adaptive_synaptic: {"b": "adaptation", "c": "adaptation", "i": "current", "v": "membrane"},
+    echo: {"v": "membrane", "r": "state"},
     handed_on_scaled: {"v": "membrane", "z": "spikes", "w": "spikes"},
     compartments: {"d": "membrane", "v": "membrane"},
 }
@@ -178,6 +187,28 @@ def test_a_current_that_is_the_same_at_every_step_drives_a_membrane() -> None:
 
     layer = tracecompile.convert(Static(), torch.rand(2, 5), backend="eager").program.layers[0]
     assert sorted(layer.state_kinds) == ["adaptation", "membrane"]
+
+
+def test_the_largest_value_of_a_readout_is_no_membrane() -> None:
+    class Maximum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weights, self.readout = nn.Linear(5, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            v, y = x.new_zeros(x.shape[1], 8), x.new_zeros(x.shape[1], 3)
+            i, most = x.new_zeros(x.shape[1], 3), x.new_zeros(x.shape[1], 3)
+            for x_t in x:
+                v = 0.9 * v + self.weights(x_t)
+                z = spike(v - 0.5)
+                v = v - 0.5 * z
+                i = 0.7 * i + self.readout(z)
+                y = 0.9 * y + i
+                most = torch.maximum(most, y)
+            return most
+
+    report = tracecompile.convert(Maximum(), torch.rand(6, 2, 5), backend="eager").report
+    assert set(report.layers[1].states) == {"i (current)", "y (membrane)", "most"}
 
 
 def test_a_layer_is_called_after_its_membrane_and_spikes_are_no_state_of_the_report() -> None:

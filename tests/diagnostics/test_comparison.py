@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 import tracecompile
 import tracecompile.nn as snn
+from tracecompile.bench.measure import lowest_cosine
+from tracecompile.bench.result import BenchResult, Row
 from tracecompile.diagnostics.check import check_model
 from tracecompile.errors import InvalidInput
 
@@ -83,3 +85,14 @@ def test_a_silent_network_has_nothing_to_compare_and_no_perfect_score(reads: boo
     assert "nan" not in str(found)
     json.dumps([found.to_dict(), [row.cosine for row in found.rows]], allow_nan=False)
     json.dumps(check_model(model, net, (x,)).to_dict(), allow_nan=False)
+
+
+def test_a_benchmark_without_a_gradient_has_no_cosine() -> None:
+    zeros, ones = {"w": torch.zeros(3)}, {"w": torch.ones(3)}
+    assert lowest_cosine(zeros, zeros) == (None, "")
+    assert lowest_cosine({"w": torch.full((3,), float("nan"))}, ones) == (None, "w")
+    assert lowest_cosine(ones, ones) == (pytest.approx(1.0), "w")
+    row = Row("dense", "dense", 8, "bptt", "through time", cosine=lowest_cosine(zeros, zeros)[0])
+    result = BenchResult([row], {}, {})
+    assert json.loads(json.dumps(result.to_dict(), allow_nan=False))["rows"][0]["lowest_cosine"] is None
+    assert "nan" not in str(result)

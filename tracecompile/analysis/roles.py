@@ -18,6 +18,9 @@ from tracecompile.program import example_value, is_tensor
 FALLING = ("lt", "le")
 """Comparisons that a larger first operand makes false."""
 
+EXTREMES = ("maximum", "minimum")
+"""What only keeps the largest or the smallest value of another state."""
+
 
 def state_kinds(cuts: Cuts, root: Root) -> tuple[StateKind, ...]:
     """Returns what each state of a root is.
@@ -73,7 +76,7 @@ class _States:
         push = self.pushes.get(state, 0.0)
         if self.driven and not any(self.reads[other].currents for other in before):
             driven = any(self.reads[other].spikes for other in before)
-            return "adaptation" if driven and self._feeds_spikes(state) else "state"
+            return "adaptation" if driven and push <= 0 and self._feeds_spikes(state) else "state"
         if len(self.following) == 1:
             return "membrane"
         if push < 0:
@@ -86,7 +89,11 @@ class _States:
 
     def kind_in_readout(self, state: fx.Node) -> StateKind:
         """Tells the part of a state where nothing spikes."""
-        return "current" if any(state not in self.leads[other] for other in self.leads[state]) else "membrane"
+        watching = {other for other, made in self.following.items() if operation_of(made).name in EXTREMES}
+        if state in watching:
+            return "state"
+        beyond = [other for other in self.leads[state] - watching if state not in self.leads[other]]
+        return "current" if beyond else "membrane"
 
     def _reads(self, value: fx.Node) -> _Reads:
         inside, found, waiting = set(self.nodes), set[fx.Node](), [value]

@@ -102,10 +102,12 @@ def probe(net: TracedModule, inputs: Any) -> Probe:
 
     Args:
         net: A converted network under the measured rule.
-        inputs: A tensor or a tuple of tensors, as the network takes them; for a step model an iterable of those.
+        inputs: A tensor or a tuple of tensors, as the network takes them; for a step model an iterable of those, one a
+            step, or a tensor with time as its first axis.
 
     Raises:
-        InvalidInput: The network records nothing: it is under another rule, or nothing in it is trained.
+        InvalidInput: The network records nothing: it is under another rule, or nothing in it is trained. Or there is no
+            step, or there are steps for a network that takes whole sequences.
     """
     settings = session_of(net).settings
     if not rule_of(settings).reruns:
