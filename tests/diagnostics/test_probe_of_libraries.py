@@ -241,7 +241,10 @@ def test_running_statistics_stay_as_they_are() -> None:
             super().__init__(spike, "spikes")
             self.enter = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8))
 
-    net = tracecompile.convert(Normed(), events(6, 4), backend="eager").train()
-    before = {name: value.clone() for name, value in net.state_dict().items()}
+    model = Normed()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    net = tracecompile.convert(model, events(6, 4), backend="eager").train()
     figures(net, events())
-    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+    assert before.keys() == net.state_dict().keys()
+    for module in (model, net):
+        assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())

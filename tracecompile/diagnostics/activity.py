@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,7 +28,8 @@ class Spikes:
     def __init__(self, program: StepProgram) -> None:
         """Takes a program whose layers are known."""
         self.sent = {layer.name: spikes_sent(program, layer) for layer in program.layers if layer.spikes}
-        self.step = shown(program, (name for names in self.sent.values() for name in names))
+        # A copy: a normalisation in training moves its statistics whenever it runs.
+        self.step = copy.deepcopy(shown(program, (name for names in self.sent.values() for name in names)))
         self.fired: dict[str, Tensor] = {}
         self.sums: dict[str, Tensor] = {}
         self.steps = 0
