@@ -235,8 +235,8 @@ def test_a_wrong_gradient_is_seen() -> None:
 def test_nothing_is_changed_by_a_comparison() -> None:
     case = MODELS["lazy_attributes"]
     model = case.factory()
+    net = StandIn(model)
     model.body[1].mem = model.body[0](case.make_inputs(1, 3)[0])  # a state that is part of an autograd graph
-    net = StandIn(case.factory())
     for module in (model, net.inner):
         for parameter in module.parameters():
             parameter.grad = torch.full_like(parameter, 3)
@@ -338,8 +338,16 @@ def test_a_loss_that_depends_on_nothing_is_refused() -> None:
 
 def test_a_net_of_another_model_is_refused() -> None:
     case = MODELS["recurrent_loop"]
-    with pytest.raises(InvalidInput, match=r"fc\.weight"):
+    with pytest.raises(InvalidInput, match=r"parameters of this model: fc\.weight"):
         compare_gradients(case.factory(), StandIn(nn.Identity()), case.make_inputs(6, 3), lambda out: out.sum())
+
+
+def test_a_net_of_a_twin_is_refused() -> None:
+    case = MODELS["recurrent_loop"]
+    model, twin = case.factory(), case.factory()
+    twin.load_state_dict(model.state_dict())
+    with pytest.raises(InvalidInput, match="parameters"):
+        compare_gradients(model, StandIn(twin), case.make_inputs(6, 3), lambda out: out.sum())
 
 
 G = torch.tensor([3.0, 4.0])
@@ -354,20 +362,20 @@ G = torch.tensor([3.0, 4.0])
         (torch.tensor([-4.0, 3.0]), G, 0.0, 1.0, "trace"),
         (None, G, 0.0, 0.0, "trace"),
         (0 * G, G, 0.0, 0.0, "trace"),
-        (G, 0 * G, 0.0, math.inf, "trace"),
-        (G, None, 0.0, math.inf, "trace"),
+        (G, 0 * G, 0.0, None, "trace"),
+        (G, None, 0.0, None, "trace"),
         (1e-30 * G, 1e30 * G, 1.0, 1e-60, "trace"),
-        (None, None, math.nan, math.nan, "no gradient"),
-        (0 * G, None, math.nan, math.nan, "no gradient"),
-        (0 * G, 0 * G, math.nan, math.nan, "no gradient"),
-        (G * math.nan, G, math.nan, math.nan, "not finite"),
-        (G, G * math.inf, math.nan, math.nan, "not finite"),
+        (None, None, None, None, "no gradient"),
+        (0 * G, None, None, None, "no gradient"),
+        (0 * G, 0 * G, None, None, "no gradient"),
+        (G * math.nan, G, None, None, "not finite"),
+        (G, G * math.inf, None, None, "not finite"),
     ],
 )
-def test_one_row(measured: Tensor, expected: Tensor, cosine: float, ratio: float, status: str) -> None:
+def test_one_row(measured: Tensor, expected: Tensor, cosine: float | None, ratio: float | None, status: str) -> None:
     row = compare_tensors("w", measured, expected, "trace")
-    assert row.cosine == pytest.approx(cosine, nan_ok=True)
-    assert row.norm_ratio == pytest.approx(ratio, nan_ok=True, rel=1e-6, abs=0)
+    assert row.cosine == (None if cosine is None else pytest.approx(cosine))
+    assert row.norm_ratio == (None if ratio is None else pytest.approx(ratio, rel=1e-6, abs=0))
     assert row.status == status
 
 
@@ -381,7 +389,7 @@ def test_the_cosine_is_accumulated_in_double_precision() -> None:
 
 def test_worst_flags_what_could_not_be_judged() -> None:
     bad, good = GradientRow("bad", -0.9, 1.0, "trace"), GradientRow("good", 1.0, 1.0, "exact")
-    unknown = GradientRow("unknown", math.nan, math.nan, "no gradient")
+    unknown = GradientRow("unknown", None, None, "no gradient")
     assert GradientComparison((good, bad)).worst is bad
     assert GradientComparison((bad, unknown, good)).worst is unknown
     assert GradientComparison((unknown, bad)).worst is unknown
@@ -391,11 +399,13 @@ def test_worst_flags_what_could_not_be_judged() -> None:
 
 def test_the_table_and_the_dictionary() -> None:
     judged = GradientRow("layer.weight", 0.98765, 1.25, "trace", "why")
-    comparison = GradientComparison((judged, GradientRow("b", math.nan, math.inf, "no gradient")))
+    comparison = GradientComparison((judged, GradientRow("b", None, None, "no gradient")))
     lines = str(comparison).splitlines()
     assert lines[0].split() == ["parameter", "cosine", "norm", "ratio", "gradient", "reason"]
     assert lines[2].split() == ["layer.weight", "0.987650", "1.25", "trace", "why"]
-    assert lines[-1].startswith("worst: b")
+    assert lines[3].split() == ["b", "-", "-", "no", "gradient"]
+    assert lines[4].startswith("Nothing to compare for b: neither side has a gradient.")
+    assert lines[-1] == "worst: b, no gradient"
     decoded = json.loads(json.dumps(comparison.to_dict(), allow_nan=False))
     assert decoded["worst"] == "b"
     assert decoded["rows"][0]["cosine"] == 0.98765

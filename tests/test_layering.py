@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 ORDER = (
-    ("version", "errors", "operations", "kinds", "exact", "neuron_step", "layers", "emitted", "program"),
+    ("version", "errors", "operations", "kinds", "exact", "neuron_step", "layers", "emitted", "program", "tables"),
     ("report", "arguments", "nn", "analysis"),
     ("capture", "rules", "settings"),
     ("graphs",),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
+
+from tracecompile.tables import text_lines, text_table
 
 Status = Literal["trace", "exact", "frozen"]
 """How a parameter is trained: from traces (approximate), exactly, or not at all."""
@@ -12,7 +14,7 @@ Status = Literal["trace", "exact", "frozen"]
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes per sample that are held between two time steps; none of them depends on the number of steps.
+    """Bytes per sample that are held between two time steps; none of these depends on the number of steps.
 
     With K bins: a trace has K slots; a state has K tangents per current and one per trained parameter of its core; an
     output has K (K + 1) / 2 responses per current, fewer where old bins fade, and K per parameter.
@@ -23,6 +25,8 @@ class Footprint:
         tangents: Derivatives of the states.
         responses: Derivatives of the mean outputs, with the widest band.
         profiles: What a single bin keeps of time, for its finite-horizon factors; in all, not per sample.
+        grows: Whether training keeps something of every time step beside: autograd does under rule "bptt", and layers
+            before or after the loop do.
     """
 
     states: int = 0
@@ -30,6 +34,7 @@ class Footprint:
     tangents: int = 0
     responses: int = 0
     profiles: int = 0
+    grows: bool = False
 
     @property
     def total(self) -> int:
@@ -37,7 +42,10 @@ class Footprint:
         return self.states + self.traces + self.tangents + self.responses
 
     def __str__(self) -> str:
-        parts = ", ".join(f"{name} {_size(value)}" for name, value in asdict(self).items() if name != "profiles")
+        held = {"states": self.states, "traces": self.traces, "tangents": self.tangents, "responses": self.responses}
+        parts = ", ".join(f"{name} {_size(value)}" for name, value in held.items())
+        if self.grows:
+            return f"{_size(self.total)} per sample and, with the number of steps, what the notes say: {parts}"
         return f"at most {_size(self.total)} per sample, whatever the number of steps: {parts}"
 
 
@@ -58,7 +66,7 @@ class LayerReport:
         name: The user's name for it.
         kind: What it is ("spiking", "leaky integrator", "readout", ...).
         inputs: Sources that it reads.
-        states: The user's names of its states.
+        states: The user's names of its states, with what they are where that can be told; its spikes are none.
         outputs: Per-step values that other layers or the user read.
         trace: The input trace and its decay, in words; "" where it keeps none.
         recurrence: How its own outputs come back to it, in words; "" where they do not.
@@ -77,7 +85,7 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class ParameterReport:
-    """How one parameter gets its gradient.
+    """How one parameter gets its gradient, if it asks for one.
 
     Attributes:
         status: "trace" (by the chosen rule, approximate), "exact", or "frozen" (it gets none).
@@ -143,16 +151,33 @@ class ConversionReport:
     memory: Footprint = field(default_factory=Footprint)
     execution: ExecutionReport | None = None
 
+    def of_today(self, trained: Mapping[str, bool]) -> ConversionReport:
+        """Returns the report with the parameters as they are trained now: a frozen one may be so for a while.
+
+        Args:
+            trained: Names of the parameters, and whether they require a gradient.
+        """
+        frozen = ParameterReport("frozen", "requires_grad is False")
+        parameters = {name: entry if trained.get(name, True) else frozen for name, entry in self.parameters.items()}
+        asking = [name for name in self.parameters if trained.get(name, True)]
+        return replace(self, parameters=parameters, notes=(*self.notes, *self.cut_off(asking)))
+
+    def cut_off(self, trained: Collection[str]) -> tuple[str, ...]:
+        """Returns a sentence about those of some parameters that no gradient can reach, none where there is none."""
+        dead = [name for name in trained if name in self.parameters and self.parameters[name].status == "frozen"]
+        return (f"No gradient can reach {', '.join(dead)}: the table of the parameters has why.",) if dead else ()
+
     def __str__(self) -> str:
+        numbers = [f"{index}. " for index in range(1, len(self.schedule) + 1)]
         time_bins = f", {self.bins} time bin{'s' if self.bins != 1 else ''}" if self.rule == "measured" else ""
         sections = [
             f"rule: {self.rule}{time_bins}; backend: {self.backend}",
             _section("layers", _layer_table(self.layers)),
             _section("parameters", _parameter_table(self.parameters)),
-            _section("schedule", "\n".join(f"{index}. {line}" for index, line in enumerate(self.schedule, 1))),
-            _section("execution of the last sequence", "" if self.execution is None else str(self.execution)),
-            _section("memory", str(self.memory) if self.memory.total else ""),
-            _section("notes", "\n".join(f"- {note}" for note in self.notes)),
+            _section("schedule", text_lines(self.schedule, numbers)),
+            _section("execution of the last sequence", text_lines(str(self.execution or "").splitlines())),
+            _section("memory", text_lines([str(self.memory)] if self.memory.total else [])),
+            _section("notes", text_lines(self.notes, ["- "] * len(self.notes))),
         ]
         return "\n\n".join(section for section in sections if section)
 
@@ -169,21 +194,6 @@ class ConversionReport:
             "execution": None if self.execution is None else _lists(asdict(self.execution)),
             "notes": list(self.notes),
         }
-
-
-def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Returns an aligned plain-text table; columns without a single entry are left out.
-
-    Args:
-        header: Names of the columns.
-        rows: The cells, one sequence a row, each as long as ``header``.
-    """
-    used = [column for column in range(len(header)) if any(row[column] for row in rows)]
-    lines = [[header[column] for column in used], *([row[column] for column in used] for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(used))]
-    lines.insert(1, ["-" * width for width in widths])
-    padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
-    return "\n".join("  ".join(cells).rstrip() for cells in padded)
 
 
 def _section(title: str, body: str) -> str:

@@ -79,11 +79,28 @@ def test_what_torch_itself_cannot_differentiate_is_refused_at_its_line() -> None
     assert caught.value.where.file == __file__
 
 
-@pytest.mark.parametrize("spike", [Fires.apply, straight_through], ids=["surrogate", "straight through"])
+def straight_through_bare(v: Tensor) -> Tensor:
+    """Without a detach of the comparison, which has no gradient anyway."""
+    soft = torch.sigmoid(4 * v)
+    return (v > 0).to(v.dtype) + soft - soft.detach()
+
+
+def straight_through_residue(v: Tensor) -> Tensor:
+    soft = v.clamp(-0.5, 0.5)
+    return torch.where(v > 0, 1.0, 0.0) + (soft - soft.detach())
+
+
+STRAIGHT = [straight_through, straight_through_bare, straight_through_residue]
+
+
+@pytest.mark.parametrize("spike", [Fires.apply, *STRAIGHT], ids=["surrogate", "soft first", "bare", "residue"])
 def test_nothing_is_said_where_a_surrogate_stands_beside_it(spike: Callable[[Tensor], Tensor]) -> None:
-    notes = notes_of(Layers(spike))
-    assert "hard threshold" not in notes
-    assert "No gradient" not in notes
+    model = Layers(spike)
+    torch.manual_seed(3)
+    report = tracecompile.convert(model, 2 * torch.randn(6, 2, 4), backend="eager").report
+    assert "threshold" not in str(report)
+    assert "No gradient" not in str(report)
+    assert {entry.status for entry in report.parameters.values()} <= {"trace", "exact"}
 
 
 def test_a_parameter_that_is_never_read_is_named() -> None:
@@ -92,10 +109,55 @@ def test_a_parameter_that_is_never_read_is_named() -> None:
     assert "No gradient can reach unused.weight, unused.bias" in notes_of(model)
 
 
-def test_a_frozen_parameter_is_not_missed() -> None:
+def test_a_frozen_parameter_is_not_missed_until_it_is_trained() -> None:
     model = Layers(HARD["comparison"])
     model.below.requires_grad_(False)
-    assert "No gradient" not in notes_of(model)
+    net = tracecompile.convert(model, 2 * torch.randn(6, 2, 4), backend="eager")
+    assert "No gradient" not in str(net.report.notes)
+    assert net.report.parameters["below.weight"].reason == "requires_grad is False"
+    model.below.requires_grad_(True)
+    assert any("No gradient can reach below.weight, below.bias" in note for note in net.report.notes)
+    assert "threshold" in net.report.parameters["below.weight"].reason
+
+
+class Deep(Layers):
+    """Two layers of neurons, whose spikes may be made in two ways, before the readout."""
+
+    def __init__(self, first: Callable[[Tensor], Tensor], second: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(first)
+        self.between, self.unused, self.second = nn.Linear(6, 6), nn.Linear(2, 2), second
+
+    def forward(self, x: Tensor) -> Tensor:
+        v, w, total = torch.zeros(x.shape[1], 6), torch.zeros(x.shape[1], 6), 0.0
+        for x_t in x:
+            v = 0.8 * v + self.below(x_t)
+            z = self.spike(v - 0.3)
+            v = v * (1 - z.detach())
+            w = 0.8 * w + self.between(z)
+            s = self.second(w - 0.3)
+            w = w * (1 - s.detach())
+            total = total + self.above(s)
+        return total
+
+
+@pytest.mark.parametrize("name", HARD)
+@pytest.mark.parametrize("place", [0, 1, 2], ids=["first", "second", "both"])
+def test_a_parameter_says_which_threshold_keeps_it_from_learning(name: str, place: int) -> None:
+    spikes = [HARD[name] if place in (index, 2) else Fires.apply for index in range(2)]
+    net = tracecompile.convert(Deep(*spikes), 2 * torch.randn(6, 2, 4), backend="eager")
+    parameters = net.report.parameters
+    cut = ["below"] if place == 0 else ["below", "between"]
+    for layer in ("below", "between", "above"):
+        entry = parameters[f"{layer}.weight"]
+        assert (entry.status == "frozen") is (layer in cut), layer
+        assert ("hard threshold without a surrogate at" in entry.reason) is (layer in cut)
+    assert parameters["unused.weight"].status == "frozen"
+    assert "nothing that is returned is computed from it" in parameters["unused.weight"].reason
+    dead = [f"{layer}.{kind}" for layer in cut for kind in ("weight", "bias")]
+    (note,) = (note for note in net.report.notes if note.startswith("No gradient can reach"))
+    assert set(dead) | {"unused.weight", "unused.bias"} == set(
+        note.partition("reach ")[2].partition(":")[0].split(", ")
+    )
 
 
 @pytest.mark.parametrize(("threshold", "words"), [(1e3, "no neuron fires"), (-1e3, "every neuron fires")])

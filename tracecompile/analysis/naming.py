@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import fx
 
 from tracecompile.analysis.cuts import Cuts, Root
-from tracecompile.layers import Core, LayerKind, StateKind
+from tracecompile.layers import LayerKind, StateKind
 
 
 def layer_kind(root: Root) -> LayerKind:
@@ -17,46 +19,21 @@ def layer_kind(root: Root) -> LayerKind:
     return "spiking" if root.spikes else "readout"
 
 
-def state_kind(cuts: Cuts, root: Root, state: str) -> StateKind:
-    """Returns what a state is, from what its next value depends on and what it leads to."""
-    assert isinstance(root, Core)
-    node = cuts.node[state]
-    above = _above(cuts.view.delayed[node], set(root.nodes))
-    spikes = {cuts.node[name] for name in root.spikes}
-    feeds_spike = any(node in _above(spike, set(root.nodes)) for spike in spikes)
-    currents = set(cuts.currents(root))
-    if not spikes:
-        others = [cuts.node[other] for other in root.states if other != state]
-        drives = any(node in _above(cuts.view.delayed[other], set(root.nodes)) for other in others)
-        return "current" if drives and not above.intersection(others) else "membrane"
-    if above & spikes and not above & currents:
-        return "adaptation"
-    if feeds_spike and (above & spikes or len(root.states) == 1):
-        return "membrane"
-    return "current" if above & currents and not above & spikes and len(root.states) > 1 else "membrane"
+def layer_names(cuts: Cuts, kinds: Sequence[Sequence[StateKind]]) -> list[str]:
+    """Returns a name per root: the user's module or variable, else the node; numbered where it comes again.
 
-
-def _above(node: fx.Node, inside: set[str]) -> set[fx.Node]:
-    found, pending = {node}, [node]
-    while pending:
-        for source in pending.pop().all_input_nodes:
-            if source not in found:
-                found.add(source)
-                if source.name in inside:
-                    pending.append(source)
-    return found
-
-
-def layer_names(cuts: Cuts) -> list[str]:
-    """Returns a name per root: the user's module or variable, else the node; numbered where it comes again."""
+    Args:
+        cuts: Of the step.
+        kinds: What each state of each root is: a layer is called after its membrane.
+    """
     carries = {carry.placeholder: carry.name for carry in cuts.program.carries}
     names: list[str] = []
-    for root in cuts.roots:
+    for root, parts in zip(cuts.roots, kinds, strict=True):
         node = root if isinstance(root, fx.Node) else cuts.node[root.nodes[-1]]
         where = node.meta.get("where")
         path = where.module_path if where is not None else ""
         if not path and not isinstance(root, fx.Node) and root.states:
-            path = carries[root.states[0]]
+            path = carries[root.states[parts.index("membrane") if "membrane" in parts else 0]]
         if isinstance(root, fx.Node) and node.op == "call_module":
             path = str(node.target)
         name = path or node.name

@@ -13,6 +13,9 @@ from tracecompile.neuron_step import NeuronStep
 from tracecompile.operations import Fact, has, operation_of
 from tracecompile.program import StepProgram, example_value, is_tensor
 
+SCALES = tuple(10.0**power for power in range(9))
+"""By how much the range in which a surrogate is probed is widened while nothing changes in it."""
+
 
 def is_surrogate(program: StepProgram, node: fx.Node) -> bool:
     """Tells whether a node is one of the opaque surrogate functions that capture kept."""
@@ -65,7 +68,10 @@ def acts_elementwise(function: Callable[..., Any], node: fx.Node) -> bool:
 
 
 def emits_spikes(program: StepProgram, node: fx.Node) -> bool:
-    """Probes a surrogate on [-2, 2]: a spike function takes a few integer values and takes more than one."""
+    """Probes a surrogate on [-2, 2]: a spike function takes a few integer values and takes more than one.
+
+    One that is given its threshold may do so further out alone.
+    """
     leaf = program.resolve(str(node.target)) if is_surrogate(program, node) else None
     if isinstance(leaf, NeuronStep):
         return leaf.emits_spikes([example_value(source) for source in node.all_input_nodes])
@@ -76,9 +82,12 @@ def emits_spikes(program: StepProgram, node: fx.Node) -> bool:
         return False
     place = wide[0] if wide else 0
     probe = torch.linspace(-2, 2, 257).to(values[place])
-    with torch.no_grad():
-        result = program.resolve(str(node.target))(*values[:place], probe, *values[place + 1 :])
-    if not isinstance(result, torch.Tensor) or result.shape != probe.shape:
-        return False
-    levels = torch.unique(result)
-    return 1 < len(levels) <= 16 and torch.equal(levels, levels.round())
+    for scale in SCALES:
+        with torch.no_grad():
+            result = leaf(*values[:place], scale * probe, *values[place + 1 :])
+        if not isinstance(result, torch.Tensor) or result.shape != probe.shape:
+            return False
+        levels = torch.unique(result)
+        if len(levels) > 1:
+            return len(levels) <= 16 and torch.equal(levels, levels.round())
+    return False

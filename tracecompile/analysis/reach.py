@@ -15,11 +15,14 @@ from tracecompile.program import StepProgram, final_states_read
 
 
 def reached_parameters(program: StepProgram) -> set[nn.Parameter]:
-    """Returns the parameters from which a differentiable way leads to what the model returns.
+    """Returns the parameters from which a differentiable way leads to what the model returns, should they ask for it.
 
     Autograd answers it on one step of the captured program: what the outputs and the final states that the user reads
     depend on, and, until nothing is added, what the next values of those states depend on. What the step takes leads on
     to what was computed before the loop; what is computed after it is on the way to the result.
+
+    Raises:
+        UnsupportedOperation: Torch itself has no derivative of something on the way.
     """
     # Copies of the parameters, so that hooks of the user's do not run.
     memo: dict[int, Any] = {}
@@ -27,8 +30,8 @@ def reached_parameters(program: StepProgram) -> set[nn.Parameter]:
     values = [node.meta["val"] for node in program.step.graph.nodes if node.op == "placeholder"]
     first = len(values) - len(program.carries)
     given = [_leaf(value) for value in values]
-    parameters = [p for p in program.root.parameters() if p.requires_grad]
-    copies = [memo.get(id(parameter), parameter) for parameter in parameters]
+    parameters = [p for p in program.root.parameters() if p.is_floating_point()]
+    copies = _learning(parameters, memo)
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
         outputs, following = step(*given)
     live = {index for index, read in enumerate(final_states_read(program)) if read}
@@ -66,10 +69,11 @@ def _before(program: StepProgram, parameters: list[nn.Parameter], taken: list[bo
     memo: dict[int, Any] = {}
     prologue = copy.deepcopy(program.prologue, memo)
     values = [node.meta["val"] for node in program.prologue.graph.nodes if node.op == "placeholder"]
+    copies = _learning(parameters, memo)
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
         inputs, invariants, states = prologue(*values)
     roots = [value for value, is_taken in zip((*inputs, *invariants, *states), taken, strict=True) if is_taken]
-    found = _dependencies(roots, [memo.get(id(parameter), parameter) for parameter in parameters])
+    found = _dependencies(roots, copies)
     return {parameter for parameter, is_reached in zip(parameters, found, strict=True) if is_reached}
 
 
@@ -85,6 +89,12 @@ def _after(program: StepProgram) -> set[nn.Parameter]:
 
 def _parameters(program: StepProgram) -> set[nn.Parameter]:
     return set(program.root.parameters())
+
+
+def _learning(parameters: list[nn.Parameter], memo: dict[int, Any]) -> list[Any]:
+    """Returns the copies of parameters, each of which asks for a gradient; those that nobody reads have none."""
+    copies = [memo.get(id(parameter), parameter) for parameter in parameters]
+    return [each.requires_grad_() if each is not own else own for each, own in zip(copies, parameters, strict=True)]
 
 
 def _leaf(value: Any) -> Any:

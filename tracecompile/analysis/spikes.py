@@ -7,6 +7,7 @@ from collections import Counter
 from torch import fx
 
 from tracecompile.analysis.pointwise import emits_spikes, is_comparison, is_surrogate
+from tracecompile.layers import Layer
 from tracecompile.neuron_step import NeuronStep
 from tracecompile.operations import SAME_NUMBERS, Fact, has, operation_of
 from tracecompile.program import StepProgram, is_tensor, step_results
@@ -33,6 +34,11 @@ def spike_nodes(program: StepProgram) -> set[fx.Node]:
     return {node for node in found if is_tensor(node) and node.meta["val"].dtype.is_floating_point}
 
 
+def adds(node: fx.Node) -> bool:
+    """Tells whether a node is a sum or a difference: a spike that is one is that of a straight-through estimator."""
+    return operation_of(node).name in _SUMS
+
+
 def _casts_comparison(node: fx.Node, found: set[fx.Node]) -> bool:
     if is_comparison(node):
         found.add(node)
@@ -56,11 +62,44 @@ def _linear_value(node: fx.Node, values: dict[fx.Node, Counter[fx.Node]]) -> Cou
         total = Counter(left)
         for term, weight in right.items():
             total[term] += sign * weight
-        remaining = Counter({term: weight for term, weight in total.items() if weight})
-        if len(remaining) == 1 or not remaining:
-            return remaining or Counter({node: 1})
-        return remaining
+        return Counter({term: weight for term, weight in total.items() if weight})
     return Counter({node: 1})
+
+
+def spikes_sent(program: StepProgram, layer: Layer) -> tuple[str, ...]:
+    """Returns the spikes of a layer that leave it, scaled or added up as they may be, each where it is made.
+
+    What a layer also computes from its spikes (a reset, a membrane that the user reads) tells of them only where
+    nothing that is made of spikes alone leaves it.
+    """
+    nodes = {node.name: node for node in program.step.graph.nodes}
+    behind = [_spikes_behind(nodes[name], layer) for name in layer.outputs]
+    found = [spikes for spikes, alone in behind if alone] or [spikes for spikes, _ in behind]
+    spikes = set[fx.Node]().union(*found) or {nodes[name] for name in layer.spikes}
+    return tuple(dict.fromkeys(_first(node, layer).name for node in nodes.values() if node in spikes))
+
+
+def _spikes_behind(node: fx.Node, layer: Layer) -> tuple[set[fx.Node], bool]:
+    """Returns the spikes that a value of a layer is computed from, and whether it is from these alone."""
+    own, moving = set(layer.nodes), {*layer.currents, *layer.states}
+    spikes, seen, waiting, alone = set[fx.Node](), set[fx.Node](), [node], True
+    while waiting:
+        node = waiting.pop()
+        if node.name in layer.spikes:
+            spikes.add(node)
+        elif node.name in moving:
+            alone = False
+        elif node.name in own and node not in seen:
+            seen.add(node)
+            waiting += node.all_input_nodes
+    return spikes, alone and bool(spikes)
+
+
+def _first(node: fx.Node, layer: Layer) -> fx.Node:
+    """Follows a spike that is cast, copied, detached or given a gradient to where it is made."""
+    while len(sources := [source for source in node.all_input_nodes if source.name in layer.spikes]) == 1:
+        node = sources[0]
+    return node
 
 
 def reset_style(program: StepProgram, nodes: list[fx.Node], spikes: set[fx.Node]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -124,12 +123,12 @@ def _compare(trials: Sequence[Trial], gradients: Mapping[str, Gradients]) -> Non
             trial.row.compared_with = exact[0].key
 
 
-def lowest_cosine(measured: Gradients, reference: Gradients) -> tuple[float, str]:
-    """Returns the lowest cosine over all parameters that have a gradient, and whose it is; nan where none has."""
+def lowest_cosine(measured: Gradients, reference: Gradients) -> tuple[float | None, str]:
+    """Returns the lowest cosine over all parameters that have a gradient, and whose it is; None where none has."""
     rows = [compare_tensors(name, measured.get(name), expected) for name, expected in reference.items()]
     rows = [row for row in rows if row.status != NO_GRADIENT]
     if not rows:
-        return math.nan, ""
+        return None, ""
     worst = min(rows, key=lambda row: row.rank)
     return worst.cosine, worst.parameter
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from tracecompile.diagnostics.check import format_bytes
-from tracecompile.report import text_table
+from tracecompile.tables import text_table
 
 BASELINE = "inference"
 """The row that the ratios refer to."""
@@ -31,7 +30,8 @@ class Row:
         peak_bytes: Peak memory of a fresh process; None where it was not measured.
         start_bytes: Peak memory of that process after a training step of 64 time steps; None where the
             sequence is no longer, or its length is fixed.
-        cosine: Lowest cosine to backpropagation through time over all parameters; None where there is none.
+        cosine: Lowest cosine to backpropagation through time over all parameters; None where there is none,
+            or where none could be compared.
         worst: The parameter that has it.
         compared_with: Key of the row that the cosine refers to; "" where there is none.
         note: A remark.
@@ -107,7 +107,7 @@ class BenchResult:
                 "first_seconds": row.first_seconds,
                 "peak_bytes": row.peak_bytes,
                 "start_bytes": row.start_bytes,
-                "lowest_cosine": None if row.cosine is None or math.isnan(row.cosine) else row.cosine,
+                "lowest_cosine": row.cosine,
                 "worst_parameter": row.worst or None,
                 "compared_with": row.compared_with or None,
                 "note": row.note,

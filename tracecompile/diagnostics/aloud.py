@@ -1,4 +1,4 @@
-"""What is said when a network is converted, since training would fail or suffer in silence."""
+"""What is said of a network that is converted, since training would fail or suffer in silence."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from torch import fx
 from tracecompile.analysis.norms import is_norm
 from tracecompile.analysis.pointwise import is_surrogate
 from tracecompile.analysis.reach import reached_parameters
+from tracecompile.analysis.spikes import adds
 from tracecompile.errors import SourceLine
 from tracecompile.operations import Fact, has
 from tracecompile.program import StepProgram, is_tensor, step_results
@@ -20,20 +21,40 @@ NORM = (
 
 
 def said_aloud(program: StepProgram) -> list[str]:
-    """Returns sentences about thresholds without a surrogate, parameters that cannot learn, and normalisation."""
+    """Returns sentences about thresholds without a surrogate, and about normalisation."""
     found = [
-        f"The hard threshold at {_short(node.meta.get('where'))} has no surrogate gradient: nothing that leads to its "
+        f"The hard threshold at {short(node.meta.get('where'))} has no surrogate gradient: nothing that leads to its "
         "neurons learns through it. Pass the membrane through a surrogate function, such as those of tracecompile.nn."
         for node in hard_thresholds(program)
     ]
-    dead = unreachable_parameters(program)
-    if dead:
-        places = ", ".join(name if where is None else f"{name} ({_short(where)})" for name, where in dead.items())
-        why = "on their way to what the model returns is a hard threshold without a surrogate or a detach, or no way"
-        found.append(f"No gradient can reach {places}: {why}.")
     if approximates_norms(program):
         found.append(NORM)
     return found
+
+
+def why_cut_off(program: StepProgram) -> dict[str, str]:
+    """Returns the parameters that no gradient can reach, should they ask for one, and why.
+
+    Raises:
+        UnsupportedOperation: Torch itself has no derivative of something on the way.
+    """
+    reached = reached_parameters(program)
+    dead = [name for name, value in program.root.named_parameters() if value not in reached]
+    return {name: _why(program, name) for name in dead}
+
+
+def _why(program: StepProgram, name: str) -> str:
+    """Says what a gradient does not get through on its way to a parameter."""
+    nodes = _reading(program, name)
+    where = next((each for node in nodes for each in _places(node) if each is not None), None)
+    place = "" if where is None else f" ({short(where)})"
+    if not nodes:
+        return "nothing that is returned is computed from it"
+    cut = [node for node in hard_thresholds(program) if _leads_to(program, nodes, node)]
+    if cut:
+        lines = ", ".join(dict.fromkeys(short(node.meta.get("where")) for node in cut))
+        return f"no gradient gets through the hard threshold without a surrogate at {lines} to where it is read{place}"
+    return f"no differentiable way leads from where it is read{place} to what the model returns"
 
 
 def approximates_norms(program: StepProgram) -> bool:
@@ -48,8 +69,8 @@ def approximates_norms(program: StepProgram) -> bool:
 def hard_thresholds(program: StepProgram) -> list[fx.Node]:
     """Returns the nodes that cut the way of every gradient: steps by which parameters' values must pass undetached.
 
-    A threshold that stands beside a surrogate of the same layer is none of them: it is the reset, or the value of a
-    straight-through estimator.
+    A threshold that stands beside a surrogate of the same layer, or is part of a straight-through estimator, is none of
+    them: it is the reset, or the value of the estimator. Whether the parameters ask for a gradient has no part in it.
     """
     outputs, states = step_results(program.step)
     wanted = _undetached([*outputs, *states])
@@ -57,17 +78,10 @@ def hard_thresholds(program: StepProgram) -> list[fx.Node]:
     found = []
     for layer in program.layers:
         nodes = [node for node in program.step.graph.nodes if node.name in layer.nodes]
-        if any(is_surrogate(program, node) for node in nodes):
+        if any(is_surrogate(program, node) or (node.name in layer.spikes and adds(node)) for node in nodes):
             continue
         found += [node for node in nodes if _is_hard(node) and node in wanted and learnt & set(node.all_input_nodes)]
     return found
-
-
-def unreachable_parameters(program: StepProgram) -> dict[str, SourceLine | None]:
-    """Returns the parameters that ask for a gradient and cannot get one, with the line that reads them, if one does."""
-    reached = reached_parameters(program)
-    dead = [name for name, value in program.root.named_parameters() if value.requires_grad and value not in reached]
-    return {name: _read_at(program, name) for name in dead}
 
 
 def _is_hard(node: fx.Node) -> bool:
@@ -87,8 +101,8 @@ def _undetached(ends: list[fx.Node]) -> set[fx.Node]:
 
 
 def _depends_on_parameters(program: StepProgram) -> set[fx.Node]:
-    """Returns the nodes whose value depends on something that learns, in this step or in one before it."""
-    learning = {name for name, value in program.root.named_parameters() if value.requires_grad}
+    """Returns the nodes whose value depends on something that may learn, in this step or in one before it."""
+    learning = {name for name, _ in program.root.named_parameters()}
     found: set[fx.Node] = set()
     for node in program.step.graph.nodes:
         target = str(node.target)
@@ -103,18 +117,35 @@ def _in_training(program: StepProgram, node: fx.Node) -> bool:
     return bool(getattr(program.resolve(str(node.target)), "training", True)) if node.op == "call_module" else True
 
 
-def _read_at(program: StepProgram, name: str) -> SourceLine | None:
+def _reading(program: StepProgram, name: str) -> list[fx.Node]:
+    """Returns the nodes that read a parameter."""
     module = name.rpartition(".")[0]
-    for part in (program.prologue, program.step, program.epilogue):
-        for node in part.graph.nodes:
-            reads = str(node.target) == name if node.op == "get_attr" else str(node.target) == module
-            if node.op in ("get_attr", "call_module") and reads:
-                places = [node.meta.get("where"), *(user.meta.get("where") for user in node.users)]
-                return next((where for where in places if where is not None), None)
-    return None
+    nodes = (node for part in (program.prologue, program.step, program.epilogue) for node in part.graph.nodes)
+    targets = {"get_attr": name, "call_module": module}
+    return [node for node in nodes if node.op in targets and str(node.target) == targets[node.op]]
 
 
-def _short(where: SourceLine | None) -> str:
+def _places(node: fx.Node) -> list[SourceLine | None]:
+    return [node.meta.get("where"), *(user.meta.get("where") for user in node.users)]
+
+
+def _leads_to(program: StepProgram, nodes: list[fx.Node], end: fx.Node) -> bool:
+    """Tells whether a value of some nodes has a part in one of the step; what is computed before the loop may have."""
+    if any(node.graph is program.prologue.graph for node in nodes):
+        return True
+    following = dict(zip((carry.placeholder for carry in program.carries), step_results(program.step)[1], strict=True))
+    found, waiting = set[fx.Node](), [end]
+    while waiting:
+        node = waiting.pop()
+        if node not in found:
+            found.add(node)
+            waiting += node.all_input_nodes
+            waiting += [following[node.name]] if node.op == "placeholder" and node.name in following else []
+    return any(node in found for node in nodes)
+
+
+def short(where: SourceLine | None) -> str:
+    """Returns file and line."""
     if where is None:
         return "a line that is not known"
     where = where.caller or where

@@ -50,6 +50,7 @@ class CheckResult:
         return {
             "parameters": gradients["rows"],
             "worst": gradients["worst"],
+            "remarks": gradients["remarks"],
             "bptt": {"bytes": self.bptt.bytes, "seconds": self.bptt.seconds},
             "converted": {"bytes": self.converted.bytes, "seconds": self.converted.seconds},
             "advice": list(self.advice),

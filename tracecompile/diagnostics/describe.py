@@ -5,51 +5,73 @@ from __future__ import annotations
 from torch import fx, nn
 
 from tracecompile.analysis.linearity import nonlinear_operations
-from tracecompile.analysis.reach import reached_parameters
-from tracecompile.diagnostics.aloud import said_aloud
+from tracecompile.diagnostics.aloud import said_aloud, why_cut_off
 from tracecompile.diagnostics.footprint import footprint
 from tracecompile.diagnostics.hooks import of_hooks
 from tracecompile.exact import exact_value
-from tracecompile.layers import Layer
+from tracecompile.layers import Layer, StateKind
 from tracecompile.operations import Fact, has
-from tracecompile.program import StepProgram
+from tracecompile.program import StepProgram, step_results
 from tracecompile.report import ConversionReport, LayerReport, ParameterReport
 from tracecompile.rules import rule_of
 from tracecompile.runtime.engine.choice import foretell
 
 
 def describe(program: StepProgram) -> ConversionReport:
-    """Returns the report of a program that has gone through all passes."""
+    """Returns the report of a program that has gone through all passes, as if all its parameters were trained."""
     settings = program.settings
+    growing = _growing(program)
     return ConversionReport(
         layers=tuple(_layer(program, layer) for layer in program.layers),
         parameters=_parameters(program),
         schedule=tuple(_block(program, index) for index in range(len(program.blocks))),
-        notes=(*program.notes, *said_aloud(program), *of_hooks(program), *_notes(program), *foretell(program)),
+        notes=(
+            *program.notes,
+            *said_aloud(program),
+            *of_hooks(program),
+            *_notes(program),
+            *growing,
+            *foretell(program),
+        ),
         rule=settings.rule,
         bins=settings.bins,
         backend=settings.backend,
-        memory=footprint(program),
+        memory=footprint(program, grows=bool(growing)),
     )
 
 
 def _layer(program: StepProgram, layer: Layer) -> LayerReport:
     names = {carry.placeholder: carry.name for carry in program.carries}
-    delayed = [source for source in layer.sources if source.delay]
+    made = dict(zip((carry.placeholder for carry in program.carries), step_results(program.step)[1], strict=True))
+    delayed = [(source.origin, source.delay) for source in layer.sources if source.delay]
+    states = list(zip(layer.states, layer.state_kinds, strict=True))
+    delayed += [(made[state].name, 1) for state, kind in states if kind == "spikes"]
     decay = layer.decay
+    kind = "readout" if _is_readout(program, layer) else layer.kind
     curve = "" if layer.response is None else layer.response.kind
     return LayerReport(
         name=layer.name,
-        kind=f"{layer.kind} ({curve})" if curve else layer.kind,
+        kind=f"{kind} ({curve})" if curve else kind,
         inputs=tuple(source.value for source in layer.sources),
-        states=tuple(f"{names[s]} ({kind})" for s, kind in zip(layer.states, layer.state_kinds, strict=True)),
+        states=tuple(_named(names[state], part) for state, part in states if part != "spikes"),
         outputs=layer.outputs,
         trace="mean of each time bin" if decay is None else f"decay {decay}",
         recurrence=", ".join(
-            f"{source.origin} {source.delay} step{'s' * (source.delay > 1)} ago" for source in delayed
+            f"{origin} {delay} step{'s' * (delay > 1)} ago" for origin, delay in dict.fromkeys(delayed)
         ),
         reset=layer.reset if layer.spikes else "",
     )
+
+
+def _named(name: str, kind: StateKind) -> str:
+    return name if kind == "state" else f"{name} ({kind})"
+
+
+def _is_readout(program: StepProgram, layer: Layer) -> bool:
+    """Tells whether a layer without a core is weights whose value only the user reads."""
+    read = {source.origin for each in program.layers for source in each.sources}
+    learns = any(True for _ in layer.synapse.parameters()) or bool(program.trainable & set(layer.synapse_statics))
+    return layer.kind == "junction" and layer.outputs[0] not in read and learns
 
 
 def _block(program: StepProgram, index: int) -> str:
@@ -70,9 +92,11 @@ def _block(program: StepProgram, index: int) -> str:
 
 
 def _parameters(program: StepProgram) -> dict[str, ParameterReport]:
-    reached = reached_parameters(program)
-    exact = _exact_parameters(program)
-    return {name: _status(parameter, reached, exact, program) for name, parameter in program.root.named_parameters()}
+    cut_off, exact = why_cut_off(program), _exact_parameters(program)
+    return {
+        name: ParameterReport("frozen", cut_off[name]) if name in cut_off else _status(parameter, exact, program)
+        for name, parameter in program.root.named_parameters()
+    }
 
 
 def _exact_parameters(program: StepProgram) -> set[nn.Parameter]:
@@ -88,14 +112,8 @@ def _exact_parameters(program: StepProgram) -> set[nn.Parameter]:
     return found - others
 
 
-def _status(
-    parameter: nn.Parameter, reached: set[nn.Parameter], exact: set[nn.Parameter], program: StepProgram
-) -> ParameterReport:
+def _status(parameter: nn.Parameter, exact: set[nn.Parameter], program: StepProgram) -> ParameterReport:
     rule = rule_of(program.settings)
-    if not parameter.requires_grad:
-        return ParameterReport("frozen", "requires_grad is False")
-    if parameter not in reached:
-        return ParameterReport("frozen", "no differentiable way leads from it to what the model returns")
     if parameter in exact and rule.records:
         return ParameterReport("exact", "linear readout without a state: exact for a loss on the mean over time")
     return ParameterReport(*rule.status(program.settings))
@@ -138,6 +156,14 @@ def _approximations(program: StepProgram) -> list[str]:
         notes.append(
             "Work on the whole sequence is trained step by step; its values are those of the whole, as in the model."
         )
+    return notes
+
+
+def _growing(program: StepProgram) -> list[str]:
+    """Says what keeps something of every time step."""
+    if not rule_of(program.settings).records:
+        return ["Autograd keeps every time step for backward, as for the model: that memory grows with the sequence."]
+    notes = []
     if any(node.op == "call_module" and _trains(program, node) for node in program.epilogue.graph.nodes):
         notes.append(
             "Layers after the loop keep the collected outputs for backward: that memory grows with the sequence."

@@ -60,14 +60,16 @@ def compare_gradients(
             do: a step model that hands its state to the caller needs it.
 
     Raises:
-        InvalidInput: If a parameter of the model is unknown to ``net``, or no parameter reaches the loss.
+        InvalidInput: If ``net`` does not share the parameters of the model, or no parameter reaches the loss.
     """
     call = run or call_or_loop
     if not isinstance(inputs, (Tensor, tuple, list, Mapping)) and isinstance(inputs, Iterable):
         inputs = list(inputs)
+    _require_shared(model, net)
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     reference_model = _copy(model)
-    reference = _gradients(reference_model, _find(reference_model, names), inputs, loss_fn, call)
+    copied = dict(reference_model.named_parameters())
+    reference = _gradients(reference_model, [copied[name] for name in names], inputs, loss_fn, call)
     if all(gradient is None for gradient in reference):
         raise InvalidInput(
             "The loss does not depend on any parameter of the model.",
@@ -75,7 +77,8 @@ def compare_gradients(
         )
     with _undisturbed(net, model.training):
         cast(Converted, net).reset()
-        gradients = _gradients(net, _find(net, names, model), inputs, loss_fn, call)
+        own = dict(model.named_parameters())
+        gradients = _gradients(net, [own[name] for name in names], inputs, loss_fn, call)
     reported = cast(Converted, net).report.parameters
     rows = []
     for name, measured, expected in zip(names, gradients, reference, strict=True):
@@ -103,18 +106,20 @@ def _gradients(
         return torch.autograd.grad(loss, parameters, allow_unused=True)
 
 
-def _find(module: Any, names: list[str], model: nn.Module | None = None) -> list[nn.Parameter]:
-    """Finds parameters of a module by name; those that it shares with ``model`` by the name that they have there."""
-    by_name = dict(module.named_parameters())
-    owned = {id(parameter) for parameter in by_name.values()}
-    if model is not None:
-        by_name.update((name, p) for name, p in model.named_parameters() if id(p) in owned)
-    missing = [name for name in names if name not in by_name]
-    if missing:
+def _require_shared(model: nn.Module, net: nn.Module) -> None:
+    """Refuses two that do not train the same parameters: their gradients would be those of different networks.
+
+    Raises:
+        InvalidInput: With a parameter that only one of them has.
+    """
+    owned, theirs = ({id(each) for each in module.parameters()} for module in (model, net))
+    strange = [name for name, each in model.named_parameters() if id(each) not in theirs]
+    strange += [name for name, each in net.named_parameters() if id(each) not in owned]
+    if strange:
         raise InvalidInput(
-            f"The converted module has no parameter {missing[0]!r}.", "Compare it with the model that it was made from."
+            f"The converted module does not share the parameters of this model: {strange[0]} is not the same in both.",
+            "Compare it with the very model that it was made from, and convert that again after a layer was replaced.",
         )
-    return [by_name[name] for name in names]
 
 
 def _copy(model: nn.Module) -> nn.Module:

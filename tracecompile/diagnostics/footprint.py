@@ -19,10 +19,14 @@ _SUM_AND_WEIGHT = 16
 """Bytes of one cell of a profile."""
 
 
-def footprint(program: StepProgram) -> Footprint:
+def footprint(program: StepProgram, grows: bool = False) -> Footprint:
     """Returns what a program that has gone through all passes holds per sample.
 
     Values whose first axis is not the batch (shared states) count as if they belonged to one sample each.
+
+    Args:
+        program: The program.
+        grows: Whether something of every time step is kept beside.
     """
     values = {node.name: node.meta.get("val") for node in program.step.graph.nodes}
     settings = program.settings
@@ -43,7 +47,7 @@ def footprint(program: StepProgram) -> Footprint:
     states = sum(_bytes(values[carry.placeholder]) for carry in program.carries)
     batch = _batch(program, values)
     states, traces, tangents, responses = (-(-size // batch) for size in (states, *held.values()))
-    return Footprint(states, traces, tangents, responses, profiles)
+    return Footprint(states, traces, tangents, responses, profiles, grows)
 
 
 def _slots(accrual: Accrual, variable: str, bins: int, is_current: bool) -> int:

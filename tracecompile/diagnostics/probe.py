@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,11 +16,12 @@ from torch.utils import _pytree as pytree
 from tracecompile.diagnostics.activity import Spikes
 from tracecompile.diagnostics.aloud import said_aloud
 from tracecompile.errors import InvalidInput
-from tracecompile.report import text_table
+from tracecompile.layers import Layer
 from tracecompile.rules import rule_of
 from tracecompile.runtime.backward.neumann import SETTLED
 from tracecompile.runtime.module import TracedModule, session_of
 from tracecompile.runtime.window import Window
+from tracecompile.tables import text_table
 
 SATURATED = 0.95
 """Spikes per step above which a neuron has no room left."""
@@ -26,14 +29,15 @@ SATURATED = 0.95
 
 @dataclass(frozen=True)
 class LayerProbe:
-    """One layer on one batch.
+    """One layer on one batch; what cannot be told of it is None.
 
     Attributes:
         name: The layer.
-        rate: Mean spikes per neuron and step; nan for a layer that does not spike.
+        rate: Mean spikes per neuron and step; None for a layer that does not spike, as of the next two.
         silent: Share of (sample, neuron) pairs without a spike.
         saturated: Share of pairs that spike in more than 95 % of the steps.
-        drift: Norm of the change of the mean input from the first half of the time bins to the second, over its norm.
+        drift: Norm of the change of the mean input from the first half of the time bins to the second, over its norm;
+            None where there is one bin alone.
         warm_up: Weight that the input trace has reached, 1 - decay**steps; 1 where it is a plain mean.
         residual: Last relative change of the recurrent solve; 0 for a feed-forward layer.
         unsettled: Samples for which the solve stopped contracting and was cut off.
@@ -41,29 +45,30 @@ class LayerProbe:
     """
 
     name: str
-    rate: float
-    silent: float
-    saturated: float
-    drift: float
+    rate: float | None
+    silent: float | None
+    saturated: float | None
+    drift: float | None
     warm_up: float
-    residual: float
+    residual: float | None
     unsettled: int
     band: int
 
     def advice(self) -> list[str]:
         """Returns what the figures imply, one sentence each."""
         found = []
-        if self.silent > 0.9:
+        if self.silent is not None and self.silent > 0.9:
             found.append(f"{self.name}: {self.silent:.0%} silent; lower the threshold or scale its weights up.")
-        if self.saturated > 0.5:
+        if self.saturated is not None and self.saturated > 0.5:
             found.append(f"{self.name}: {self.saturated:.0%} saturated; raise the threshold or scale its weights down.")
-        if self.drift > 0.5:
+        if self.drift is not None and self.drift > 0.5:
             found.append(f"{self.name}: the input drifts ({self.drift:.2f}) over the sequence; use more bins.")
         if self.warm_up < 0.9:
             found.append(f"{self.name}: the trace has warmed up to {self.warm_up:.0%} only; use a smaller decay.")
-        if self.unsettled or self.residual > SETTLED:
+        if self.unsettled or self.residual is None or self.residual > SETTLED:
+            change = "without bounds" if self.residual is None else f"{self.residual:.1%}"
             found.append(
-                f"{self.name}: the recurrent solve did not settle (change {self.residual:.1%}, {self.unsettled} "
+                f"{self.name}: the recurrent solve did not settle (change {change}, {self.unsettled} "
                 "samples cut off); use more bins or smaller lateral weights."
             )
         return found
@@ -97,10 +102,12 @@ def probe(net: TracedModule, inputs: Any) -> Probe:
 
     Args:
         net: A converted network under the measured rule.
-        inputs: A tensor or a tuple of tensors, as the network takes them; for a step model an iterable of those.
+        inputs: A tensor or a tuple of tensors, as the network takes them; for a step model an iterable of those, one a
+            step, or a tensor with time as its first axis.
 
     Raises:
-        InvalidInput: The network records nothing: it is under another rule, or nothing in it is trained.
+        InvalidInput: The network records nothing: it is under another rule, or nothing in it is trained. Or there is no
+            step, or there are steps for a network that takes whole sequences.
     """
     settings = session_of(net).settings
     if not rule_of(settings).reruns:
@@ -109,25 +116,27 @@ def probe(net: TracedModule, inputs: Any) -> Probe:
         other = copy.deepcopy(net)
         window, spikes = _recorded(other, inputs)
     program = other.program
-    layers = tuple(_layer(program.layers[i], window, spikes) for i in range(len(program.layers)))
-    return Probe(layers, tuple(said_aloud(program)))
+    layers = tuple(_layer(layer, window, spikes) for layer in program.layers)
+    asking = [name for name, parameter in other.named_parameters() if parameter.requires_grad]
+    return Probe(layers, (*said_aloud(program), *other.report.cut_off(asking)))
 
 
 def _recorded(net: TracedModule, inputs: Any) -> tuple[Window, Spikes]:
     """Runs the network forward and backward, counting spikes on the way."""
-    sample = inputs if isinstance(inputs, (Tensor, tuple)) else next(iter(inputs))
     session = session_of(net)
-    executor, call = session.prepared_for(sample if isinstance(sample, tuple) else (sample,), {})
+    one_call = isinstance(inputs, tuple) or (isinstance(inputs, Tensor) and not _of_steps(net))
+    steps = iter([inputs] if one_call else inputs)
+    if (sample := next(steps, None)) is None:
+        raise InvalidInput("There is no step to look at.", "Pass at least one.")
+    executor, call = session.prepared_for(_arguments(sample), {})
     spikes = Spikes(executor.program)
-    original = executor.observer
     executor.observer = spikes.add
-    try:
-        if executor.program.kind == "sequence":
-            leaves, window, _ = executor.sequence(call.leaves, session.settings.bins)
-        else:
-            leaves, window = _stepped(net, inputs)
-    finally:
-        executor.observer = original
+    if executor.program.kind == "sequence":
+        if not one_call:
+            raise InvalidInput("The model takes a whole sequence a call, not its steps.", "Pass a tensor, or a tuple.")
+        leaves, window, _ = executor.sequence(call.leaves, session.settings.bins)
+    else:
+        leaves, window = _stepped(net, itertools.chain([sample], steps))
     if window is None:
         raise InvalidInput("The network records nothing: none of its parameters requires a gradient.")
     outputs = [leaf for leaf in pytree.tree_leaves(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad]
@@ -137,46 +146,61 @@ def _recorded(net: TracedModule, inputs: Any) -> tuple[Window, Spikes]:
     return window, spikes
 
 
+def _of_steps(net: TracedModule) -> bool:
+    """Tells whether a network is known to take one step a call: a tensor is then a sequence of them."""
+    session = session_of(net)
+    return session.is_ready and session.program.kind == "step"
+
+
+def _arguments(given: Any) -> tuple[Any, ...]:
+    return given if isinstance(given, tuple) else (given,)
+
+
 def _stepped(net: TracedModule, inputs: Iterable[Any]) -> tuple[list[Any], Window | None]:
     leaves: list[Any] = []
     net.reset()
     for step in inputs:
-        leaves = pytree.tree_leaves(net(*(step if isinstance(step, tuple) else (step,))))
+        leaves = pytree.tree_leaves(net(*_arguments(step)))
     return leaves, session_of(net).window
 
 
-def _layer(layer: Any, window: Window, spikes: Spikes) -> LayerProbe:
-    counts = spikes.counts.get(layer.name)
-    rates = None if counts is None else counts / spikes.steps
+def _layer(layer: Layer, window: Window, spikes: Spikes) -> LayerProbe:
     decay = layer.decay
     responses = window.record.responses.get(layer.name)
     block = next((name for name in window.residuals if layer.name in name.split("+")), "")
     return LayerProbe(
         name=layer.name,
-        rate=float("nan") if rates is None else float(rates.mean()),
-        silent=0.0 if rates is None else float((rates == 0).double().mean()),
-        saturated=0.0 if rates is None else float((rates > SATURATED).double().mean()),
+        rate=spikes.rate(layer.name),
+        silent=spikes.share(layer.name, lambda rate: rate == 0),
+        saturated=spikes.share(layer.name, lambda rate: rate > SATURATED),
         drift=_drift(layer, window, decay),
         warm_up=1.0 if decay is None else 1.0 - decay**spikes.steps,
-        residual=window.residuals.get(block, 0.0),
+        residual=_told(window.residuals.get(block, 0.0)),
         unsettled=window.unsettled.get(block, 0),
         band=responses.band if responses is not None else 1,
     )
 
 
-def _drift(layer: Any, window: Window, decay: float | None) -> float:
-    """Returns the largest drift of what a layer reads from below; 0 with one bin, which cannot see any."""
+def _drift(layer: Layer, window: Window, decay: float | None) -> float | None:
+    """Returns the largest drift of what a layer reads from below; one bin cannot see any."""
     bins = window.record.bins.count
+    if bins == 1:
+        return None
     worst = 0.0
     for source in (source for source in layer.sources if not source.delay):
         means = torch.stack(
             [window.record.traces[source.value, "", decay].mean(index).double() for index in range(bins)]
         )
-        if bins > 1:
-            change = means[bins // 2 :].mean(0) - means[: bins // 2].mean(0)
-            worst = max(worst, float(change.norm() / means.mean(0).norm().clamp_min(1e-12)))
-    return worst
+        change = means[bins // 2 :].mean(0) - means[: bins // 2].mean(0)
+        worst = max(worst, float(change.norm() / means.mean(0).norm().clamp_min(1e-12)))
+    return _told(worst)
+
+
+def _told(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _text(value: object) -> str:
+    if value is None:
+        return "-"
     return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -7,9 +7,10 @@ from typing import Any
 from torch import fx
 
 from tracecompile.analysis.cuts import Cuts, Root
-from tracecompile.analysis.naming import layer_kind, layer_names, state_kind
+from tracecompile.analysis.naming import layer_kind, layer_names
+from tracecompile.analysis.roles import state_kinds
 from tracecompile.analysis.spikes import reset_style, spike_nodes
-from tracecompile.layers import Layer, Statics
+from tracecompile.layers import Layer, StateKind, Statics
 from tracecompile.program import StepProgram, is_tensor
 
 
@@ -17,7 +18,9 @@ def extract_layers(program: StepProgram) -> tuple[Layer, ...]:
     """Returns the layers in an order in which each can be computed from those before it."""
     cuts = Cuts(program)
     spikes = spike_nodes(program)
-    return tuple(_layer(cuts, root, name, spikes) for root, name in zip(cuts.roots, layer_names(cuts), strict=True))
+    kinds = [state_kinds(cuts, root) for root in cuts.roots]
+    named = zip(cuts.roots, layer_names(cuts, kinds), kinds, strict=True)
+    return tuple(_layer(cuts, root, name, spikes, parts) for root, name, parts in named)
 
 
 def extract_statics(program: StepProgram) -> Statics:
@@ -44,7 +47,7 @@ def extract_statics(program: StepProgram) -> Statics:
     return Statics(module, tuple(attributes), tuple(node.name for node in wanted))
 
 
-def _layer(cuts: Cuts, root: Root, name: str, spikes: set[fx.Node]) -> Layer:
+def _layer(cuts: Cuts, root: Root, name: str, spikes: set[fx.Node], kinds: tuple[StateKind, ...]) -> Layer:
     cone, currents = cuts.cone(root), cuts.currents(root)
     sources = [cuts.source(value) for value in cuts.sources(root)]
     synapse, synapse_statics = _extract(cuts, cone, [s.value for s in sources], tuple(currents))
@@ -69,7 +72,7 @@ def _layer(cuts: Cuts, root: Root, name: str, spikes: set[fx.Node]) -> Layer:
         core=core,
         core_statics=core_statics,
         states=states,
-        state_kinds=tuple(state_kind(cuts, root, state) for state in states),
+        state_kinds=kinds,
         outputs=outputs,
         spikes=() if isinstance(root, fx.Node) else root.spikes,
         nodes=tuple(node.name for node in (*cone, *map(cuts.node.__getitem__, core_nodes)) if is_tensor(node)),

@@ -35,14 +35,14 @@ from tracecompile.runtime.rerun import Prepared, Rerun
 from tracecompile.runtime.turn import Turn
 from tracecompile.runtime.window import Window
 
-Observer = Callable[[Loop], None]
+Observer = Callable[[Sequence[Any]], None]  # of the (*inputs, *invariants, *states) that a step begins with
 
 
 class Executor:
     """The code of one program, ready to run on tensors of any batch size, length, dtype and device.
 
     Attributes:
-        observer: Looks at every recorded step; a diagnostic may set it.
+        observer: Looks at what every recorded step begins with; a diagnostic may set it.
         stepped: Whether sequences are run by the reference, one step after the other, whatever the settings say.
         choice: What ran the last recorded sequence.
     """
@@ -177,10 +177,10 @@ class Executor:
         # The reference calls the user's functions as they are; writing them down takes longer than a few steps do.
         with in_sequence([] if self.stepped else [loop.form.step]):
             for time in range(self._length(sequences)):
-                outputs = loop.step(self._slices(sequences, time))
+                inputs = self._slices(sequences, time)
                 if self.observer is not None and loop.record is not None:
-                    self.observer(loop)
-                yield outputs
+                    self.observer((*inputs, *loop.invariants, *loop.states))
+                yield loop.step(inputs)
 
     def _slices(self, inputs: Sequence[Tensor], time: int) -> list[Tensor]:
         return [value.select(x.dim, time) for x, value in zip(self.program.inputs, inputs, strict=True)]
@@ -241,9 +241,10 @@ class Executor:
                     values = dict(zip(statics, _detached(statics.values()), strict=True))
                     loop.follow(self.program, form_for(self.forms, loop.record), values)
                 loop.states, loop.invariants = _detached(prepared.initial), _detached(prepared.invariants)
-                outputs = loop.step(_detached(prepared.inputs))
+                inputs = _detached(prepared.inputs)
                 if self.observer is not None:
-                    self.observer(loop)
+                    self.observer((*inputs, *loop.invariants, *loop.states))
+                outputs = loop.step(inputs)
         self.ends.move_statistics([carry.statistic for carry in self.program.carries], loop.states)
         return list(outputs), list(loop.states)
 

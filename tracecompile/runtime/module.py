@@ -61,8 +61,9 @@ class TracedModule(nn.Module):
 
     @property
     def report(self) -> ConversionReport:
-        """What the compiler found and what it made of it."""
+        """What the compiler found and what it made of it, and which parameters are trained as they are set now."""
         report, executor = self._session.ready.report, self._session.executor
+        report = report.of_today({name: parameter.requires_grad for name, parameter in self.named_parameters()})
         return report if executor is None else dataclasses.replace(report, execution=executor.execution())
 
     @property

@@ -122,7 +122,7 @@ class Sizes:
             return
         converted = self.pair.rewound()
         assert converted.executor is not None
-        spikes = Spikes(self.program)
+        spikes = Spikes(converted.executor.program)
         converted.executor.observer = spikes.add
         calls = [shortened(self.program, *self.example, MOST_STEPS)] * (1 if self.program.kind == "sequence" else CALLS)
         with generators_kept(), undisturbed(learning=True):
