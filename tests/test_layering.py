@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 ORDER = (
-    ("version", "errors", "operations", "exact", "neuron_step", "layers", "emitted", "program"),
+    ("version", "errors", "operations", "exact", "neuron_step", "layers", "units", "emitted", "program"),
     ("report", "arguments", "nn", "analysis"),
     ("capture", "rules"),
     ("graphs",),

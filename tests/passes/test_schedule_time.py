@@ -12,9 +12,10 @@ from support.broken import Damage, require_caught
 from support.hand_built import STEPS, before, hand_built
 
 from tracecompile.errors import PassError
-from tracecompile.layers import Block, Unit
+from tracecompile.layers import Block
 from tracecompile.passes.schedule_time import ScheduleTime, changes_shape_at_first
 from tracecompile.program import StepProgram
+from tracecompile.units import Unit
 
 
 def scheduled(name: str) -> StepProgram:
