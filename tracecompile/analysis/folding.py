@@ -39,7 +39,9 @@ def find_fold(program: StepProgram, graph: fx.Graph, sources: tuple[str, ...]) -
             break
         kind = finder.kind_of(node)
         if kind is None:
-            known = "a value of each sample" if node.op == "placeholder" else "known to keep the samples of a batch apart"
+            known = (
+                "a value of each sample" if node.op == "placeholder" else "known to keep the samples of a batch apart"
+            )
             return f"{node.name} is not {known}"
         finder.kinds[node] = kind
         finder.note_shared(node)
