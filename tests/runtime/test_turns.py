@@ -232,27 +232,30 @@ def require_near(found: Found, expected: Found) -> None:
         assert (found[1][name] - value).norm() <= 1e-10 * value.norm() + ROUNDING, name
 
 
-@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("kind", TURNS)
-def test_single_steps_move_statistics_as_the_model_does(kind: type[Net], size: tuple[int, int]) -> None:
-    expected = trained(made(kind), *size)
-    net = tracecompile.convert(made(kind), drawn(9, 4), backend="eager", chunk=1, bins=size[0])
-    found = trained(net, *size)
-    assert torch.equal(found[0], expected[0])
-    assert all(torch.equal(found[2][name], value) for name, value in expected[2].items())
-    require_near(found, expected)
-    assert all(value.abs().max() > 1e-3 for name, value in expected[1].items() if name.endswith("weight"))
+def test_single_steps_move_statistics_as_the_model_does(kind: type[Net]) -> None:
+    model = made(kind)
+    net = tracecompile.convert(made(kind), drawn(9, 4), backend="eager", chunk=1, bins=max(SIZES)[0])
+    learned: set[str] = set()
+    for size in SIZES:
+        expected, found = trained(model, *size), trained(net, *size)
+        assert torch.equal(found[0], expected[0])
+        assert all(torch.equal(found[2][name], value) for name, value in expected[2].items())
+        require_near(found, expected)
+        learned |= {name for name, value in expected[1].items() if value.abs().max() > 1e-3}
+    assert learned >= {name for name in expected[1] if name.endswith("weight")}
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize(("chunk", "bins"), [(4, 1), (2, 1), (5, 2), (16, 3)])
+@pytest.mark.parametrize(("chunk", "bins"), [(4, 1), (5, 2)])
 @pytest.mark.parametrize("kind", TURNS)
-def test_pieces_leave_what_single_steps_leave(kind: type[Net], chunk: int, bins: int, size: tuple[int, int]) -> None:
+def test_pieces_leave_what_single_steps_leave(kind: type[Net], chunk: int, bins: int) -> None:
+    model = made(kind)
     nets = [tracecompile.convert(made(kind), drawn(9, 4), backend="eager", chunk=n, bins=bins) for n in (1, chunk)]
-    expected, found = (trained(net, *size) for net in nets)
-    require_near(found, expected)
-    of_model = trained(made(kind), *size)
-    require_near((found[0], {}, found[2]), (of_model[0], {}, of_model[2]))
+    for size in SIZES:
+        expected, found = (trained(net, *size) for net in nets)
+        require_near(found, expected)
+        of_model = trained(model, *size)
+        require_near((found[0], {}, found[2]), (of_model[0], {}, of_model[2]))
     execution = nets[1].report.execution
     assert execution is not None
     assert execution.chunk == (1 if kind is HeldBackByAll else chunk)
