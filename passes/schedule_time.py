@@ -25,8 +25,10 @@ class ScheduleTime(Pass):
     requires: layers.
     ensures: every layer is in exactly one block; a block comes after everything that it reads. Several layers are one
         block only if they feed each other, and a block is recurrent only if it feeds itself. There is one unit per
-        block, or a note that says why the step is taken as a whole: what a unit computes for many steps at once reads
-        nothing of its own block, and all of a synapse that does not is computed so.
+        block: what it computes for many steps at once reads nothing of its own block, and all of a synapse that does
+        not is computed so. A unit whose steps are taken one at a time says why. Units take turns where something ties
+        one step of one to the next of another, all of them where it ties the whole step together; one unit moves the
+        statistics that no layer needs.
 
         before: layers a (reads x), b (reads a, and b one step ago), c (reads b)
         after:  blocks (a), (b, recurrent), (c)
@@ -43,8 +45,8 @@ class ScheduleTime(Pass):
         """See the class."""
         grouped = blocks_of(layer_edges(program), len(program.layers))
         blocks = tuple(Block(layers, recurrent) for layers, recurrent in grouped)
-        units, obstacle = find_units(program, blocks)
-        notes = () if obstacle is None else (f"Every time step is taken by itself: {obstacle}.",)
+        units, why = find_units(program, blocks)
+        notes = (f"Every time step is taken by itself: {why}.",) if why and program.kind == "sequence" else ()
         apart = changes_shape_at_first(program)
         return program.evolve(blocks=blocks, units=units, first_apart=apart, notes=(*program.notes, *notes))
 

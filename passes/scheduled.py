@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tracecompile.analysis.moving import Moving
 from tracecompile.graphs.glue import accruals_of
-from tracecompile.layers import Unit
-from tracecompile.passes.compared import taken_by
-from tracecompile.program import StepProgram, is_tensor
+from tracecompile.graphs.turns import maker_of_moves, ties
+from tracecompile.passes.compared import difference, returned_by, taken_by
+from tracecompile.program import StepProgram, is_tensor, step_results
+from tracecompile.units import Unit, one_by_one
 
 Edges = Sequence[tuple[int, int, int]]
 
@@ -47,17 +49,60 @@ def _reached(readers: dict[int, set[int]], start: int) -> set[int]:
 
 def fault_of_units(before: StepProgram, after: StepProgram) -> str | None:
     """Returns which unit does not compute its block, what the block does not feed itself at once, or None."""
-    if not after.units:
-        said = after.kind == "step" or len(after.notes) > len(before.notes)
-        return None if said else "there is no unit, and no word why every step is taken by itself"
     if [(unit.layers, unit.recurrent) for unit in after.units] != [(b.layers, b.recurrent) for b in after.blocks]:
         return "the units are not those of the blocks"
-    return next(filter(None, (_fault_of_unit(after, unit) for unit in after.units)), None)
+    if one_by_one(after.units) and after.kind == "sequence" and len(after.notes) == len(before.notes):
+        return "there is no word why every step is taken by itself"
+    faults = (fault(after, unit) for unit in after.units for fault in (_fault_of_unit, _fault_of_pace))
+    return next(filter(None, faults), None) or _fault_of_turns(after) or _fault_of_moves(after)
+
+
+def _fault_of_pace(program: StepProgram, unit: Unit) -> str | None:
+    """Returns in what a unit and the word why its steps are taken one at a time disagree, or None."""
+    names = _names(program, unit)
+    if unit.fold is None and not unit.alone:
+        return f"the steps of {names} are taken one at a time, and no word says why"
+    if unit.fold is not None and (unit.alone or unit.in_turn):
+        return f"the steps of {names} are computed at once, although {unit.alone or 'it takes turns'}"
+    return None
+
+
+def _fault_of_turns(program: StepProgram) -> str | None:
+    """Returns which unit would be ahead of what the model does in order, or None."""
+    for first, last, why in ties(program, program.units):
+        ahead = next((unit for unit in program.units[first : last + 1] if not unit.in_turn), None)
+        if ahead is not None:
+            return f"{_names(program, ahead)} does not take turns, although {why}"
+    return None
+
+
+def _fault_of_moves(program: StepProgram) -> str | None:
+    """Returns what is wrong about how the statistics that no layer needs are moved, or None."""
+    inside = set(Moving(program).nodes)
+    pairs = zip(program.carries, step_results(program.step)[1], strict=True)
+    moved = {carry.placeholder: node for carry, node in pairs if node in inside}
+    movers = [number for number, unit in enumerate(program.units) if unit.moves is not None]
+    if len(movers) != bool(moved):
+        return f"{len(movers)} units move the statistics {list(moved)}"
+    for moves in (unit.moves for unit in program.units if unit.moves is not None):
+        results = returned_by(moves.graph)
+        if list(moves.statistics) != list(moved) or len(results) != len(moved):
+            return f"the statistics {list(moves.statistics)} are moved, not {list(moved)}"
+        if movers[0] < maker_of_moves(program, program.units):
+            return "statistics are moved before what they are moved by is made"
+        arguments = {node.name: node for node in moves.graph.graph.nodes if node.op == "placeholder"}
+        known = {node: arguments[node.name] for node in program.step.graph.nodes if node.name in arguments}
+        return difference(zip(moved.values(), results, strict=True), known)
+    return None
+
+
+def _names(program: StepProgram, unit: Unit) -> str:
+    return ", ".join(program.layers[index].name for index in unit.layers)
 
 
 def _fault_of_unit(program: StepProgram, unit: Unit) -> str | None:
     layers = [program.layers[index] for index in unit.layers]
-    names = ", ".join(layer.name for layer in layers)
+    names = _names(program, unit)
     made = {output for layer in layers for output in layer.outputs}
     origins = {source.value: source.origin for layer in layers for source in layer.sources}
     if any(origins[source] in made for source in unit.sources):

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from tracecompile.analysis.ports import Port
     from tracecompile.emitted import Emitted
     from tracecompile.errors import SourceLine
-    from tracecompile.layers import Accrual, Block, Core, Layer, Statics, Trace, Unit
+    from tracecompile.layers import Accrual, Block, Core, Layer, Statics, Trace
+    from tracecompile.units import Unit
 
 AHEAD = "ahead"
 """Key of the ``meta`` of those nodes of a prologue that the first step computes, and is asked for before it runs."""
@@ -151,8 +152,8 @@ class StepProgram:
         written: Names of the attributes that the model writes: states of the converted module, and not of the model.
         statistics: Names of the attributes that a sequence moves for the model itself: what they hold at the end are
             the last results of the epilogue. Those that the steps of a step model move are among the carries alone.
-        cores, statics, layers, traces, blocks, units: Annotations, filled by the passes in this order. There are no
-            units where the step can only be taken as a whole.
+        cores, statics, layers, traces, blocks, units: Annotations, filled by the passes in this order; there is a
+            unit for every block.
         traces_kept: The traces as they are carried, those of batch statistics included.
         trainable: Names of the static values that depend on a Parameter, or on an argument of the model.
         first_apart: Whether a state begins in another shape or precision than it goes on with.

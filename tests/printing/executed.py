@@ -122,6 +122,8 @@ def _local(program: StepProgram) -> Iterator[tuple[str, fx.GraphModule]]:
         yield from ((f"{layer.name} {i}", module) for i, module in enumerate(parts) if module is not None)
     for unit in program.units:
         yield from ((f"unit {unit.layers}", module) for module in (unit.below, unit.step) if module is not None)
+        if unit.moves is not None:
+            yield f"moves of {unit.layers}", unit.moves.graph
 
 
 def _recorded(net: tracecompile.TracedModule, args: tuple[Any, ...]) -> dict[str, list[Any]]:

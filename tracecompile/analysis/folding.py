@@ -14,16 +14,16 @@ import torch
 from torch import Tensor, fx, nn
 
 from tracecompile.analysis.pointwise import acts_alone, is_pointwise
-from tracecompile.layers import Fold
 from tracecompile.operations import NORMALISES, Fact, Operation, Rows, operation_of, operation_of_module
 from tracecompile.program import StepProgram, example_value
+from tracecompile.units import Fold
 
 Kind = Literal["static", "rows", "shape", "row count", "number"]
 """static: the same at every step. rows: has the batch in front. shape, row count, number: sizes of such a value."""
 
 
-def find_fold(program: StepProgram, graph: fx.Graph, sources: tuple[str, ...]) -> Fold | None:
-    """Returns how a graph can be computed for many steps at once, or None where it must be stepped.
+def find_fold(program: StepProgram, graph: fx.Graph, sources: tuple[str, ...]) -> Fold | str:
+    """Returns how a graph can be computed for many steps at once, or why it must be stepped.
 
     Args:
         program: Owner of the modules that the graph calls.
@@ -33,16 +33,21 @@ def find_fold(program: StepProgram, graph: fx.Graph, sources: tuple[str, ...]) -
     finder = _Finder(program, sources)
     for node in graph.nodes:
         if node.op == "output":
-            if any(finder.kinds[value] != "rows" for value in node.all_input_nodes):
-                return None
+            still = next((value for value in node.all_input_nodes if finder.kinds[value] != "rows"), None)
+            if still is not None:
+                return f"{still.name} is not a value of each sample"
             break
         kind = finder.kind_of(node)
         if kind is None:
-            return None
+            known = (
+                "a value of each sample" if node.op == "placeholder" else "known to keep the samples of a batch apart"
+            )
+            return f"{node.name} is not {known}"
         finder.kinds[node] = kind
         finder.note_shared(node)
-    if finder.per_sample.keys() & finder.shared:
-        return None
+    both = next((name for name in finder.per_sample if name in finder.shared), None)
+    if both is not None:
+        return f"{both} is a value of each sample and a weight"
     return Fold(tuple(finder.per_sample), tuple(finder.modules))
 
 

@@ -67,10 +67,16 @@ def is_norm(program: StepProgram, node: fx.Node) -> bool:
     return batch_norm_arguments(node) is not None
 
 
-def norm_owner(program: StepProgram, node: fx.Node) -> Any:
-    """Returns what identifies the running statistics of a batch normalisation, None where it keeps none."""
+def moved_by(program: StepProgram, node: fx.Node) -> int | None:
+    """Returns what identifies the running statistics that a normalisation may move, None where it has none."""
     if node.op == "call_module":
-        return id(program.resolve(str(node.target)))
-    given = batch_norm_arguments(node) or {}
+        module = program.resolve(str(node.target))
+        mean = getattr(module, "running_mean", None) if has(node, NORMALISES, module) else None
+        return None if mean is None else id(mean)
+    if node.op != "call_function" or not has(node, NORMALISES):
+        return None
+    given = norm_arguments(node.target, node.args, dict(node.kwargs)) or {}
     mean = given.get("running_mean")
-    return str(mean.target) if isinstance(mean, fx.Node) else None
+    if not (isinstance(mean, fx.Node) and mean.op == "get_attr" and given["training"]):
+        return None
+    return id(program.resolve(str(mean.target)))

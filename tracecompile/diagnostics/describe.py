@@ -15,6 +15,9 @@ from tracecompile.program import StepProgram, step_results
 from tracecompile.report import ConversionReport, LayerReport, ParameterReport
 from tracecompile.rules import rule_of
 from tracecompile.runtime.engine.choice import foretell
+from tracecompile.units import one_by_one
+
+AT_ONCE = "for all steps of a chunk at once"
 
 
 def describe(program: StepProgram) -> ConversionReport:
@@ -78,14 +81,14 @@ def _block(program: StepProgram, index: int) -> str:
     block = program.blocks[index]
     names = ", ".join(program.layers[layer].name for layer in block.layers)
     kind = "recurrent, solved together bin by bin" if block.recurrent else "feed-forward"
-    if not program.units or not rule_of(program.settings).records:
+    if one_by_one(program.units) or not rule_of(program.settings).records:
         return f"{names}: {kind}"
     unit = program.units[index]
+    if unit.in_turn:
+        return f"{names}: {kind}; one step at a time ({unit.alone})"
     parts = []
     if unit.values:
-        parts.append(
-            "what it reads " + ("for all steps of a chunk at once" if unit.fold is not None else "step by step")
-        )
+        parts.append("what it reads " + (f"step by step ({unit.alone})" if unit.alone else AT_ONCE))
     if unit.step is not None:
         parts.append("its neurons and lateral weights step by step" if unit.recurrent else "its neurons as a scan")
     return f"{names}: {kind}; {', '.join(parts)}"

@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, fx
 
 from tracecompile.analysis.folding import find_fold
-from tracecompile.analysis.norms import is_norm, norm_owner
 from tracecompile.graphs.glue import Glue, accruals_of
-from tracecompile.layers import Accrual, Block, Layer, Unit
+from tracecompile.graphs.moves import find_moves
+from tracecompile.graphs.turns import in_turns, maker_of_moves
+from tracecompile.layers import Accrual, Block, Layer
 from tracecompile.program import StepProgram, example_value, step_results
+from tracecompile.units import Fold, Unit
 
 
-def find_units(program: StepProgram, blocks: tuple[Block, ...]) -> tuple[tuple[Unit, ...], str | None]:
-    """Returns a unit per block, or none and the reason why the step is taken as a whole."""
-    if program.kind == "step":
-        return (), None
-    moved = next((carry.statistic for carry in program.carries if carry.statistic), None)
-    if moved is not None:
-        return (), f"each moves {moved}, which the next one takes up"
-    repeated = _repeated_norm(program)
-    if repeated is not None:
-        return (), f"the batch normalisation {repeated} is used twice in a step, and counts its statistics in order"
-    return tuple(_Cutter(program, block).unit() for block in blocks), None
-
-
-def _repeated_norm(program: StepProgram) -> str | None:
-    norms = [node for node in program.step.graph.nodes if is_norm(program, node)]
-    owners = [norm_owner(program, node) for node in norms]
-    repeated = (n for n, owner in zip(norms, owners, strict=True) if owner is not None and owners.count(owner) > 1)
-    return next((str(n.target) if n.op == "call_module" else n.name for n in repeated), None)
+def find_units(program: StepProgram, blocks: tuple[Block, ...]) -> tuple[tuple[Unit, ...], str]:
+    """Returns a unit per block, and why every time step is taken by itself, empty where it is not."""
+    units = [_Cutter(program, block).unit() for block in blocks]
+    mover = maker_of_moves(program, units)
+    units[mover] = replace(units[mover], moves=find_moves(program))
+    return in_turns(program, units)
 
 
 class _Cutter:
@@ -75,7 +66,9 @@ class _Cutter:
             below_statics,
             tuple(cut),
             below_norms,
-            fold,
+            fold if isinstance(fold, Fold) else None,
+            fold if isinstance(fold, str) else "",
+            False,
             step,
             self.carries,
             step_statics,

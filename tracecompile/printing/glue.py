@@ -11,11 +11,12 @@ from tracecompile.analysis.moving import Moving
 from tracecompile.capture.tracing.names import valid_name
 from tracecompile.graphs import glue as graphs
 from tracecompile.graphs.pruning import pruned
-from tracecompile.layers import Accrual, Layer, Unit
+from tracecompile.layers import Accrual, Layer
 from tracecompile.printing.carried import ACCUMULATION, Carried
 from tracecompile.printing.page import Function, Page
 from tracecompile.program import StepProgram, step_results
 from tracecompile.rules.norm import batch_statistics
+from tracecompile.units import Moves, Unit
 
 
 class Glue:
@@ -25,7 +26,7 @@ class Glue:
         carried: What it carries beside the states.
         synapses, cores: By layer.
         traced: Those in trace form, of synapses with batch normalisations and of cores, by the plain ones.
-        of_units: The functions of each unit.
+        of_units: The functions of each unit; ``moves`` moves the statistics that no layer needs, if one does.
         following: The next value of each state.
         moving, moves_model: What the step does to statistics alone, and whether that reads the model.
     """
@@ -37,6 +38,7 @@ class Glue:
         self.cores: dict[str, Function] = {}
         self.traced: dict[fx.GraphModule, Function] = {}
         self.of_units: list[tuple[Unit, Function, Function | None]] = []
+        self.moves: tuple[Moves, Function] | None = None
         self.nodes = {node.name: node for node in program.step.graph.nodes}
         results = step_results(program.step)[1]
         self.following = dict(zip((carry.placeholder for carry in program.carries), results, strict=True))
@@ -82,8 +84,8 @@ class Glue:
             layers = [self.program.layers[index] for index in unit.layers]
             name = valid_name(layers[0].name) if len(layers) == 1 else f"block_{number}"
             recurrent = ", recurrent" if unit.recurrent else ""
-            note = f"# Unit of {', '.join(layer.name for layer in layers)}{recurrent}."
-            below = self.page.add(unit.below, f"{name}_below", None, (note,))
+            notes = (f"# Unit of {', '.join(layer.name for layer in layers)}{recurrent}.", *_said_of(unit))
+            below = self.page.add(unit.below, f"{name}_below", None, notes)
             found.append(below)
             step = None
             if unit.step is not None:
@@ -94,6 +96,9 @@ class Glue:
                     wanted = self.in_trace_form(layers, unit.step, unit.accruals)
                     found.append(self._in_trace_form(step, unit.step, wanted))
             self.of_units.append((unit, below, step))
+            if unit.moves is not None:
+                self.moves = unit.moves, self.page.add(unit.moves.graph, "moved_statistics")
+                found.append(self.moves[1])
         return found
 
     def in_trace_form(
@@ -116,8 +121,10 @@ class Glue:
         called = [*self.synapses.values(), *self.cores.values()]
         for _, below, step in self.of_units:
             called += [below] if step is None else [below, step]
+        if self.moves is not None:
+            called.append(self.moves[1])
         called = [self.form(function, traced) for function in called]
-        return self.moves_model or any(function.takes_model for function in called)
+        return (self.moves_model and not self.of_units) or any(function.takes_model for function in called)
 
     def form(self, function: Function, traced: bool) -> Function:
         """Returns a function, or that in trace form where there is one."""
@@ -131,3 +138,11 @@ def results_of(module: fx.GraphModule) -> Any:
 
 def _by_name(accruals: Sequence[Accrual], moved: Sequence[fx.Node]) -> dict[str, fx.Node]:
     return {accrual.name: node for accrual, node in zip(accruals, moved, strict=True)}
+
+
+def _said_of(unit: Unit) -> tuple[str, ...]:
+    """Returns the comment that says why the steps of a unit are taken one at a time."""
+    if not unit.alone:
+        return ()
+    what = "Takes one step at a time" if unit.in_turn else "What it reads is computed one step at a time"
+    return (f"# {what}: {unit.alone}.",)

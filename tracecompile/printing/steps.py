@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from tracecompile.graphs.glue import OF_TRACES, accruals_of
-from tracecompile.layers import STATISTICS, Accrual, Layer, Unit
+from tracecompile.layers import STATISTICS, Accrual, Layer
 from tracecompile.printing.body import Body
 from tracecompile.printing.glue import Glue
 from tracecompile.printing.layout import INDENT, WIDTH, call, names, sequence, statement
@@ -13,6 +13,7 @@ from tracecompile.printing.naming import Scope
 from tracecompile.printing.page import Function, signature
 from tracecompile.printing.references import MODEL
 from tracecompile.program import step_results
+from tracecompile.units import Unit
 
 Target = str | Sequence["Target"]
 """Names on the left of an assignment, as deep as what they are assigned from."""
@@ -52,7 +53,7 @@ class StepText:
             self._unit(unit, below, step)
         for layer in () if self.glue.of_units else program.layers:
             self._layer(layer)
-        self.body.write(self.glue.moving)
+        self._move()
         self.names.update((node.name, value.text) for node, value in self.body.values.items())
         groups = [[self.names[node.name] for node in group] for group in step_results(program.step)]
         if self.tracing:
@@ -111,6 +112,15 @@ class StepText:
         accruals = unit.accruals if self.tracing else ()
         moved = self._moved(accruals) if accruals else "_"
         self._assign([unit.outputs, following, moved, counted, "_"], step, given, accruals)
+
+    def _move(self) -> None:
+        """Moves the statistics that no layer needs."""
+        if not self.glue.of_units:
+            self.body.write(self.glue.moving)
+        elif self.glue.moves is not None:
+            moves, function = self.glue.moves
+            following = [self.glue.following[statistic].name for statistic in moves.statistics]
+            self._assign([following], function, [*moves.reads, *moves.statistics, *moves.statics])
 
     def _norms(self, norms: Sequence[str]) -> list[list[Written]]:
         """Returns names for the batch statistics of normalisations, a pair for each."""

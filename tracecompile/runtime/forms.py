@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, fx
 
 from tracecompile.graphs.pruning import pruned
-from tracecompile.layers import Accrual, Pair, Unit
+from tracecompile.layers import Accrual, Pair
 from tracecompile.program import StepProgram
 from tracecompile.rules.measured.lines import FROM
 from tracecompile.rules.measured.profiles import GAIN
+from tracecompile.units import Unit
 
 
 @dataclass(frozen=True)

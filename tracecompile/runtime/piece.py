@@ -2,24 +2,25 @@
 
 The synapses see all steps of a piece at once, side by side in the batch, and the rest of every block is a scan. Spikes
 and gradients are those of the steps one by one, up to rounding: a product over more rows may round differently.
+
+Units that take turns take one step each before the next one of any.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from tracecompile.analysis.folding import fold_applies, folded, repeated, unfolded
-from tracecompile.layers import STATISTICS, Accrual, Pair, Unit
+from tracecompile.layers import STATISTICS, Accrual, Pair
 from tracecompile.program import step_results
-from tracecompile.rules.accumulation import accumulator_dtype, all_accumulated
-from tracecompile.runtime.engine.scan import Answers, Engine, Stretch
+from tracecompile.rules.accumulation import all_accumulated
+from tracecompile.runtime.engine.scan import Engine
 from tracecompile.runtime.forms import UnitForm
 from tracecompile.runtime.loop import Last, Loop
+from tracecompile.runtime.span import Span
 
 
 def pieces(loop: Loop, engine: Engine, inputs: Mapping[str, Tensor], size: int) -> Iterator[list[Tensor]]:
@@ -54,50 +55,56 @@ def lengths(edges: Sequence[int], size: int, first_apart: bool) -> list[int]:
     return found
 
 
-class _Piece:
-    def __init__(self, loop: Loop, engine: Engine, values: dict[str, Tensor], steps: int) -> None:
-        self.loop, self.engine, self.values, self.steps = loop, engine, values, steps
-        program = loop.program
-        placeholders = [carry.placeholder for carry in program.carries]
-        self.states = dict(zip(placeholders, loop.states, strict=True))
-        outputs, following = step_results(program.step)
-        self.outputs = [node.name for node in outputs]
-        self.next = {name: node.name for name, node in zip(placeholders, following, strict=True)}
-        self.norms: dict[str, tuple[Tensor, Tensor]] = {}
-        self.following: dict[str, Tensor] = {}
-        self.accrued = dict(zip((accrual.name for accrual in loop.form.accruals), loop.accrued, strict=True))
-        self.of_layers: dict[int, Any] = {}
+class _Piece(Span):
+    """All units over a piece."""
 
     def run(self) -> list[Tensor]:
         """Computes the piece; returns its outputs and moves the loop on."""
         loop = self.loop
-        for unit in loop.form.units:
-            self._block(unit)
+        for in_turn, units in itertools.groupby(loop.form.units, lambda form: form.unit.in_turn):
+            if in_turn:
+                self._take_turns(list(units))
+            else:
+                self.compute(units)
         read = []
         for accrual in loop.program.traces_kept:
             values = self._read(accrual)
             self.accrued[accrual.name] = all_accumulated(self.accrued[accrual.name], values, accrual.decay)
             read.append(values[-1])
-        outputs = [self.value(name) for name in self.outputs]
+        outputs = [self.value(node.name) for node in step_results(loop.program.step)[0]]
         loop.states = [self._next_state(name) for name in self.states]
         loop.accrued = [self.accrued[accrual.name] for accrual in loop.form.accruals]
         loop.last = Last(read, self.of_layers)  # type: ignore[arg-type]
         return outputs
 
+    def _take_turns(self, units: Sequence[UnitForm]) -> None:
+        """Takes one step of every unit before the next one of any."""
+        states = {name: self.states[name] for name in self._states_of(units)}
+        turns = []
+        for time in range(self.steps):
+            turns.append(_Turn(self, time, states))
+            turns[-1].compute(units)
+            states = turns[-1].states_after()
+        self.following.update(states)
+        for name in turns[0].values:
+            self.values[name] = torch.cat([turn.values[name] for turn in turns])
+        for name in turns[0].norms:
+            means, variances = zip(*(turn.norms[name] for turn in turns), strict=True)
+            self.norms[name] = (torch.cat(means), torch.cat(variances))
+
+    def _states_of(self, units: Sequence[UnitForm]) -> list[str]:
+        """Returns the states that are made by these units, and the delays of what is."""
+        made = {output for form in units for output in form.unit.outputs}
+        found = {carry for form in units for carry in form.unit.carries}
+        for form in units:
+            found.update(() if form.unit.moves is None else form.unit.moves.statistics)
+        for _ in self.next:
+            found |= {name for name, value in self.next.items() if value in made or value in found}
+        return sorted(found)
+
     def _read(self, accrual: Accrual) -> Tensor:
         value, statistic = accrual.pair
         return self.norms[value][STATISTICS.index(statistic)] if statistic else self.value(value)
-
-    def value(self, name: str) -> Tensor:
-        """Returns the values of a node in every step of the piece."""
-        if name not in self.values:
-            if name in self.states:
-                first = self.states[name].unsqueeze(0)
-                self.values[name] = _joined(first, self.value(self.next[name])[: self.steps - 1])
-            else:
-                static = self.loop.statics[name]
-                self.values[name] = static.expand(self.steps, *static.shape)
-        return self.values[name]
 
     def _next_state(self, name: str) -> Tensor:
         """Returns the state after the piece; a copy where it would keep the whole piece alive."""
@@ -105,113 +112,30 @@ class _Piece:
             return self.following[name]
         return self.value(self.next[name])[-1].clone()
 
-    def _block(self, form: UnitForm) -> None:
-        unit = form.unit
-        cut = self._below(unit)
-        if form.step is None:
-            self.values.update(cut)
-            return
-        states: Sequence[Tensor] = [self.states[carry] for carry in unit.carries]
-        statics = [self.loop.statics[name] for name in unit.step_statics]
-        values = [cut[name] for name in unit.values]
-        accrued: Sequence[Tensor] = self._begun(form, states, values)
-        outputs, norms, begin = [], [], 0
-        answers = self._answers()
-        for steps in self.engine.pieces(form, self.steps):
-            now = [value.narrow(0, begin, steps) for value in values]
-            found = self.engine.run(Stretch(form, steps, now, states, statics, accrued), answers)
-            states, accrued = found.carries, found.accrued
-            outputs.append(found.outputs)
-            norms.append(found.norms)
-            self.of_layers.update(zip(unit.layers, found.of_layers, strict=True))
-            self._note(form, found.answers, begin, steps)
-            begin += steps
-        self.values.update(zip(unit.outputs, (_cat(rows) for rows in zip(*outputs, strict=True)), strict=True))
-        self.following.update(zip(unit.carries, states, strict=True))
-        self.accrued.update(zip((accrual.name for accrual in form.accruals), accrued, strict=True))
-        for name, pairs in zip(unit.step_norms, zip(*norms, strict=True), strict=True):
-            means, variances = zip(*pairs, strict=True)
-            self.norms[name] = (_cat(means), _cat(variances))
 
-    def _begun(self, form: UnitForm, states: Sequence[Tensor], values: Sequence[Tensor]) -> list[Tensor]:
-        """Returns what has accrued, every sum in the shape that it will have: compiled code is that of its shapes."""
-        found = []
-        for accrual in form.accruals:
-            total = self.accrued[accrual.name]
-            if accrual.role == "response" and total.ndim == 0:
-                total = self._shaped(form, accrual, states, values, total)
-            found.append(total)
-        return found
+class _Turn(Span):
+    """One step of some units within a piece."""
 
-    def _shaped(
-        self,
-        form: UnitForm,
-        accrual: Accrual,
-        states: Sequence[Tensor],
-        values: Sequence[Tensor],
-        zero: Tensor,
-    ) -> Tensor:
-        layer = next(each for each in self.loop.program.layers if each.name == accrual.layer)
-        known = [state for carry, state in zip(form.unit.carries, states, strict=True) if carry in layer.states]
-        known += [value[0] for name, value in zip(form.unit.values, values, strict=True) if name in layer.currents]
-        if not known:
-            return zero
-        shape = torch.broadcast_shapes(*(value.shape for value in known))
-        return torch.zeros(shape, dtype=accumulator_dtype(known[0].dtype), device=known[0].device)
+    def __init__(self, piece: _Piece, time: int, states: dict[str, Tensor]) -> None:
+        super().__init__(piece.loop, Engine(), {}, 1)
+        self.piece, self.time, self.states = piece, time, states
+        self.accrued, self.of_layers = piece.accrued, piece.of_layers
 
-    def _answers(self) -> Answers:
-        record = self.loop.record
-        assert record is not None
-        if record.cells is None:
-            return "last"
-        return "each" if record.learns_starts else "means"
+    def value(self, name: str) -> Tensor:
+        """Returns the value of a node in this step."""
+        if name in self.values:
+            return self.values[name]
+        if name in self.states:
+            return self.states[name].unsqueeze(0)
+        return self.piece.value(name).narrow(0, self.time, 1)
 
-    def _note(self, form: UnitForm, answers: Sequence[Mapping[Pair, Tensor]], begin: int, steps: int) -> None:
-        """Keeps the mean answers of the steps; one by one where they are to be taken back to initial states."""
-        record = self.loop.record
-        assert record is not None
-        if record.cells is None:
-            return
-        for core, given in zip(form.cores, answers, strict=True):
-            if record.learns_starts:
-                for step in range(steps):
-                    one = {pair: value[step] for pair, value in given.items()}
-                    self.loop.note(core, one, begin + step, 1)
-            else:
-                self.loop.note(core, given, begin, steps)
+    def note(self, form: UnitForm, answers: Sequence[Mapping[Pair, Tensor]], begin: int, steps: int) -> None:
+        """Keeps the mean answers where the piece does."""
+        self.piece.note(form, answers, self.time + begin, steps)
 
-    def _below(self, unit: Unit) -> dict[str, Tensor]:
-        """Computes what depends on other blocks alone, for all steps at once where that is the same."""
-        sources = {name: self.value(name) for name in unit.sources}
-        statics = {name: self.loop.statics[name] for name in unit.below_statics}
-        if unit.fold is not None and fold_applies(unit.fold, self.loop.program, sources):
-            rows = next(iter(sources.values())).shape[1]
-            for name in unit.fold.per_sample:
-                statics[name] = repeated(statics[name], rows, self.steps)
-            found, normed = unit.below(*(folded(value) for value in sources.values()), *statics.values())
-            values = [unfolded(value, self.steps) for value in found]
-            statistics = [_statistics(unfolded(value, self.steps)) for value in normed]
-        else:
-            each = [
-                unit.below(*(value[time] for value in sources.values()), *statics.values())
-                for time in range(self.steps)
-            ]
-            values = [torch.stack(rows) for rows in zip(*(found for found, _ in each), strict=True)]
-            statistics = [_statistics(torch.stack(rows)) for rows in zip(*(normed for _, normed in each), strict=True)]
-        self.norms.update(zip(unit.below_norms, statistics, strict=True))
-        return dict(zip(unit.values, values, strict=True))
+    def states_after(self) -> dict[str, Tensor]:
+        """Returns the states of these units one step later."""
+        return {name: self._after(name) for name in self.states}
 
-
-def _statistics(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the mean and the biased variance of each step and channel of (steps, rows, channels, ...)."""
-    axes = [axis for axis in range(1, values.ndim) if axis != 2]
-    variance, mean = torch.var_mean(values, axes, unbiased=False)
-    return mean, variance
-
-
-def _joined(first: Tensor, rest: Tensor) -> Tensor:
-    return torch.cat([first.to(rest.dtype).expand(1, *rest.shape[1:]), rest]) if rest.shape[0] else first
-
-
-def _cat(rows: Sequence[Tensor]) -> Tensor:
-    return rows[0] if len(rows) == 1 else torch.cat(list(rows))
+    def _after(self, name: str) -> Tensor:
+        return self.following[name] if name in self.following else self.value(self.next[name])[0]

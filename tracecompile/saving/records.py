@@ -7,13 +7,13 @@ import inspect
 from types import ModuleType
 from typing import Any
 
-from tracecompile import emitted, errors, layers, program, report
+from tracecompile import emitted, errors, layers, program, report, units
 from tracecompile.analysis import ports
 from tracecompile.errors import InvalidInput
 from tracecompile.rules import analytic
 from tracecompile.rules.measured import lines, rule
 
-MODULES: tuple[ModuleType, ...] = (emitted, errors, layers, program, report, ports, analytic, lines, rule)
+MODULES: tuple[ModuleType, ...] = (emitted, errors, layers, units, program, report, ports, analytic, lines, rule)
 
 
 def record_name(kind: type) -> str:

@@ -21,6 +21,7 @@ from tracecompile.self_check.inputs import Arguments, Size, Varied, batch_axes
 from tracecompile.self_check.pair import ModelRefuses, Pair, Run, undisturbed
 from tracecompile.self_check.results import first_difference, relative_error
 from tracecompile.self_check.verdict import require_near, require_same_at
+from tracecompile.units import one_by_one
 
 MOST_STEPS = 40
 """Steps of the example over which values are compared."""
@@ -103,7 +104,7 @@ class Sizes:
         """
         settings = self.program.settings
         together = settings.backend != "eager" or (settings.chunk or 1) > 1
-        if not (together and self.program.units and self.program.kind == "sequence" and rule_of(settings).records):
+        if not together or one_by_one(self.program.units) or not rule_of(settings).records:
             return
         errors = []
         for seed in range(ATTEMPTS):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,9 +38,9 @@ class LocalGraph:
         self.leaves: list[dict[str, Tensor]] = []
         self.currents: list[tuple[Tensor, ...]] = []
         # Stand-ins, because a hook on a parameter must see its whole gradient once, not the parts of it.
-        owned = {name: p for name, p in local.named_parameters() if p.requires_grad}
-        stand_ins = {name: p.detach().requires_grad_() for name, p in owned.items()}
-        self.parameters: dict[Tensor, Tensor] = {p: stand_ins[name] for name, p in owned.items()}
+        owned = {name: p for name, p in _places(local).items() if p.requires_grad}
+        self.parameters: dict[Tensor, Tensor] = {p: p.detach().requires_grad_() for p in owned.values()}
+        stand_ins = {name: self.parameters[p] for name, p in owned.items()}
         self.statics = {name: statics[name] for name in layer.synapse_statics}
         with torch.enable_grad():
             for given, statistics in zip(means, norms, strict=True):
@@ -49,7 +50,7 @@ class LocalGraph:
                 }
                 self.leaves.append(leaves)
                 given_all = (*leaves.values(), *self.statics.values(), *statistics)
-                self.currents.append(functional_call(local, stand_ins, given_all) if stand_ins else local(*given_all))
+                self.currents.append(_called(local, stand_ins, given_all) if stand_ins else local(*given_all))
 
     def upstream(self, index: int, signals: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns the learning signal on the sources of one bin; keeps the graph."""
@@ -89,3 +90,19 @@ def _fitted(signal: Tensor, current: Tensor) -> Tensor:
     if signal.ndim > current.ndim or signal.numel() > current.numel():
         signal = signal.sum_to_size(current.shape)
     return signal.to(current.dtype).expand_as(current)
+
+
+def _places(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Returns all places where parameters are, each under one name: a module may be there under several."""
+    parts = {id(part): (path, part) for path, part in module.named_modules(remove_duplicate=False)}
+    return {
+        f"{path}.{name}" if path else name: parameter
+        for path, part in parts.values()
+        for name, parameter in part._parameters.items()
+        if parameter is not None
+    }
+
+
+def _called(module: nn.Module, stand_ins: dict[str, Tensor], given: tuple[Any, ...]) -> Any:
+    # Every place is named: torch would put a stand-in in a second time where a module is there twice, and leave it.
+    return functional_call(module, stand_ins, given, tie_weights=False)
