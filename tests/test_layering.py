@@ -12,21 +12,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 ORDER = (
-    (
-        "version",
-        "errors",
-        "operations",
-        "kinds",
-        "exact",
-        "neuron_step",
-        "layers",
-        "units",
-        "emitted",
-        "program",
-        "tables",
-    ),
+    ("version", "errors", "operations", "kinds", "exact", "neuron_step", "layers", "units", "emitted", "program"),
+    ("tables",),
     ("report", "arguments", "nn", "analysis"),
-    ("capture", "rules", "settings"),
+    ("capture", "rules", "settings", "facts", "own_checks"),
     ("graphs",),
     ("printing",),
     ("passes",),

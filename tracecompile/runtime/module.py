@@ -14,7 +14,8 @@ from torch._compile import _disable_dynamo
 from tracecompile.capture.copying.copies import copy_as_they_are, detach_leftovers
 from tracecompile.program import Settings, StepProgram
 from tracecompile.report import ConversionReport
-from tracecompile.runtime.session import Compiler, Session
+from tracecompile.runtime.programs import Compiler
+from tracecompile.runtime.session import Session
 
 SHARED = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_state_dict_hooks",
     "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks")  # fmt: skip

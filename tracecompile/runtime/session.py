@@ -2,128 +2,45 @@
 
 from __future__ import annotations
 
-import copy
 import weakref
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from tracecompile.arguments import Call
-from tracecompile.capture.copying.copies import copy_as_they_are, detach_leftovers, replace_attribute
-from tracecompile.compiled import Compiled, Request
 from tracecompile.errors import InvalidInput
-from tracecompile.graphs.copies import copy_graphs
 from tracecompile.kinds import check_kinds
-from tracecompile.program import Settings, StepProgram, example_value
+from tracecompile.program import Settings, StepProgram
 from tracecompile.runtime.backward.anchors import with_anchors
 from tracecompile.runtime.bins import StreamClock
-from tracecompile.runtime.engine.compiled import Kernels
 from tracecompile.runtime.executor import Executor
 from tracecompile.runtime.faults import explained
 from tracecompile.runtime.held import merged
 from tracecompile.runtime.live import LiveState, count_states
 from tracecompile.runtime.outside import refuse_transforms
+from tracecompile.runtime.programs import Compiler, Programs
 from tracecompile.runtime.rerun import Prepared
-from tracecompile.runtime.standing import Standing
 from tracecompile.runtime.streams import as_sequences
-from tracecompile.runtime.turn import Turn
 from tracecompile.runtime.window import Window
 
-MOST_PROGRAMS = 8
-"""Programs that are kept, for a model whose mode or whose arguments' kind alternates."""
-Compiler = Callable[[Request, Sequence[Compiled]], Compiled]
-"""Makes what runs calls like one: (the call, what was compiled before)."""
 
-
-class Session:
-    """The programs of one model, the one that runs, and the live state.
+class Session(Programs):
+    """The programs of one model, and the live state.
 
     Attributes:
-        model: The copy of the user's model that shares its tensors: what the programs run on.
-        settings: What the user asked for.
-        compiled, executor: What ran the last call; None before the first.
-        programs: What has been compiled, for each mode and kind of arguments, the last one compiled last.
         live: States and the open window.
-        kernels: Compiled code.
-        turn: Of the thread that runs the net.
         waiting: A snapshot that was restored before the model was captured.
-        awaited: The call to compile from once it is asked for, of a session that came out of a pickle.
-        standing: How the model stands to what was captured; None for one that nobody changes meanwhile.
     """
 
     def __init__(self, model: nn.Module, settings: Settings, compiler: Compiler, watched: bool = False) -> None:
-        """Stands before the first call.
-
-        Args:
-            model: What the programs will run on.
-            settings: Of all programs.
-            compiler: Is asked where nothing that is there fits a call.
-            watched: Whether the model may be changed between calls, and its states read and set in it.
-        """
-        self.model, self.settings, self.compiler = model, settings, compiler
-        self.compiled: Compiled | None = None
-        self.executor: Executor | None = None
-        self.programs: list[tuple[Compiled, Executor]] = []
+        """Stands before the first call; see ``Programs``."""
+        super().__init__(model, settings, compiler, watched)
         self.live = LiveState()
-        self.kernels, self.turn = Kernels(), Turn()
         self.waiting: Mapping[str, Tensor] | None = None
-        self.awaited: Request | None = None
-        self.standing = Standing(model) if watched else None
-
-    def compile_with(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Compiles the model from the inputs of one call.
-
-        Raises:
-            ConversionError: The model is refused; what ran before stays.
-        """
-        earlier = [compiled for compiled, _ in self.programs]
-        with nullcontext() if self.standing is None else self.standing.afresh():
-            self.use(self.compiler(Request(self.model, args, kwargs, self.settings), earlier))
-
-    def use(self, compiled: Compiled) -> None:
-        """Runs what was compiled from here on."""
-        if self.standing is not None:
-            facts = self.standing.look(compiled.program)
-            compiled = replace(compiled, facts=facts) if compiled.facts is None else compiled
-        self.compiled, self.executor = compiled, Executor(compiled.program, self.kernels, self.turn)
-        self.programs = [*self.programs[1 - MOST_PROGRAMS :], (self.compiled, self.executor)]
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether the model is captured, or can be without a call."""
-        return self.compiled is not None or self.awaited is not None
-
-    @property
-    def ready(self) -> Compiled:
-        """What runs calls like the last one.
-
-        Raises:
-            InvalidInput: Nothing is compiled yet.
-        """
-        if self.compiled is None and self.awaited is not None:
-            self.use(self.compiler(replace(self.awaited, model=self.model), []))
-        if self.compiled is None:
-            raise InvalidInput(
-                "The model is not captured yet.", "Call the module once, or pass example_inputs to convert."
-            )
-        return self.compiled
-
-    def example(self) -> Request:
-        """Returns the call that the current program was compiled from."""
-        program = self.program
-        leaves = [example_value(node) for node in program.prologue.graph.nodes if node.op == "placeholder"]
-        args, kwargs = pytree.tree_unflatten(leaves, program.signature)
-        return Request(self.model, args, kwargs, self.settings)
-
-    @property
-    def program(self) -> StepProgram:
-        """The program of ``ready``."""
-        return self.ready.program
 
     @property
     def window(self) -> Window | None:
@@ -161,7 +78,7 @@ class Session:
         before = self.compiled
         stands = self.standing is None or self.standing.holds()
         if before is None or not stands or not before.fits(self.model, args, kwargs):
-            self._choose(args, kwargs)
+            self.choose(args, kwargs)
             if self.waiting is not None:
                 snapshot, self.waiting = self.waiting, None
                 self.restore(snapshot)
@@ -169,32 +86,9 @@ class Session:
                 self.live.relay(before.program.carries, self.ready.program.carries)
         executor = self.executor
         assert executor is not None
-        return executor, self.ready.arguments.bind(args, kwargs)
-
-    def _choose(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Lets run what fits a call and the model as it is now; compiles it where there is nothing."""
-        before, standing = self.compiled, self.standing
-        fitting = [ready for ready in self.programs if ready[0].fits(self.model, args, kwargs)]
-        changed: list[str] = []
-        if standing is not None and before is not None:
-            facts = standing.look(before.program)
-            changed = before.changed(facts)
-            fitting = [ready for ready in fitting if not ready[0].changed(facts)]
-        current = [ready for ready in fitting if ready[0] is before]
-        if not fitting:
-            self.compile_with(args, kwargs)
-            if changed:
-                self.note(f"Captured again, since {', '.join(changed[:3])} had changed.")
-        elif not current:
-            self.compiled, self.executor = fitting[-1]
-            if standing is not None:
-                standing.look(self.compiled.program)
-
-    def note(self, sentence: str) -> None:
-        """Adds a sentence to the report of what was compiled last."""
-        compiled, executor = self.programs[-1]
-        compiled = replace(compiled, report=replace(compiled.report, notes=(*compiled.report.notes, sentence)))
-        self.compiled, self.programs[-1] = compiled, (compiled, executor)
+        call = self.ready.arguments.bind(args, kwargs)
+        self.ask_the_model(args, kwargs)
+        return executor, call
 
     def reset(self) -> None:
         """Forgets states and traces."""
@@ -232,12 +126,13 @@ class Session:
             return executor.ends.prepare(call.leaves, self._handed_in(call))
         given = self._given(program)
         shapes = [leaf.shape for leaf in call.leaves if isinstance(leaf, Tensor)]
-        known = given is live.states and (given is None or shapes == live.shapes)
+        if given is None or (given is live.states and shapes == live.shapes):
+            found = executor.ends.prepare(call.leaves, given)
+        else:
+            fresh = executor.ends.prepare(call.leaves)
+            found = replace(fresh, initial=tuple(merged(program.carries, fresh.initial, given)))
         live.shapes = shapes
-        if known or given is None:
-            return executor.ends.prepare(call.leaves, given)
-        fresh = executor.ends.prepare(call.leaves)
-        return replace(fresh, initial=tuple(merged(program.carries, fresh.initial, given)))
+        return found
 
     def _given(self, program: StepProgram) -> Sequence[Any] | None:
         return self.live.states if self.standing is None else self.standing.given(program, self.live)
@@ -293,45 +188,7 @@ class Session:
             outputs, _ = self._advance(executor, prepared)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Session:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Returns a copy that shares nothing and stands before the first step."""
-        other = type(self).__new__(type(self))
-        memo[id(self)] = other
         memo[id(self.live)] = LiveState()
-        detach_leftovers(self.model, memo)
-        copy_as_they_are(self.model, memo)
-        if self.compiled is not None:
-            # Pytree specifications never change, and torch warns about copying them.
-            memo |= {id(spec): spec for spec in (self.program.signature, self.program.result)}
-            for _, program in self.compiled.stages.programs:
-                copy_graphs(program, memo)
-        own = {**self.__dict__, "executor": None, "programs": [], "standing": None}
-        other.__dict__.update(copy.deepcopy(own, memo))
-        other.begin_afresh({} if self.standing is None else copy.deepcopy(self.standing.fresh(), memo))
-        if other.compiled is not None:
-            other.compiled.stages.run_as_printed()
-            other.use(replace(other.compiled, facts=None))
-        return other
-
-    def begin_afresh(self, places: Mapping[str, Any]) -> None:
-        """Watches over a model that was copied in the middle of a sequence, and puts its states back.
-
-        Args:
-            places: What each holds before the first step, by name.
-        """
-        for name, value in places.items():
-            replace_attribute(self.model, name, value)
-        self.standing = Standing(self.model)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Returns what the session is made of: it comes back before the first step, and compiles again."""
-        awaited = self.awaited if self.compiled is None else self.example()
-        places = {} if self.standing is None else self.standing.fresh()
-        made = {"model": self.model, "settings": self.settings, "compiler": self.compiler, "awaited": awaited}
-        return {**made, "places": places}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Stands before the first step."""
-        type(self).__init__(self, state["model"], state["settings"], state["compiler"])
-        self.awaited = state["awaited"]
-        self.begin_afresh(state["places"])
+        return super().__deepcopy__(memo)

@@ -1,0 +1,78 @@
+"""What a model itself refuses: an ``assert`` or a ``raise`` in its forward that looks at the sizes of an input.
+
+Such a check leaves nothing in a program: it was passed when the model was captured. So a model that has one is asked
+again at sizes that it has not seen.
+"""
+
+from __future__ import annotations
+
+import dis
+import sys
+import sysconfig
+from collections.abc import Iterator
+from types import CodeType, FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from tracecompile.capture.copying.copies import share_parameters
+from tracecompile.capture.copying.registries import registries_redirected
+
+INSTALLED = tuple({sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), sysconfig.get_path("stdlib")})
+"""Folders of what the user has installed and not written."""
+
+
+def has_own_checks(model: nn.Module) -> bool:
+    """Tells whether code of the user's that a forward runs may raise something."""
+    return any(_raises(function.__code__) for function in _functions(model))
+
+
+def ask(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Runs a copy of the model without gradients, for what it raises; nothing of the model or of torch moves.
+
+    Raises:
+        Exception: Whatever the model raises.
+    """
+    copied = share_parameters(model)
+    devices = {leaf.device for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.is_cuda}
+    with torch.no_grad(), torch.random.fork_rng(devices=devices), registries_redirected(copied):
+        copied(*args, **kwargs)
+
+
+def sizes_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    """Returns what such checks look at: shapes of tensors, and whatever is no tensor."""
+    leaves = pytree.tree_leaves((args, kwargs))
+    return tuple(tuple(leaf.shape) if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves)
+
+
+def _functions(model: nn.Module) -> Iterator[FunctionType]:
+    """Yields the user's own methods of the model's classes, and the plain functions that they name."""
+    waiting: list[Any] = [
+        value
+        for owner in dict.fromkeys(base for module in model.modules() for base in type(module).__mro__)
+        if _is_written(sys.modules.get(owner.__module__))
+        for name, value in vars(owner).items()
+        if not name.startswith("__")
+    ]
+    seen: set[int] = set()
+    while waiting:
+        function = waiting.pop()
+        if not isinstance(function, FunctionType) or id(function) in seen:
+            continue
+        seen.add(id(function))
+        if function.__code__.co_filename.startswith(INSTALLED):
+            continue
+        yield function
+        waiting += [function.__globals__.get(name) for name in function.__code__.co_names]
+
+
+def _is_written(module: Any) -> bool:
+    file = getattr(module, "__file__", None)
+    return module is not None and (file is None or not file.startswith(INSTALLED)) and module.__name__ != "builtins"
+
+
+def _raises(code: CodeType) -> bool:
+    within = (constant for constant in code.co_consts if isinstance(constant, CodeType))
+    return any(each.opname == "RAISE_VARARGS" for each in dis.get_instructions(code)) or any(map(_raises, within))
