@@ -189,14 +189,15 @@ def test_a_step_goes_on_in_the_other_mode_from_where_it_stands() -> None:
             assert torch.equal(net(x_t), twin(x_t))
 
 
-def test_the_models_own_mode_is_left_alone() -> None:
+def test_the_net_and_the_model_are_in_one_mode() -> None:
     model = Net()
     model.norm.eval()
     net = tracecompile.convert(model, torch.randn(6, 2, INPUTS), backend="eager")
+    assert net.training and not model.norm.training, "conversion leaves the mode as it is"
     net.eval()
-    assert model.training
-    net.train()
-    assert not model.norm.training
+    assert not model.training
+    model.train()
+    assert net.training and model.norm.training
 
 
 def test_half_precision_by_autocast_in_both_modes() -> None:

@@ -70,7 +70,7 @@ class Executor:
             return False
         refuse_active_dropout(self.program)
         trained = any(parameter.requires_grad for parameter in self.program.root.parameters())
-        return trained or any(value.requires_grad for value in _tensors(prepared))
+        return trained or any(value.requires_grad for value in prepared.tensors())
 
     # Whole sequences.
 
@@ -199,8 +199,7 @@ class Executor:
         """Opens a window that begins with the prepared states."""
         stand_ins: StandIns = {}
         statics = self.ends.statics(prepared, stand_ins)
-        invariants = dict(zip(self.program.invariants, prepared.invariants, strict=True))
-        window = Window(self.program, self.turn, clock, statics, stand_ins, prepared.initial, invariants)
+        window = Window(self.program, self.turn, clock, statics, stand_ins, prepared)
         window.loop = self.loop(prepared, statics, window.record)
         return window
 
@@ -247,11 +246,6 @@ class Executor:
                 outputs = loop.step(inputs)
         self.ends.move_statistics([carry.statistic for carry in self.program.carries], loop.states)
         return list(outputs), list(loop.states)
-
-
-def _tensors(prepared: Prepared) -> list[Tensor]:
-    values = (*prepared.inputs, *prepared.initial, *prepared.invariants)
-    return [value for value in values if isinstance(value, Tensor)]
 
 
 def _detached(values: Iterable[Any]) -> list[Any]:

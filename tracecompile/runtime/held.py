@@ -32,6 +32,7 @@ class Place:
         table: What holds it, under ``key``: a module's own dictionary, its buffers, or a dictionary of a library.
         fresh: What was there before the first step of a sequence.
         laid: What the programs have left there.
+        mark: Of that tensor's memory, when it was left.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Place:
     key: str
     fresh: Any
     laid: Any
+    mark: tuple[int, int] | None = None
 
     @property
     def now(self) -> Any:
@@ -51,7 +53,13 @@ class Place:
             self.table.pop(self.key, None)
         else:
             self.table[self.key] = value
-        self.laid = value
+        self.laid, self.mark = value, _mark(value)
+
+    @property
+    def touched(self) -> bool:
+        """Whether something else is there, or the tensor that was left has been written into."""
+        now = self.now
+        return now is not self.laid or (self.mark is not None and _mark(now) != self.mark)
 
 
 class Held:
@@ -79,7 +87,12 @@ class Held:
 
     def assigned(self) -> dict[int, Any]:
         """Returns what the caller has put into places since the last step, by the number of the state."""
-        return {number: place.now for number, place in self.places.items() if place.now is not place.laid}
+        return {number: place.now for number, place in self.places.items() if place.touched}
+
+    @property
+    def touched(self) -> bool:
+        """Whether the caller has put something into a place, or written into what was left there."""
+        return any(place.touched for place in self.places.values())
 
     def lay(self, states: Sequence[Tensor], watch: Watch | None) -> bool:
         """Lays states into their places; tells whether one was not there before."""
@@ -111,6 +124,10 @@ class Held:
         finally:
             for place, value in held:
                 place.lay(value)
+
+
+def _mark(value: Any) -> tuple[int, int] | None:
+    return (value._version, value.data_ptr()) if isinstance(value, Tensor) and not value.is_inference() else None
 
 
 def _find(model: nn.Module, name: str) -> tuple[dict[str, Any], str] | None:

@@ -39,6 +39,10 @@ class Prepared:
     initial: tuple[Tensor, ...]
     device: torch.device | None
 
+    def tensors(self) -> list[Tensor]:
+        """Returns all tensors, with the graph that they come with."""
+        return [each for each in (*self.inputs, *self.initial, *self.invariants) if isinstance(each, Tensor)]
+
 
 class Prepares(Protocol):
     """What runs a prologue."""

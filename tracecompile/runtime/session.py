@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from tracecompile.arguments import Call
+from tracecompile.capture.tracing.step_mode import follow_modes
 from tracecompile.errors import InvalidInput
 from tracecompile.kinds import check_kinds
 from tracecompile.program import Settings, StepProgram
@@ -86,6 +87,7 @@ class Session(Programs):
                 self.live.relay(before.program.carries, self.ready.program.carries)
         executor = self.executor
         assert executor is not None
+        follow_modes(executor.program.leaves.values())
         call = self.ready.arguments.bind(args, kwargs)
         self.ask_the_model(args, kwargs)
         return executor, call

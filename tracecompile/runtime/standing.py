@@ -27,7 +27,9 @@ class Standing:
 
     def holds(self) -> bool:
         """Tells whether the model is as it was at the last call, its states in their places included."""
-        return self._watch is not None and self._watch.holds()
+        if self._watch is None or not self._watch.holds():
+            return False
+        return self._held is None or not self._held.touched
 
     def look(self, program: StepProgram) -> Facts:
         """Takes the model as it is now for what runs; returns its facts."""

@@ -22,7 +22,7 @@ from tracecompile.runtime.bins import Bins, Clock, StreamClock
 from tracecompile.runtime.loop import Loop
 from tracecompile.runtime.parameters import HeldParameters
 from tracecompile.runtime.record import Record
-from tracecompile.runtime.rerun import Rerun
+from tracecompile.runtime.rerun import Prepared, Rerun
 from tracecompile.runtime.stored import load_record, record_tensors
 from tracecompile.runtime.turn import Turn
 
@@ -61,8 +61,7 @@ class Window:
         clock: Clock,
         statics: Mapping[str, Any],
         stand_ins: StandIns,
-        initial: Sequence[Tensor],
-        invariants: Mapping[str, Any],
+        start: Prepared,
     ) -> None:
         """Opens a window.
 
@@ -72,19 +71,16 @@ class Window:
             clock: Of a sequence or a stream.
             statics: Static values, with their graph.
             stand_ins: The leaves of that graph.
-            initial: Initial states.
-            invariants: Arguments that do not change over time, by name, with the graph that they come with.
+            start: What it begins with.
         """
         self.program, self.turn = program, turn
         self.statics = statics
         self.stand_ins = stand_ins
-        self.initial = tuple(initial)
-        self.invariants = {
-            name: value for name, value in invariants.items() if isinstance(value, Tensor) and value.requires_grad
-        }
+        self.initial = start.initial
+        self.invariants = [x for x in start.invariants if isinstance(x, Tensor) and x.requires_grad]
         self.given = GivenInputs()
         self._sequence = not isinstance(clock, StreamClock)
-        self.record = Record(program, clock, statics, initial)
+        self.record = Record(program, clock, statics, start.initial)
         self.loop: Loop | None = None
         """What fills the record, until all is in it."""
         self.closed = False
@@ -179,7 +175,7 @@ class Window:
         kept = Kept(self.record, self.rerun)
         self._kept, self.rerun = weakref.ref(kept), None
         device = next((value.device for value in values), None)
-        leaves = [*parameters, *learned, *self.invariants.values(), *(value for value, _ in wanted.values())]
+        leaves = [*parameters, *learned, *self.invariants, *(value for value, _ in wanted.values())]
         leaves += [] if self._sequence else [self.given.end]
         return anchored(run, kept, device, list(shapes.values()), leaves)
 
@@ -219,7 +215,7 @@ class Window:
         self.settle()
         kept = None if self._kept is None else self._kept()
         assert kept is not None, "autograd has freed the graph"
-        leaves = self.stand_ins | {value: value for value in self.invariants.values()}
+        leaves = self.stand_ins | {value: value for value in self.invariants}
         learning = Learning(self.program, kept.record, self.statics, leaves, self.initial, kept.rerun)
         with self.turn, self._held.put_back():
             found = learning.run(received, latest, {*inputs, *self.given.names})
@@ -230,7 +226,7 @@ class Window:
             if state.requires_grad:
                 gradient = found.initial.get(carry.placeholder)
                 gradients.append(None if gradient is None else gradient.sum_to_size(state.shape).to(state.dtype))
-        gradients += [_of_type(found.parameters.get(value), value) for value in self.invariants.values()]
+        gradients += [_of_type(found.parameters.get(value), value) for value in self.invariants]
         self.given.pass_on(found.inputs, self.record.bins)
         for name, (value, dim) in inputs.items():
             gradients.append(_over_time(found.inputs.get(name), self.record.bins, value, dim))

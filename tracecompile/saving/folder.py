@@ -37,7 +37,7 @@ from tracecompile.saving.place import (
 from tracecompile.saving.programs import Contents, read, write
 from tracecompile.version import VERSION
 
-FORMAT = 1
+FORMAT = 2
 """Of the folder; another number is another layout."""
 FAULTS = (KeyError, TypeError, ValueError, IndexError, AttributeError, AssertionError, RecursionError, RuntimeError)
 """What reading data of any kind as a program may end in."""

@@ -24,13 +24,11 @@ class Library:
         base: Name of the class that has the reset.
         reset: Resets one neuron.
         states: Returns the states that a neuron holds.
-        unreached: The library's function that resets a network, where it does not reach a converted module.
     """
 
     base: str
     reset: Callable[[Any], None]
     states: Callable[[Any], list[Any]]
-    unreached: str = ""
 
 
 def _unsaved_buffers(neuron: nn.Module) -> list[Any]:
@@ -55,16 +53,13 @@ def _reset_and_empty(neuron: Any) -> None:
 
 
 LIBRARIES = {
-    "snntorch": Library("", _reset_and_empty, _unsaved_buffers, "snntorch.utils.reset"),
+    "snntorch": Library("", _reset_and_empty, _unsaved_buffers),
     "spikingjelly": Library("MemoryModule", lambda neuron: neuron.reset(), lambda neuron: [*neuron._memories.values()]),
-    "sinabs": Library(
-        "StatefulLayer", _empty_buffers, lambda neuron: [*neuron._buffers.values()], "sinabs.reset_states"
-    ),
+    "sinabs": Library("StatefulLayer", _empty_buffers, lambda neuron: [*neuron._buffers.values()]),
     "tracetorch": Library(
         "Layer",
         lambda neuron: neuron.zero_states(),
         lambda neuron: [getattr(neuron, name) for name in neuron._state_names],
-        "zero_states of a traceTorch model",
     ),
 }
 """By top-level package. Their classes are never imported: whoever owns a model of them has imported them."""
@@ -137,8 +132,4 @@ def start_afresh(copied: nn.Module) -> tuple[str, ...]:
         if any(isinstance(value, torch.Tensor) and bool(value.any()) for value in library.states(module)):
             notes[HELD] = None
         library.reset(module)
-        if library.unreached:
-            notes[f"A sequence starts with reset() of the converted module: {library.unreached} does not reach it."] = (
-                None
-            )
     return tuple(notes)
