@@ -193,11 +193,13 @@ def test_the_net_and_the_model_are_in_one_mode() -> None:
     model = Net()
     model.norm.eval()
     net = tracecompile.convert(model, torch.randn(6, 2, INPUTS), backend="eager")
-    assert net.training and not model.norm.training, "conversion leaves the mode as it is"
+    assert net.training
+    assert not model.norm.training, "conversion leaves the mode as it is"
     net.eval()
     assert not model.training
     model.train()
-    assert net.training and model.norm.training
+    assert net.training
+    assert model.norm.training
 
 
 def test_half_precision_by_autocast_in_both_modes() -> None:

@@ -205,16 +205,14 @@ class Executor:
 
     def execution(self) -> ExecutionReport | None:
         """Says how the last recorded sequence was run, None before the first."""
-        if self.choice is None:
+        choice, kernels = self.choice, self.compiled.kernels
+        if choice is None:
             return None
-        kernels = self.compiled.kernels
         obstacles = tuple(
             f"{', '.join(self.program.layers[layer].name for layer in layers)}: not compiled, {reason}"
             for layers, reason in self.compiled.obstacles.items()
         )
-        return ExecutionReport(
-            self.choice.backend, self.choice.chunk, self.choice.reason, kernels.count, kernels.seconds, obstacles
-        )
+        return ExecutionReport(choice.backend, choice.chunk, choice.reason, kernels.count, kernels.seconds, obstacles)
 
     # Single steps.
 
