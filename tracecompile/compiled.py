@@ -80,7 +80,7 @@ class Compiled:
 def moving(program: StepProgram) -> frozenset[str]:
     """Returns the names of the attributes of a model that its program moves, or that its states are in."""
     names = {*program.written, *program.statistics}
-    names |= {name for carry in program.carries for name in (carry.name, carry.statistic)}
+    names |= {name for carry in program.carries for name in (carry.place, carry.statistic) if name}
     roots = {name.partition("[")[0] for name in names}
     # SpikingJelly's neurons keep theirs in a dictionary.
     within = {".".join((*root.split(".")[:-1], "_memories", root.rpartition(".")[2])) for root in roots}

@@ -138,11 +138,19 @@ class Facts:
 
     Attributes:
         entries: What is compared, by a name that the user knows.
+        attributes: Names of plain attributes of modules that hide none of their classes: a forward that was captured
+            while one was not there has not read it.
     """
 
     def __init__(self, model: nn.Module) -> None:
         """Looks at a model."""
         self.entries: dict[str, Any] = {}
+        self.attributes = {
+            f"{path}.{name}" if path else name
+            for path, module in model.named_modules()
+            for name in vars(module)
+            if name not in NO_FACTS and not hasattr(type(module), name)
+        }
         tensors: dict[int, str] = {}
         for prefix, table, values in tables_of(model):
             of_class = prefix.startswith("class ")
@@ -166,13 +174,11 @@ class Facts:
             now: Facts of the same model, later.
             moving: Names of the states and statistics that the model itself moves: a tensor there is no fact.
         """
+        added = now.attributes - self.entries.keys()
         found = []
         for name in self.entries.keys() | now.entries.keys():
             one, other = self.entries.get(name), now.entries.get(name)
-            if one == other or _moves(name, moving, (one, other)):
-                continue
-            # What was not there when forward was captured was not read by it, unless it hides what was.
-            if one is None and isinstance(other, tuple) and other[0] in PLAIN:
+            if one == other or _moves(name, moving, (one, other)) or _is_within(name, added):
                 continue
             found.append(name)
         return sorted(found)
@@ -186,7 +192,11 @@ def _moves(name: str, moving: Collection[str], entries: tuple[Any, Any]) -> bool
     """Tells whether an entry is a state: what it holds as a tensor, or within a container, is no fact."""
     if name in moving:
         return any(isinstance(entry, tuple) and entry[0] == "tensor" for entry in entries)
-    return any(name.startswith(f"{root}.") for root in moving)
+    return _is_within(name, moving)
+
+
+def _is_within(name: str, roots: Collection[str]) -> bool:
+    return name in roots or any(name.startswith((f"{root}.", f"{root} ")) for root in roots)
 
 
 def _is_container(value: Any) -> bool:

@@ -62,6 +62,8 @@ class Carry:
         kept: True where a sequence starts with what the last one left, until the module is reset.
         statistic: Attribute of the model that it is, from the first step of a sequence to the last, with no gradient;
             empty for a state.
+        place: Attribute of the model that holds it between two calls, as ``tensor_attributes`` names it; empty where
+            there is none.
     """
 
     name: str
@@ -69,6 +71,7 @@ class Carry:
     explicit: bool = False
     kept: bool = False
     statistic: str = ""
+    place: str = ""
 
 
 Bounds = tuple[int | None, int | None, int]

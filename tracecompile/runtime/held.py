@@ -65,25 +65,23 @@ class Place:
 class Held:
     """The places of all states that a model keeps itself; those in containers of its own are left as they are."""
 
-    def __init__(self, model: nn.Module, carries: Sequence[Carry], steps: bool, before: Held | None) -> None:
+    def __init__(self, model: nn.Module, carries: Sequence[Carry], before: Held | None) -> None:
         """Finds the places.
 
         Args:
             model: The user's model.
             carries: Of the program.
-            steps: Whether each call is one step; else a state is the model's where it is kept between sequences.
             before: The places of the program that ran before.
         """
         self.places: dict[int, Place] = {}
         known = {} if before is None else {(id(each.table), each.key): each for each in before.places.values()}
         for position, carry in enumerate(carries[: count_states(carries)]):
-            if (steps or carry.kept) and not carry.explicit:
-                found = _find(model, carry.name)
-                if found is not None:
-                    table, key = found
-                    now = table.get(key, ABSENT)
-                    place = known.get((id(table), key)) or Place(carry.name, table, key, now, now)
-                    self.places[position] = place
+            found = _find(model, carry.place)
+            if found is not None:
+                table, key = found
+                now = table.get(key, ABSENT)
+                place = known.get((id(table), key)) or Place(carry.place, table, key, now, now)
+                self.places[position] = place
 
     def assigned(self) -> dict[int, Any]:
         """Returns what the caller has put into places since the last step, by the number of the state."""
@@ -95,13 +93,11 @@ class Held:
         return any(place.touched for place in self.places.values())
 
     def lay(self, states: Sequence[Tensor], watch: Watch | None) -> bool:
-        """Lays states into their places; tells whether one was not there before."""
+        """Lays states into their places; tells whether the watch has to look again."""
         made = False
         for number, place in self.places.items():
-            made |= place.key not in place.table
             place.lay(states[number].detach())
-            if watch is not None:
-                watch.follow(place.table, place.key, place.laid)
+            made |= watch is None or not watch.follow(place.table, place.key, place.laid)
         return made
 
     def clear(self) -> None:
@@ -132,7 +128,7 @@ def _mark(value: Any) -> tuple[int, int] | None:
 
 def _find(model: nn.Module, name: str) -> tuple[dict[str, Any], str] | None:
     path, _, key = name.rpartition(".")
-    if "[" in name:
+    if not name or "[" in name:
         return None
     try:
         module = model.get_submodule(path)

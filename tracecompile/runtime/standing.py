@@ -33,7 +33,7 @@ class Standing:
 
     def look(self, program: StepProgram) -> Facts:
         """Takes the model as it is now for what runs; returns its facts."""
-        self._held = Held(self.model, program.carries, program.kind == "step", self._held)
+        self._held = Held(self.model, program.carries, self._held)
         self._watch = Watch(self.model)
         return Facts(self.model)
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from operator import is_
+import operator
+from collections.abc import Callable, Iterable
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tracecompile.facts import tables_of
+from tracecompile.facts import NO_FACTS, Cells, tables_of
 
 
 class Watch:
@@ -21,34 +23,67 @@ class Watch:
 
     def __init__(self, model: nn.Module) -> None:
         """Looks at a model."""
-        found = list(tables_of(model))
-        self._values = [values for _, _, values in found]
-        self._sizes = [len(values) for values in self._values]  # type: ignore[arg-type]
-        self._kept = list(itertools.chain.from_iterable(self._values))
-        starts = itertools.accumulate(self._sizes, initial=0)
-        self._starts = {id(table): start for (_, table, _), start in zip(found, starts, strict=False)}
+        self._kept: list[Any] = []
+        self._sized: list[Any] = []
+        self._readers: list[Callable[[Any], Iterable[Any]]] = []
+        self._read: list[Any] = []
+        self._places: dict[tuple[int, str], list[int]] = {}
+        for _, table, values in tables_of(model):
+            self._add(table, values)
+        self._sizes = list(map(len, self._sized))
         self._modules = list(model.modules())
         self._classes = list(map(type, self._modules))
-        self._tensors = [value for value in self._kept if isinstance(value, Tensor)]
-        self._kinds = list(map(_kind, self._tensors))
+        self._tensors = [value for value in self._kept if isinstance(value, Tensor) and _has_memory(value)]
+        self._memory = list(map(torch.Tensor.data_ptr, self._tensors))
+
+    def _add(self, table: Any, values: Iterable[Any]) -> None:
+        keys = None if isinstance(values, Cells) else _keys(table)
+        self._sized.append(values if keys is None else table)
+        if keys is None:
+            self._read.append(values)
+            self._readers.append(iter)
+            self._kept += values
+        elif keys:
+            keys = keys * 2 if len(keys) == 1 else keys  # of a single key the reader would return no tuple
+            for key, place in zip(keys, itertools.count(len(self._kept))):
+                self._places.setdefault((id(table), key), []).append(place)
+            self._read.append(table)
+            self._readers.append(operator.itemgetter(*keys))
+            self._kept += [table[key] for key in keys]
 
     def holds(self) -> bool:
         """Tells whether everything is as it was."""
-        return (
-            list(map(len, self._values)) == self._sizes  # type: ignore[arg-type]
-            and all(map(is_, itertools.chain.from_iterable(self._values), self._kept))
-            and list(map(type, self._modules)) == self._classes
-            and list(map(_kind, self._tensors)) == self._kinds
-        )
+        try:
+            now = itertools.chain.from_iterable(map(operator.call, self._readers, self._read))
+            return (
+                list(map(len, self._sized)) == self._sizes
+                and all(map(operator.is_, now, self._kept))
+                and list(map(type, self._modules)) == self._classes
+                and list(map(torch.Tensor.data_ptr, self._tensors)) == self._memory
+            )
+        except KeyError:
+            return False
 
-    def follow(self, table: dict[str, Any], key: str, value: Any) -> None:
-        """Takes a new value in a table for what was there."""
-        start = self._starts.get(id(table))
-        if start is not None and len(self._kept) > start:
-            for place, name in enumerate(table, start):
-                if name == key:
-                    self._kept[place] = value
+    def follow(self, table: dict[str, Any], key: str, value: Any) -> bool:
+        """Takes a new value in a table for what was there; tells whether there was one."""
+        places = self._places.get((id(table), key), [])
+        for place in places:
+            self._kept[place] = value
+        return bool(places)
 
 
-def _kind(value: Tensor) -> tuple[torch.dtype, torch.device, torch.Size]:
-    return value.dtype, value.device, value.shape
+def _keys(table: Any) -> list[str] | None:
+    """Returns what is looked at in a dictionary of attributes; None for a table of which everything is."""
+    if isinstance(table, MappingProxyType):
+        return [key for key in table if not key.startswith("__")]
+    if isinstance(table, dict) and all(isinstance(key, str) for key in table):
+        return [key for key in table if key not in NO_FACTS]
+    return None
+
+
+def _has_memory(value: Tensor) -> bool:
+    """Tells whether a tensor says where its memory is: what is assigned to its ``data`` is elsewhere."""
+    try:
+        return value.data_ptr() != 0
+    except RuntimeError:
+        return False

@@ -45,8 +45,9 @@ def going_on(program: StepProgram, plan: LoopPlan, names: Sequence[str]) -> Step
     """Marks the carries that hold these states; None where the second call is not the loop gone on from them."""
     tape = plan.tape
     assert tape.again is not None
-    left = {tape.attributes[name] for name in names}
-    kept = [past.distance == 1 and plan.loop.template(past.site) in left for past in plan.carries]
+    left = {tape.attributes[name]: name for name in names}
+    places = [left.get(plan.loop.template(past.site), "") if past.distance == 1 else "" for past in plan.carries]
+    kept = [place != "" for place in places]
     if sum(kept) != len(left):
         return None
     given = [node.meta["val"] for node in tape.inputs if node is not None]
@@ -56,7 +57,9 @@ def going_on(program: StepProgram, plan: LoopPlan, names: Sequence[str]) -> Step
     expected = pytree.tree_leaves(tape.again.results()[0])
     if not all(_same(one, other) for one, other in zip(results, expected, strict=False)):
         return None
-    carries = tuple(replace(carry, kept=is_kept) for carry, is_kept in zip(program.carries, kept, strict=True))
+    carries = tuple(
+        replace(carry, kept=place != "", place=place) for carry, place in zip(program.carries, places, strict=True)
+    )
     return program.evolve(carries=carries, notes=(*program.notes, NOTE))
 
 

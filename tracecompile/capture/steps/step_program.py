@@ -175,7 +175,8 @@ class StepBuilder(StepRuns):
 def as_carry(state: State) -> Carry:
     """Returns the carry of a state."""
     statistic = state.name if state.statistic else ""
-    return Carry(state.name, carry_name(state), state.leaf is not None, statistic=statistic)
+    place = "" if state.leaf is not None or statistic else state.name
+    return Carry(state.name, carry_name(state), state.leaf is not None, statistic=statistic, place=place)
 
 
 def carry_name(state: State) -> str:
