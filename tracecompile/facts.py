@@ -65,8 +65,13 @@ Table = tuple[str, Any, Iterable[Any]]
 """(what its entries are named by, the mapping or the sequence, what gives its values as they are now)."""
 
 
-def tables_of(model: nn.Module) -> Iterator[Table]:
-    """Yields everything that entries of a model are kept in, itself and its parts, each once."""
+def tables_of(model: nn.Module, moving: Collection[str] = ()) -> Iterator[Table]:
+    """Yields everything that entries of a model are kept in, itself and its parts, each once.
+
+    Args:
+        model: The model.
+        moving: Names of its states: what is within them is left out.
+    """
     seen: set[int] = set()
     for path, module in model.named_modules():
         prefix = f"{path}." if path else ""
@@ -75,7 +80,7 @@ def tables_of(model: nn.Module) -> Iterator[Table]:
         for name in ("_parameters", "_buffers", "_modules", *HOOKS):
             yield (f"{prefix}{name} " if name in HOOKS else prefix), held[name], held[name].values()
         for name, value in held.items():
-            if name not in NO_FACTS:
+            if name not in NO_FACTS and f"{prefix}{name}" not in moving:
                 yield from _within(f"{prefix}{name}", value, seen, DEEPEST)
         for owner in type(module).__mro__:
             if id(owner) not in seen and _is_users(owner):

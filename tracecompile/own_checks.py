@@ -29,8 +29,8 @@ def has_own_checks(model: nn.Module) -> bool:
     return any(_raises(function.__code__) for function in _functions(model))
 
 
-def ask(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Runs a copy of the model without gradients, for what it raises; nothing of the model or of torch moves.
+def after_a_call(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> nn.Module:
+    """Returns a copy of the model as a call without gradients leaves it; nothing of the model or of torch moves.
 
     Raises:
         Exception: Whatever the model raises.
@@ -39,6 +39,7 @@ def ask(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None
     devices = {leaf.device for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.is_cuda}
     with torch.no_grad(), torch.random.fork_rng(devices=devices), registries_redirected(copied):
         copied(*args, **kwargs)
+    return copied
 
 
 def sizes_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections import namedtuple
 from collections.abc import Callable
 from typing import Any
 
@@ -202,3 +203,55 @@ def test_a_model_may_be_converted_twice() -> None:
     with torch.no_grad():
         for t, x_t in enumerate(events(6, 4)):
             assert torch.equal(nets[t % 2](x_t), twin(x_t))
+
+
+Pair = namedtuple("Pair", "v z")
+
+
+class Kept(nn.Module):
+    """Both states in one container, of which there are many kinds."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.enter, self.lateral = nn.Linear(INPUTS, WIDTH), nn.Linear(WIDTH, WIDTH, bias=False)
+        self.state: Any = {"list": [], "dict": {}}.get(kind)
+
+    def clear(self) -> None:
+        if self.kind in ("list", "dict"):
+            self.state.clear()
+        else:
+            self.state = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.state:
+            v = z = x.new_zeros(x.shape[0], WIDTH)
+        elif self.kind == "dict":
+            v, z = self.state["v"], self.state["z"]
+        else:
+            v, z = self.state
+        v = 0.85 * v + 2.5 * self.enter(x) + self.lateral(z)
+        z = SPIKE(v - 0.5)
+        v = v - 0.5 * z
+        made: dict[str, Any] = {"tuple": (v, z), "named": Pair(v, z), "list": [v, z], "dict": {"v": v, "z": z}}
+        self.state = made[self.kind]
+        return z
+
+
+@pytest.mark.parametrize("kind", ["tuple", "named", "list", "dict"])
+def test_states_in_containers_are_cleared_and_set_too(kind: str) -> None:
+    net, model, twin = converted(lambda: Kept(kind))
+    x = events(8, 4)
+    for t, x_t in enumerate(x):
+        if t == 3:
+            model.clear()
+            twin.clear()
+        if t == 6:
+            for module in (model, twin):
+                v, z = (value.detach() for value in (module.state.values() if kind == "dict" else module.state))
+                halved: dict[str, Any] = {"tuple": (v / 2, z), "named": Pair(v / 2, z), "list": [v / 2, z]}
+                module.state = halved.get(kind, {"v": v / 2, "z": z})
+        assert torch.equal(net(x_t), twin(x_t)), f"step {t}"
+        assert type(model.state) is type(twin.state)
+    net.reset()
+    assert not model.state

@@ -7,13 +7,14 @@ method that clears it, by the library's reset, by assignment.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
+from tracecompile.capture.copying.copies import leaves_of, with_leaf
 from tracecompile.errors import InvalidInput
 from tracecompile.program import Carry
 from tracecompile.runtime.live import count_states
@@ -25,67 +26,102 @@ ABSENT = object()
 
 @dataclass
 class Place:
-    """Where one state is.
+    """An attribute of the model that holds one state, or several in a container.
 
     Attributes:
         name: The user's name for it.
         table: What holds it, under ``key``: a module's own dictionary, its buffers, or a dictionary of a library.
         fresh: What was there before the first step of a sequence.
-        laid: What the programs have left there.
-        mark: Of that tensor's memory, when it was left.
+        states: Number of each state, by its name within the attribute.
+        template: A container as the model makes it; None for an attribute that is the state.
+        laid: What was laid there last; what was there first, as long as nothing was.
+        marks: Its tensors, and of each the version and the place in memory.
     """
 
     name: str
     table: dict[str, Any]
     key: str
     fresh: Any
-    laid: Any
-    mark: tuple[int, int] | None = None
+    states: dict[str, int] = field(default_factory=dict)
+    template: Any = None
+    laid: Any = None
+    marks: list[tuple[Tensor, int, int]] = field(default_factory=list)
 
     @property
     def now(self) -> Any:
         """What is there now."""
         return self.table.get(self.key, ABSENT)
 
-    def lay(self, value: Any) -> None:
+    def put(self, value: Any) -> None:
         """Puts something there."""
         if value is ABSENT:
             self.table.pop(self.key, None)
         else:
             self.table[self.key] = value
-        self.laid, self.mark = value, _mark(value)
+
+    def lay(self, states: Sequence[Tensor]) -> None:
+        """Puts states there."""
+        value = self.template
+        for name, number in self.states.items():
+            value = with_leaf(self.name, value, name, states[number].detach())
+        self.put(value)
+        self.leave()
+
+    def leave(self) -> None:
+        """Takes what is there for what was laid there."""
+        self.laid = self.now
+        self.marks = [(leaf, *_mark(leaf)) for _, leaf in leaves_of(self.name, self.laid)]
 
     @property
     def touched(self) -> bool:
-        """Whether something else is there, or the tensor that was left has been written into."""
+        """Whether somebody else has put something there, or written into what was laid."""
         now = self.now
-        return now is not self.laid or (self.mark is not None and _mark(now) != self.mark)
+        if now is not self.laid or any((version, memory) != _mark(leaf) for leaf, version, memory in self.marks):
+            return True
+        if self.template is None or now is self.fresh:
+            return False
+        return [id(leaf) for _, leaf in leaves_of(self.name, now)] != [id(leaf) for leaf, _, _ in self.marks]
+
+    def assigned(self) -> dict[int, Any]:
+        """Returns what somebody else has put there, by the number of the state: a tensor, or None for a fresh one."""
+        if not self.touched:
+            return {}
+        found = dict(leaves_of(self.name, self.now))
+        return {number: found.get(name) for name, number in self.states.items()}
 
 
 class Held:
-    """The places of all states that a model keeps itself; those in containers of its own are left as they are."""
+    """The places of all states that a model keeps itself."""
 
-    def __init__(self, model: nn.Module, carries: Sequence[Carry], before: Held | None) -> None:
+    def __init__(
+        self, model: nn.Module, carries: Sequence[Carry], templates: Mapping[str, Any], before: Held | None
+    ) -> None:
         """Finds the places.
 
         Args:
             model: The user's model.
             carries: Of the program.
+            templates: Containers of states as the model makes them, by name.
             before: The places of the program that ran before.
         """
-        self.places: dict[int, Place] = {}
-        known = {} if before is None else {(id(each.table), each.key): each for each in before.places.values()}
-        for position, carry in enumerate(carries[: count_states(carries)]):
-            found = _find(model, carry.place)
-            if found is not None:
-                table, key = found
+        self.places: dict[str, Place] = {}
+        known = {} if before is None else before.places
+        for number, carry in enumerate(carries[: count_states(carries)]):
+            root = carry.place.partition("[")[0]
+            if not root or (root != carry.place and root not in templates):
+                continue
+            if root not in self.places:
+                table, key = _table(model, root)
+                was = known.get(root)
                 now = table.get(key, ABSENT)
-                place = known.get((id(table), key)) or Place(carry.place, table, key, now, now)
-                self.places[position] = place
+                kept = (now, now, []) if was is None else (was.fresh, was.laid, was.marks)
+                fresh, laid, marks = kept
+                self.places[root] = Place(root, table, key, fresh, {}, templates.get(root), laid, marks)
+            self.places[root].states[carry.place] = number
 
     def assigned(self) -> dict[int, Any]:
         """Returns what the caller has put into places since the last step, by the number of the state."""
-        return {number: place.now for number, place in self.places.items() if place.touched}
+        return {number: value for place in self.places.values() for number, value in place.assigned().items()}
 
     @property
     def touched(self) -> bool:
@@ -95,49 +131,47 @@ class Held:
     def lay(self, states: Sequence[Tensor], watch: Watch | None) -> bool:
         """Lays states into their places; tells whether the watch has to look again."""
         made = False
-        for number, place in self.places.items():
-            place.lay(states[number].detach())
-            made |= watch is None or not watch.follow(place.table, place.key, place.laid)
+        for place in self.places.values():
+            place.lay(states)
+            made |= watch is None or not watch.follow(place.table, place.key, place.now)
         return made
 
     def clear(self) -> None:
         """Leaves every place as it was before the first step."""
         for place in self.places.values():
-            place.lay(place.fresh)
+            place.put(place.fresh)
+            place.leave()
 
     def fresh(self) -> dict[str, Any]:
-        """Returns what the places hold before the first step, by the names of the states."""
-        return {place.name: place.fresh for place in self.places.values() if place.fresh is not ABSENT}
+        """Returns what the places hold before the first step, by name."""
+        return {name: place.fresh for name, place in self.places.items() if place.fresh is not ABSENT}
 
     @contextmanager
     def cleared(self) -> Iterator[None]:
         """Lets the model be as before the first step: what is captured meanwhile starts a sequence."""
-        held = [(place, place.now) for place in self.places.values() if place.laid is not place.fresh]
+        held = [(place, place.now) for place in self.places.values()]
         for place, _ in held:
-            place.lay(place.fresh)
+            place.put(place.fresh)
         try:
             yield
         finally:
             for place, value in held:
-                place.lay(value)
+                place.put(value)
 
 
-def _mark(value: Any) -> tuple[int, int] | None:
-    return (value._version, value.data_ptr()) if isinstance(value, Tensor) and not value.is_inference() else None
-
-
-def _find(model: nn.Module, name: str) -> tuple[dict[str, Any], str] | None:
+def _table(model: nn.Module, name: str) -> tuple[dict[str, Any], str]:
     path, _, key = name.rpartition(".")
-    if not name or "[" in name:
-        return None
     try:
-        module = model.get_submodule(path)
-    except AttributeError:
-        return None
-    held = vars(module)
+        held = vars(model.get_submodule(path))
+    except AttributeError:  # of a net that was loaded there is no such module
+        return {}, key
     memories = held.get("_memories")  # SpikingJelly's states
     tables = [held["_buffers"], *([memories] if isinstance(memories, dict) else []), held]
     return next((table for table in tables if key in table), held), key
+
+
+def _mark(value: Tensor) -> tuple[int, int]:
+    return 0 if value.is_inference() else value._version, value.data_ptr()
 
 
 def merged(carries: Sequence[Carry], initial: Sequence[Any], given: Sequence[Any]) -> list[Any]:
@@ -160,9 +194,8 @@ def merged(carries: Sequence[Carry], initial: Sequence[Any], given: Sequence[Any
         elif value.ndim == 0 or not bool(value.any()):
             found.append(value.expand(fresh.shape) if value.ndim == 0 else fresh)
         else:
-            shapes = f"{tuple(value.shape)}, and not {tuple(fresh.shape)}"
             raise InvalidInput(
-                f"The state {carry.name} was set to a tensor of shape {shapes}.",
-                "Call reset() of the converted module, or assign a state of this batch.",
+                f"The state {carry.name} has shape {tuple(value.shape)}, and this call needs {tuple(fresh.shape)}.",
+                "Call reset() of the converted module before a batch of another size, or set a state of this one.",
             )
     return [*found, *initial[len(found) :]]

@@ -16,7 +16,7 @@ from tracecompile.compiled import Compiled, Request
 from tracecompile.errors import InvalidInput
 from tracecompile.facts import Facts
 from tracecompile.graphs.copies import copy_graphs
-from tracecompile.own_checks import ask, has_own_checks, sizes_of
+from tracecompile.own_checks import after_a_call, has_own_checks, sizes_of
 from tracecompile.program import Settings, StepProgram, example_value
 from tracecompile.runtime.engine.compiled import Kernels
 from tracecompile.runtime.executor import Executor
@@ -73,7 +73,10 @@ class Programs:
         """
         earlier = [compiled for compiled, _ in self.programs]
         with nullcontext() if self.standing is None else self.standing.afresh():
-            self.use(self.compiler(Request(self.model, args, kwargs, self.settings), earlier))
+            compiled = self.compiler(Request(self.model, args, kwargs, self.settings), earlier)
+            if self.standing is not None:
+                self.standing.learn_containers(compiled.program, args, kwargs)
+        self.use(compiled)
         if self.standing is not None and has_own_checks(self.model):
             self.passed = {sizes_of(args, kwargs)}
             self.note("The model may refuse an input itself: it is run once, without gradients, at every new size.")
@@ -87,7 +90,7 @@ class Programs:
         if self.passed is None or self.standing is None or (sizes := sizes_of(args, kwargs)) in self.passed:
             return
         with self.standing.afresh():
-            ask(self.model, args, kwargs)
+            after_a_call(self.model, args, kwargs)
         self.passed = {*list(self.passed)[-MOST_SIZES:], sizes}
 
     def use(self, compiled: Compiled) -> None:

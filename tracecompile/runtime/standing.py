@@ -8,8 +8,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tracecompile.compiled import moving
 from tracecompile.errors import InvalidInput
 from tracecompile.facts import Facts
+from tracecompile.own_checks import after_a_call
 from tracecompile.program import StepProgram
 from tracecompile.runtime.held import Held
 from tracecompile.runtime.live import LiveState, count_states
@@ -24,17 +26,28 @@ class Standing:
         self.model = model
         self._watch: Watch | None = None
         self._held: Held | None = None
+        self._templates: dict[str, Any] = {}
+        self._moving: frozenset[str] = frozenset()
+        self._as_left = False
+
+    def learn_containers(self, program: StepProgram, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Finds out, by one call of a copy of the model, in what containers it keeps states."""
+        names = {carry.place.partition("[")[0] for carry in program.carries if "[" in carry.place}
+        if names - self._templates.keys():
+            copied = after_a_call(self.model, args, kwargs)
+            self._templates = {name: value_at(copied, name) for name in names}
 
     def holds(self) -> bool:
         """Tells whether the model is as it was at the last call, its states in their places included."""
-        if self._watch is None or not self._watch.holds():
-            return False
-        return self._held is None or not self._held.touched
+        self._as_left = self._watch is not None and self._watch.holds()
+        self._as_left &= self._held is None or not self._held.touched
+        return self._as_left
 
     def look(self, program: StepProgram) -> Facts:
         """Takes the model as it is now for what runs; returns its facts."""
-        self._held = Held(self.model, program.carries, self._held)
-        self._watch = Watch(self.model)
+        self._held = Held(self.model, program.carries, self._templates, self._held)
+        self._moving = moving(program)
+        self._watch = Watch(self.model, self._moving)
         return Facts(self.model)
 
     @contextmanager
@@ -55,7 +68,7 @@ class Standing:
         Raises:
             InvalidInput: Some states were assigned, and steps that are to be trained came before.
         """
-        assigned = {} if self._held is None else self._held.assigned()
+        assigned = {} if self._held is None or self._as_left else self._held.assigned()
         if not assigned:
             return live.states
         count = count_states(program.carries)
@@ -75,14 +88,20 @@ class Standing:
     def lay(self, live: LiveState) -> None:
         """Lays the live states into their places in the model."""
         if self._held is not None and live.states is not None and self._held.lay(live.states, self._watch):
-            self._watch = Watch(self.model)
+            self._watch = Watch(self.model, self._moving)
 
     def clear(self) -> None:
         """Leaves the places of states as they were before the first step."""
         if self._held is not None:
             self._held.clear()
-            self._watch = Watch(self.model)
+            self._watch = Watch(self.model, self._moving)
 
     def fresh(self) -> dict[str, Any]:
         """Returns what the places of states hold before the first step, by name."""
         return {} if self._held is None else self._held.fresh()
+
+
+def value_at(model: nn.Module, name: str) -> Any:
+    """Returns an attribute by its dotted path."""
+    path, _, key = name.rpartition(".")
+    return vars(model.get_submodule(path)).get(key)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from types import MappingProxyType
 from typing import Any
 
@@ -21,14 +21,19 @@ class Watch:
     means is found out by ``Facts``, which takes longer.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        """Looks at a model."""
+    def __init__(self, model: nn.Module, moving: Collection[str] = ()) -> None:
+        """Looks at a model.
+
+        Args:
+            model: The model.
+            moving: Names of its states: what is within them is not looked at.
+        """
         self._kept: list[Any] = []
         self._sized: list[Any] = []
         self._readers: list[Callable[[Any], Iterable[Any]]] = []
         self._read: list[Any] = []
         self._places: dict[tuple[int, str], list[int]] = {}
-        for _, table, values in tables_of(model):
+        for _, table, values in tables_of(model, moving):
             self._add(table, values)
         self._sizes = list(map(len, self._sized))
         self._modules = list(model.modules())

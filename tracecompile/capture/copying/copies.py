@@ -85,7 +85,7 @@ def tensor_attributes(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
                 # SpikingJelly's states: the module itself gives each out, and takes it, under its own name.
                 yield from ((prefix + key, leaf) for key, leaf in value.items() if isinstance(leaf, torch.Tensor))
                 continue
-            for name, leaf in _leaves(prefix + attribute, value):
+            for name, leaf in leaves_of(prefix + attribute, value):
                 if not isinstance(leaf, nn.Parameter):
                     yield name, leaf
 
@@ -100,12 +100,13 @@ def plain_attributes(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def _leaves(name: str, value: Any) -> Iterator[tuple[str, torch.Tensor]]:
+def leaves_of(name: str, value: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yields the tensors within a value by their names, as ``tensor_attributes`` does."""
     if isinstance(value, torch.Tensor):
         yield name, value
     else:
         for key, entry in _entries(value):
-            yield from _leaves(f"{name}[{key}]", entry)
+            yield from leaves_of(f"{name}[{key}]", entry)
 
 
 def _entries(value: Any) -> list[tuple[str, Any]]:
@@ -121,13 +122,13 @@ def _entries(value: Any) -> list[tuple[str, Any]]:
     return []
 
 
-def _rebuilt(name: str, value: Any, target: str, tensor: torch.Tensor) -> Any:
-    """Returns a container with the tensor of one name replaced; containers on the way are made anew."""
+def with_leaf(name: str, value: Any, target: str, tensor: torch.Tensor) -> Any:
+    """Returns a value with the tensor of one name replaced; containers on the way are made anew."""
     if name == target:
         return tensor
     if not target.startswith(f"{name}["):
         return value
-    changed = [_rebuilt(f"{name}[{key}]", entry, target, tensor) for key, entry in _entries(value)]
+    changed = [with_leaf(f"{name}[{key}]", entry, target, tensor) for key, entry in _entries(value)]
     if isinstance(value, dict):
         again = copy.copy(value)
         again.update(zip(value, changed, strict=True))
@@ -152,6 +153,6 @@ def replace_attribute(model: nn.Module, name: str, value: Any) -> None:
         module._buffers[attribute] = value
     elif "[" in name:
         start = f"{path}.{attribute}" if path else attribute
-        setattr(module, attribute, _rebuilt(start, getattr(module, attribute), name, value))
+        setattr(module, attribute, with_leaf(start, getattr(module, attribute), name, value))
     else:
         setattr(module, attribute, value)
