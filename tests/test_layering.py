@@ -15,7 +15,7 @@ ORDER = (
     ("version", "errors", "operations", "kinds", "exact", "neuron_step", "layers", "units", "emitted", "program"),
     ("tables",),
     ("report", "arguments", "nn", "analysis"),
-    ("capture", "rules", "settings", "facts", "own_checks"),
+    ("capture", "rules", "settings", "facts", "own_checks", "refused"),
     ("graphs",),
     ("printing",),
     ("passes",),

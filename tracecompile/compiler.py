@@ -25,6 +25,7 @@ from tracecompile.errors import ConversionError, InvalidInput, SourceLine, Unsup
 from tracecompile.kinds import described, first_line
 from tracecompile.passes.pipeline import run_pipeline
 from tracecompile.program import StepProgram
+from tracecompile.refused import check_model
 from tracecompile.runtime.faults import is_from_outside
 from tracecompile.runtime.outside import unseen
 from tracecompile.runtime.session import Session
@@ -45,6 +46,7 @@ def compile(request: Request, earlier: Sequence[Compiled] = ()) -> Compiled:  # 
     with ONE_AT_A_TIME, torch.inference_mode(False), torch.enable_grad(), unseen(), naming_a_line(request.model):
         args, kwargs = pytree.tree_map(_ordinary, (request.args, request.kwargs))
         request = replace(request, args=args, kwargs=kwargs)
+        check_model(request.model)
         compiled = _built_for(request, earlier)
         program = compiled.program
         try:

@@ -1,7 +1,7 @@
-"""What a model itself refuses: an ``assert`` or a ``raise`` in its forward that looks at the sizes of an input.
+"""What the user's own code in a forward does that leaves nothing in a program.
 
-Such a check leaves nothing in a program: it was passed when the model was captured. So a model that has one is asked
-again at sizes that it has not seen.
+An ``assert`` or a ``raise`` that looks at the sizes of an input was passed when the model was captured. So a model that
+has one is asked again at sizes that it has not seen. Autocast changes what operations do, and is none.
 """
 
 from __future__ import annotations
@@ -29,6 +29,13 @@ def has_own_checks(model: nn.Module) -> bool:
     return any(_raises(function.__code__) for function in _functions(model))
 
 
+def enters_autocast(model: nn.Module) -> bool:
+    """Tells whether code of the user's that a forward runs names ``autocast``."""
+    methods = (value for owner in _classes(model) for value in vars(owner).values() if isinstance(value, FunctionType))
+    decorated = any(value.__code__.co_name == "decorate_autocast" for value in methods)
+    return decorated or any("autocast" in code.co_names for each in _functions(model) for code in _codes(each.__code__))
+
+
 def after_a_call(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> nn.Module:
     """Returns a copy of the model as a call without gradients leaves it; nothing of the model or of torch moves.
 
@@ -51,11 +58,7 @@ def sizes_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
 def _functions(model: nn.Module) -> Iterator[FunctionType]:
     """Yields the user's own methods of the model's classes, and the plain functions that they name."""
     waiting: list[Any] = [
-        value
-        for owner in dict.fromkeys(base for module in model.modules() for base in type(module).__mro__)
-        if _is_written(sys.modules.get(owner.__module__))
-        for name, value in vars(owner).items()
-        if not name.startswith("__")
+        value for owner in _classes(model) for name, value in vars(owner).items() if not name.startswith("__")
     ]
     seen: set[int] = set()
     while waiting:
@@ -69,11 +72,24 @@ def _functions(model: nn.Module) -> Iterator[FunctionType]:
         waiting += [function.__globals__.get(name) for name in function.__code__.co_names]
 
 
+def _classes(model: nn.Module) -> list[type]:
+    """Returns the user's own classes of a model's modules."""
+    bases = dict.fromkeys(base for module in model.modules() for base in type(module).__mro__)
+    return [base for base in bases if _is_written(sys.modules.get(base.__module__))]
+
+
 def _is_written(module: Any) -> bool:
     file = getattr(module, "__file__", None)
     return module is not None and (file is None or not file.startswith(INSTALLED)) and module.__name__ != "builtins"
 
 
 def _raises(code: CodeType) -> bool:
-    within = (constant for constant in code.co_consts if isinstance(constant, CodeType))
-    return any(each.opname == "RAISE_VARARGS" for each in dis.get_instructions(code)) or any(map(_raises, within))
+    return any(each.opname == "RAISE_VARARGS" for within in _codes(code) for each in dis.get_instructions(within))
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    """Yields a piece of code, and those within it."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _codes(constant)

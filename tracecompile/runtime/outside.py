@@ -20,6 +20,11 @@ def refuse_transforms(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str
     Raises:
         UnsupportedOperation: An argument or a parameter has a tangent, or stands for what a transform runs over.
     """
+    if torch.jit._trace.is_tracing() or torch.compiler.is_exporting():
+        raise UnsupportedOperation(
+            "A converted module cannot be traced or exported: its loop over time would be written out.",
+            "Export the model itself, or keep the converted module with tracecompile.save.",
+        )
     if forward_ad._current_level < 0 and torch._C._functorch.peek_interpreter_stack() is None:
         return
     given = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
