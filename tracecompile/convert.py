@@ -26,7 +26,8 @@ def convert(
     """Rewrites a spiking network into trace form.
 
     Args:
-        model: Any module that takes a whole sequence or one time step; it is never modified.
+        model: Any module that takes a whole sequence or one time step. Conversion leaves it as it is; the result holds
+            it, and what is done to one of them is done to both.
         example_inputs: A tensor or a tuple of tensors, like one small training batch; its length and batch size bind
             nothing. None: the model is captured at the first call, from the inputs of that call.
         rule: "measured" records the slope of every neuron, "analytic" computes it from a rate curve, "bptt" is ordinary

@@ -127,8 +127,8 @@ class StepProgram:
 
     Attributes:
         kind: "sequence" (the model loops over time itself) or "step" (each call is one time step).
-        root: Copy of the user's model that shares its Parameters, and once it is compiled its buffers; targets of
-            ``get_attr`` and ``call_module`` nodes resolve in it.
+        root: The user's model, and while it is captured a copy that shares its Parameters; targets of ``get_attr`` and
+            ``call_module`` nodes resolve in it.
         leaves: Modules added by capture (opaque surrogate functions), by target name; not part of ``root``.
         constants: Tensors that are the program's own, by target name; they come before those of ``root``.
         prologue, step, epilogue: See the module docstring.
