@@ -62,8 +62,7 @@ class Carry:
         kept: True where a sequence starts with what the last one left, until the module is reset.
         statistic: Attribute of the model that it is, from the first step of a sequence to the last, with no gradient;
             empty for a state.
-        place: Attribute of the model that holds it between two calls, as ``tensor_attributes`` names it; empty where
-            there is none.
+        place: Attribute of the model that holds it between calls, as ``tensor_attributes`` names it, if one does.
     """
 
     name: str
@@ -127,8 +126,7 @@ class StepProgram:
 
     Attributes:
         kind: "sequence" (the model loops over time itself) or "step" (each call is one time step).
-        root: The user's model, and while it is captured a copy that shares its Parameters; targets of ``get_attr`` and
-            ``call_module`` nodes resolve in it.
+        root: The user's model, or a copy that shares its Parameters: where targets of nodes are looked up.
         leaves: Modules added by capture (opaque surrogate functions), by target name; not part of ``root``.
         constants: Tensors that are the program's own, by target name; they come before those of ``root``.
         prologue, step, epilogue: See the module docstring.
