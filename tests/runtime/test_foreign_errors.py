@@ -209,7 +209,7 @@ def test_an_error_of_a_surrogate_arrives_as_it_is() -> None:
 def test_what_torch_says_to_inputs_that_do_not_fit_is_explained() -> None:
     model, _ = twins(Whole)
     net = tracecompile.convert(model, events(6, 2), backend="eager")
-    with pytest.raises(InvalidInput, match=r"\(9, 4, 6\)"):
+    with pytest.raises(InvalidInput, match=r"\[9, 4, 6\]"):
         net(torch.rand(9, 4, 6).double())
 
 
