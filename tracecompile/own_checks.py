@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from tracecompile.capture.copying.copies import share_parameters
+from tracecompile.capture.copying.fresh_start import start_afresh
 from tracecompile.capture.copying.registries import registries_redirected
 
 INSTALLED = tuple({sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), sysconfig.get_path("stdlib")})
@@ -43,6 +44,7 @@ def after_a_call(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
         Exception: Whatever the model raises.
     """
     copied = share_parameters(model)
+    start_afresh(copied)
     devices = {leaf.device for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.is_cuda}
     with torch.no_grad(), torch.random.fork_rng(devices=devices), registries_redirected(copied):
         copied(*args, **kwargs)

@@ -44,5 +44,6 @@ def refuse_transforms(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str
 @contextmanager
 def unseen() -> Iterator[None]:
     """Keeps what autograd saves for work within a call from hooks of the user's, such as those of a checkpoint."""
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor):
+    # Detached: a result that autograd saves would lead to itself, and neither would ever be freed.
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor.detach(), lambda tensor: tensor):
         yield

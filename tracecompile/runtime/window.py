@@ -77,7 +77,10 @@ class Window:
         self.statics = statics
         self.stand_ins = stand_ins
         self.initial = start.initial
-        self.invariants = [x for x in start.invariants if isinstance(x, Tensor) and x.requires_grad]
+        given = zip(program.invariants, start.invariants, strict=True)
+        # What the steps do not read is the epilogue's alone, and may be as long as the sequence.
+        read = [value for name, value in given if name in statics and isinstance(value, Tensor)]
+        self.invariants = [value for value in read if value.requires_grad]
         self.given = GivenInputs()
         self._sequence = not isinstance(clock, StreamClock)
         self.record = Record(program, clock, statics, start.initial)

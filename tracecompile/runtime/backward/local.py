@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from tracecompile.layers import Layer
 
@@ -38,9 +38,7 @@ class LocalGraph:
         self.leaves: list[dict[str, Tensor]] = []
         self.currents: list[tuple[Tensor, ...]] = []
         # Stand-ins, because a hook on a parameter must see its whole gradient once, not the parts of it.
-        owned = {name: p for name, p in _places(local).items() if p.requires_grad}
-        self.parameters: dict[Tensor, Tensor] = {p: p.detach().requires_grad_() for p in owned.values()}
-        stand_ins = {name: self.parameters[p] for name, p in owned.items()}
+        self.parameters: dict[Tensor, Tensor] = {p: p.detach().requires_grad_() for p in _parameters(local)}
         self.statics = {name: statics[name] for name in layer.synapse_statics}
         with torch.enable_grad():
             for given, statistics in zip(means, norms, strict=True):
@@ -50,7 +48,7 @@ class LocalGraph:
                 }
                 self.leaves.append(leaves)
                 given_all = (*leaves.values(), *self.statics.values(), *statistics)
-                self.currents.append(_called(local, stand_ins, given_all) if stand_ins else local(*given_all))
+                self.currents.append(_called(local, self.parameters, given_all))
 
     def upstream(self, index: int, signals: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns the learning signal on the sources of one bin; keeps the graph."""
@@ -92,17 +90,30 @@ def _fitted(signal: Tensor, current: Tensor) -> Tensor:
     return signal.to(current.dtype).expand_as(current)
 
 
-def _places(module: nn.Module) -> dict[str, nn.Parameter]:
-    """Returns all places where parameters are, each under one name: a module may be there under several."""
-    parts = {id(part): (path, part) for path, part in module.named_modules(remove_duplicate=False)}
-    return {
-        f"{path}.{name}" if path else name: parameter
-        for path, part in parts.values()
-        for name, parameter in part._parameters.items()
-        if parameter is not None
+def _parameters(module: nn.Module) -> list[nn.Parameter]:
+    return [value for value in module.parameters() if value.requires_grad]
+
+
+def _called(graph: nn.Module, stand_ins: Mapping[Tensor, Tensor], given: tuple[Any, ...]) -> Any:
+    """Calls a graph with other tensors in the places of parameters.
+
+    The modules that it calls are the user's, and stay as they are: others may look at them meanwhile.
+    """
+    forward, twin = vars(graph).get("forward"), _twin(graph, stand_ins, {})
+    if isinstance(forward, partial):  # as printed, of the whole model
+        return forward.func(twin, *given)
+    return type(graph).forward(twin, *given) if forward is None else forward(*given)
+
+
+def _twin(module: Any, stand_ins: Mapping[Tensor, Tensor], known: dict[int, Any]) -> Any:
+    """Returns a module like another, down to its parts, with stand-ins for parameters."""
+    if module is None or id(module) in known:
+        return known.get(id(module))
+    made = known[id(module)] = object.__new__(type(module))
+    vars(made).update(vars(module))
+    tensors = {
+        name: value if value is None else stand_ins.get(value, value) for name, value in module._parameters.items()
     }
-
-
-def _called(module: nn.Module, stand_ins: dict[str, Tensor], given: tuple[Any, ...]) -> Any:
-    # Every place is named: torch would put a stand-in in a second time where a module is there twice, and leave it.
-    return functional_call(module, stand_ins, given, tie_weights=False)
+    parts = {name: _twin(part, stand_ins, known) for name, part in module._modules.items()}
+    vars(made).update(_parameters=tensors, _modules=parts)
+    return made
