@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dis
 import sys
-import sysconfig
 from collections.abc import Iterator
 from types import CodeType, FunctionType
 from typing import Any
@@ -20,9 +19,8 @@ from torch.utils import _pytree as pytree
 from tracecompile.capture.copying.copies import share_parameters
 from tracecompile.capture.copying.fresh_start import start_afresh
 from tracecompile.capture.copying.registries import registries_redirected
-
-INSTALLED = tuple({sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), sysconfig.get_path("stdlib")})
-"""Folders of what the user has installed and not written."""
+from tracecompile.capture.tracing.source import INSTALLED
+from tracecompile.capture.tracing.step_numbers import is_users
 
 
 def has_own_checks(model: nn.Module) -> bool:
@@ -68,7 +66,7 @@ def _functions(model: nn.Module) -> Iterator[FunctionType]:
         if not isinstance(function, FunctionType) or id(function) in seen:
             continue
         seen.add(id(function))
-        if function.__code__.co_filename.startswith(INSTALLED):
+        if not _is_own(function.__code__.co_filename):
             continue
         yield function
         waiting += [function.__globals__.get(name) for name in function.__code__.co_names]
@@ -82,7 +80,12 @@ def _classes(model: nn.Module) -> list[type]:
 
 def _is_written(module: Any) -> bool:
     file = getattr(module, "__file__", None)
-    return module is not None and (file is None or not file.startswith(INSTALLED)) and module.__name__ != "builtins"
+    return module is not None and module.__name__ != "builtins" and (file is None or _is_own(file))
+
+
+def _is_own(file: str) -> bool:
+    """Tells whether the user has written a file, and not installed it."""
+    return is_users(file) and not INSTALLED.search(file)
 
 
 def _raises(code: CodeType) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -198,3 +199,20 @@ def test_a_change_in_the_middle_of_a_sequence_goes_on_from_its_states() -> None:
         got, right = net(x_t), twin(x_t)
         assert torch.equal(got, right)
         total, wanted = total + got.sum(), wanted + right.sum()
+
+
+@pytest.mark.parametrize("between", ["reset", "snapshot", "copy"])
+def test_what_is_done_to_the_net_meanwhile_hides_no_change(between: str) -> None:
+    model, twin = twins(Sequence)
+    net, x = tracecompile.convert(model, events(5, 2), bins=STEPS, backend="eager"), events(STEPS, 4)
+    net(x)
+    new_head(model)
+    new_head(twin)
+    model.leak = twin.leak = 0.7
+    if between == "reset":
+        net.reset()
+    elif between == "snapshot":
+        net.restore(net.snapshot())
+    else:
+        assert torch.equal(copy.deepcopy(net)(x), twin(x))
+    assert_trains_alike(net, model, twin, x)

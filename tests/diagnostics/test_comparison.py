@@ -39,7 +39,7 @@ def test_a_model_that_was_changed_after_conversion_is_compared_as_it_is_now(chan
     found = tracecompile.compare_gradients(model, net, case.make_inputs(6, 3), lambda out: weighted_loss([out]))
     assert {row.parameter for row in found.rows} == {name for name, _ in model.named_parameters()}
     compared = [row.cosine for row in found.rows if row.parameter != "scale"]
-    assert all(cosine is not None and cosine > 0.999 for cosine in compared)
+    assert all(cosine is not None and cosine > 0.999 for cosine in compared), compared
 
 
 def test_a_copy_of_the_net_and_one_that_was_loaded_are_refused(tmp_path: Path) -> None:

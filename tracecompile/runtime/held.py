@@ -136,11 +136,13 @@ class Held:
             made |= watch is None or not watch.follow(place.table, place.key, place.now)
         return made
 
-    def clear(self) -> None:
+    def clear(self, watch: Watch | None) -> None:
         """Leaves every place as it was before the first step."""
         for place in self.places.values():
             place.put(place.fresh)
             place.leave()
+            if watch is not None and place.fresh is not ABSENT:
+                watch.follow(place.table, place.key, place.fresh)
 
     def fresh(self) -> dict[str, Any]:
         """Returns what the places hold before the first step, by name."""

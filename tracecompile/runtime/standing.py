@@ -93,8 +93,8 @@ class Standing:
     def clear(self) -> None:
         """Leaves the places of states as they were before the first step."""
         if self._held is not None:
-            self._held.clear()
-            self._watch = Watch(self.model, self._moving)
+            # What else was changed meanwhile is still to be seen.
+            self._held.clear(self._watch)
 
     def fresh(self) -> dict[str, Any]:
         """Returns what the places of states hold before the first step, by name."""
