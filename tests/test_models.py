@@ -93,6 +93,8 @@ def test_the_model_is_left_alone(case: ModelCase) -> None:
     assert_same_fingerprint(before, fingerprint(model))
     net.eval()
     case.run(net, case.make_inputs(STEPS, BATCH))
+    net.train()
+    net.reset()
     assert_same_fingerprint(before, fingerprint(model))
 
 

@@ -139,6 +139,9 @@ class Held:
     def clear(self, watch: Watch | None) -> None:
         """Leaves every place as it was before the first step."""
         for place in self.places.values():
+            if isinstance(place.fresh, Tensor) and isinstance(place.now, Tensor):
+                # The model may have been moved, or cast, since.
+                place.fresh = place.fresh.to(place.now.device, place.now.dtype)
             place.put(place.fresh)
             place.leave()
             if watch is not None and place.fresh is not ABSENT:

@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torch import nn
+from torch import Tensor, nn
+
+from tracecompile.program import StepProgram
+from tracecompile.runtime.anew import read_by_steps
+from tracecompile.runtime.rerun import Prepared
 
 
 class HeldParameters:
@@ -32,3 +36,14 @@ class HeldParameters:
         finally:
             for table, name, value in now:
                 table[name] = value
+
+
+def learned_arguments(program: StepProgram, start: Prepared) -> list[Tensor]:
+    """Returns the arguments that every step reads and that require a gradient.
+
+    What the steps do not read is the epilogue's alone: it may be as long as the sequence, and has a graph of its own.
+    """
+    given = zip(program.invariants, start.invariants, strict=True)
+    wanted = {name: value for name, value in given if isinstance(value, Tensor) and value.requires_grad}
+    read = read_by_steps(program) if wanted else set()
+    return [value for name, value in wanted.items() if name in read]

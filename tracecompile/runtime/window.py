@@ -20,7 +20,7 @@ from tracecompile.runtime.backward.gradients import StandIns
 from tracecompile.runtime.backward.learning import Learning, Received, takes_moments
 from tracecompile.runtime.bins import Bins, Clock, StreamClock
 from tracecompile.runtime.loop import Loop
-from tracecompile.runtime.parameters import HeldParameters
+from tracecompile.runtime.parameters import HeldParameters, learned_arguments
 from tracecompile.runtime.record import Record
 from tracecompile.runtime.rerun import Prepared, Rerun
 from tracecompile.runtime.stored import load_record, record_tensors
@@ -77,10 +77,7 @@ class Window:
         self.statics = statics
         self.stand_ins = stand_ins
         self.initial = start.initial
-        given = zip(program.invariants, start.invariants, strict=True)
-        # What the steps do not read is the epilogue's alone, and may be as long as the sequence.
-        read = [value for name, value in given if name in statics and isinstance(value, Tensor)]
-        self.invariants = [value for value in read if value.requires_grad]
+        self.invariants = learned_arguments(program, start)
         self.given = GivenInputs()
         self._sequence = not isinstance(clock, StreamClock)
         self.record = Record(program, clock, statics, start.initial)

@@ -219,7 +219,10 @@ def _reduced(signal: Tensor, value: Tensor) -> Tensor:
 
 
 def _half_precisions(program: StepProgram) -> dict[str, torch.dtype]:
-    """Returns the precision of those values of a step that are accumulated in a higher one, by name."""
-    values = {node.name: node.meta.get("val") for node in program.step.graph.nodes}
-    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor) and value.is_floating_point()}
-    return {name: value.dtype for name, value in tensors.items() if value.dtype != accumulator_dtype(value.dtype)}
+    """Returns the precision of those values of a step that are accumulated in a higher one than the model's, by name.
+
+    Under autocast values are in a lower precision than the parameters: means of these may stay in the higher one.
+    """
+    half = {value.dtype for value in program.root.parameters() if value.dtype != accumulator_dtype(value.dtype)}
+    values = {node.name: node.meta.get("val") for node in program.step.graph.nodes} if half else {}
+    return {name: value.dtype for name, value in values.items() if isinstance(value, Tensor) and value.dtype in half}

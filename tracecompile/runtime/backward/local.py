@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from tracecompile.layers import Layer
 
@@ -38,7 +39,9 @@ class LocalGraph:
         self.leaves: list[dict[str, Tensor]] = []
         self.currents: list[tuple[Tensor, ...]] = []
         # Stand-ins, because a hook on a parameter must see its whole gradient once, not the parts of it.
-        self.parameters: dict[Tensor, Tensor] = {p: p.detach().requires_grad_() for p in _parameters(local)}
+        owned = {name: p for name, p in _places(local).items() if p.requires_grad}
+        self.parameters: dict[Tensor, Tensor] = {p: p.detach().requires_grad_() for p in owned.values()}
+        stand_ins = {name: self.parameters[p] for name, p in owned.items()}
         self.statics = {name: statics[name] for name in layer.synapse_statics}
         with torch.enable_grad():
             for given, statistics in zip(means, norms, strict=True):
@@ -48,7 +51,7 @@ class LocalGraph:
                 }
                 self.leaves.append(leaves)
                 given_all = (*leaves.values(), *self.statics.values(), *statistics)
-                self.currents.append(_called(local, self.parameters, given_all))
+                self.currents.append(_called(local, stand_ins, given_all) if stand_ins else local(*given_all))
 
     def upstream(self, index: int, signals: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns the learning signal on the sources of one bin; keeps the graph."""
@@ -90,30 +93,53 @@ def _fitted(signal: Tensor, current: Tensor) -> Tensor:
     return signal.to(current.dtype).expand_as(current)
 
 
-def _parameters(module: nn.Module) -> list[nn.Parameter]:
-    return [value for value in module.parameters() if value.requires_grad]
-
-
-def _called(graph: nn.Module, stand_ins: Mapping[Tensor, Tensor], given: tuple[Any, ...]) -> Any:
-    """Calls a graph with other tensors in the places of parameters.
-
-    The modules that it calls are the user's, and stay as they are: others may look at them meanwhile.
-    """
-    forward, twin = vars(graph).get("forward"), _twin(graph, stand_ins, {})
-    if isinstance(forward, partial):  # as printed, of the whole model
-        return forward.func(twin, *given)
-    return type(graph).forward(twin, *given) if forward is None else forward(*given)
-
-
-def _twin(module: Any, stand_ins: Mapping[Tensor, Tensor], known: dict[int, Any]) -> Any:
-    """Returns a module like another, down to its parts, with stand-ins for parameters."""
-    if module is None or id(module) in known:
-        return known.get(id(module))
-    made = known[id(module)] = object.__new__(type(module))
-    vars(made).update(vars(module))
-    tensors = {
-        name: value if value is None else stand_ins.get(value, value) for name, value in module._parameters.items()
+def _places(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Returns all places where parameters are, each under one name: a module may be there under several."""
+    parts = {id(part): (path, part) for path, part in module.named_modules(remove_duplicate=False)}
+    return {
+        f"{path}.{name}" if path else name: parameter
+        for path, part in parts.values()
+        for name, parameter in part._parameters.items()
+        if parameter is not None
     }
-    parts = {name: _twin(part, stand_ins, known) for name, part in module._modules.items()}
-    vars(made).update(_parameters=tensors, _modules=parts)
+
+
+def _called(graph: nn.Module, stand_ins: Mapping[str, Tensor], given: tuple[Any, ...]) -> Any:
+    """Calls a graph with other tensors in the places of parameters."""
+    forward = vars(graph).get("forward")
+    if isinstance(forward, partial) and (twin := _twin(forward.args[0], graph, stand_ins)) is not None:
+        return forward.func(twin, *given)
+    # Every place is named: torch would put a stand-in in a second time where a module is there twice, and leave it.
+    return functional_call(graph, dict(stand_ins), given, tie_weights=False)
+
+
+def _twin(root: nn.Module, graph: nn.Module, stand_ins: Mapping[str, Tensor]) -> Any:
+    """Returns a module like the model, which a graph can be called on, with stand-ins in the places of parameters.
+
+    Torch's own layers are called so: others may look at the model meanwhile, in other threads. None where the graph
+    calls anything else that has parameters, which may find its way back to the model itself.
+    """
+    made = _like(root)
+    for path, module in graph.named_modules(remove_duplicate=False):
+        if not module._parameters:
+            continue
+        twin = made
+        for name in path.split("."):
+            part = twin._modules.get(name)
+            if part is None:
+                return None
+            twin._modules[name] = twin = part if "_stand_ins" in vars(part) else _like(part)
+        if root.get_submodule(path) is not module:
+            return None
+        plain = type(module).__module__.startswith("torch.nn.modules") and "forward" not in vars(module)
+        if not plain or module._modules or twin._parameters.keys() != module._parameters.keys():
+            return None
+        names = {name: f"{path}.{name}" for name in module._parameters}
+        twin._parameters = {name: stand_ins.get(place, module._parameters[name]) for name, place in names.items()}
+    return made
+
+
+def _like(module: nn.Module) -> Any:
+    made = object.__new__(type(module))
+    vars(made).update(vars(module), _modules=dict(module._modules), _stand_ins=True)
     return made
