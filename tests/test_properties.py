@@ -68,8 +68,8 @@ def test_outputs_are_those_of_the_model_at_any_length_and_batch() -> None:
             net.train(training)
             for steps, batch in sizes:
                 inputs = make_inputs(spec, steps, batch)
-                model = pristine(built.module).train(training)
                 net.reset()
+                model = pristine(built.module).train(training)
                 assert_equal_outputs(run(spec, model, net, inputs), run(spec, model, model, inputs))
         net.train()
         net.reset()
