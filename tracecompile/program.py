@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 AHEAD = "ahead"
 """Key of the ``meta`` of those nodes of a prologue that the first step computes, and is asked for before it runs."""
 
+TWIN_OF = "_twin_of"
+"""Attribute of a leaf that stands for a layer of the model, and has its tables of Parameters: that layer."""
 Collect = Literal["stack", "last", "sum", "step"]
 """How the per-step values of one output reach the epilogue: all of them along a new axis 0, the last one, their running
 sum in the order of time, or (step models) this step's."""
@@ -127,7 +129,7 @@ class StepProgram:
     Attributes:
         kind: "sequence" (the model loops over time itself) or "step" (each call is one time step).
         root: The user's model, or a copy that shares its Parameters: where targets of nodes are looked up.
-        leaves: Modules added by capture (opaque surrogate functions), by target name; not part of ``root``.
+        leaves: Modules added by capture (surrogate functions, twins of layers), by target name; not part of ``root``.
         constants: Tensors that are the program's own, by target name; they come before those of ``root``.
         prologue, step, epilogue: See the module docstring.
         inputs: The sequence inputs, in the order of the step's placeholders.
@@ -141,14 +143,12 @@ class StepProgram:
             arguments, in the order of the explicit carries. Empty otherwise.
         explicit_results: Positions of their successors among the leaves of the result, in the same order.
         notes: Sentences for the report.
-        left_over: States that start from what an earlier call has left, a row for each of its samples; with the user's
-            line that reads each.
+        left_over: States that start from the rows of an earlier call, with the user's line that reads each.
         time: Axis of the first tensor argument, and position of a number among the leaves of the arguments, that say
             how many steps there are (None where they do not).
         reads_mode: Whether the user's code branches on ``training``, so that the other mode is another program.
         length_bound: Whether the program is that of one number of time steps: a call with another is another program.
-        epilogue_again: The line of the epilogue whose derivative needs the values of all steps, if one does: backward
-            then computes these once more, and the epilogue of them.
+        epilogue_again: The line of the epilogue whose derivative needs all steps, if one does: backward runs it again.
         pinned: Positions, among the leaves of the arguments, of numbers that the program has built in.
         written: Names of the attributes that the model writes: states of the converted module, and not of the model.
         statistics: Names of the attributes that a sequence moves for the model itself: what they hold at the end are

@@ -11,7 +11,7 @@ from torch import fx
 from tracecompile.analysis.core_operators import acts_on_elements, has_shape_of_operands
 from tracecompile.neuron_step import NeuronStep
 from tracecompile.operations import Fact, has, operation_of
-from tracecompile.program import StepProgram, example_value, is_tensor
+from tracecompile.program import TWIN_OF, StepProgram, example_value, is_tensor
 
 SCALES = tuple(10.0**power for power in range(9))
 """By how much the range in which a surrogate is probed is widened while nothing changes in it."""
@@ -19,7 +19,8 @@ SCALES = tuple(10.0**power for power in range(9))
 
 def is_surrogate(program: StepProgram, node: fx.Node) -> bool:
     """Tells whether a node is one of the opaque surrogate functions that capture kept."""
-    return node.op == "call_module" and str(node.target) in program.leaves
+    leaf = program.leaves.get(str(node.target)) if node.op == "call_module" else None
+    return leaf is not None and TWIN_OF not in vars(leaf)
 
 
 def is_comparison(node: fx.Node) -> bool:

@@ -13,9 +13,8 @@ from typing import Any
 from torch import nn
 
 from tracecompile.capture.tracing.opaque import library_class
+from tracecompile.program import TWIN_OF
 
-TWIN_OF = "_twin_of"
-"""Attribute of a twin: the layer of the user's model whose tables it has."""
 OVER_TIME = "_computed_over_time"
 """Mark on a copy of a layer that the user's model calls with all time steps at once."""
 
