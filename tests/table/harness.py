@@ -51,6 +51,8 @@ class Entry:
         build_for: Builds the model for a number of steps, where the model fixes it; ``build`` is not used then.
         batch: The only batch size that the model takes, if there is one.
         double: Whether gradients are compared in float64 (to 1e-9), else in float32 (to 1e-6).
+        even: Whether it converts only where the processor rounds a product of many rows as one of few: a layer between
+            two layers over time, whose values a threshold reads.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Entry:
     build_for: Callable[[int], nn.Module] | None = None
     batch: int | None = None
     double: bool = True
+    even: bool = False
 
     def model(self, steps: int = EXAMPLE_STEPS) -> nn.Module:
         """Returns the model, always with the same weights."""
@@ -175,6 +178,13 @@ def check_live(entry: Entry) -> None:
         run(entry, entry.model(steps), calls(entry, steps, batch))
     rate = counter.fired / max(counter.seen, 1)
     assert 0.02 < rate < 0.98, f"{counter.fired} of {counter.seen} thresholds were crossed"
+
+
+def products_are_even(model: nn.Module) -> bool:
+    """Tells whether this processor rounds the model's products of many rows as those of few."""
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    values = [(layer, torch.randn(5, 3, layer.in_features, dtype=layer.weight.dtype)) for layer in layers]
+    return all(torch.equal(layer(x), torch.stack([layer(x_t) for x_t in x])) for layer, x in values)
 
 
 def check_untouched(entry: Entry) -> None:
