@@ -241,7 +241,7 @@ def test_a_step_model_continues_where_it_stopped() -> None:
         snapshot = {key: value.clone() if isinstance(value, Tensor) else value for key, value in net.snapshot().items()}
         rest = [net(x) for x in built.inputs[2:]]
         assert_equal_outputs([*first, *rest], whole)
-        other = convert(spec, built)
+        other = convert(spec, build(spec))  # another model: this one's states go on with the net
         other.restore(snapshot)
         assert_equal_outputs([other(x) for x in built.inputs[2:]], rest)
 

@@ -122,6 +122,19 @@ def test_a_state_that_is_set_is_gone_on_from(make: Callable[[], Any], how: str) 
     assert_close(gradients(model), gradients(twin))
 
 
+@pytest.mark.parametrize("make", MAKES)
+def test_a_snapshot_from_before_the_first_step_clears(make: Callable[[], Any]) -> None:
+    net, model, twin = converted(make)
+    x, start = events(3, 4), net.snapshot()
+    right = copy.deepcopy(twin)(x[0])
+    for _ in range(2):
+        assert torch.equal(net(x[0]), right)
+        net(x[1])
+        net.restore(start)
+        for module, fresh in zip(model.modules(), twin.modules(), strict=True):
+            assert {k: type(v) for k, v in vars(module).items()} == {k: type(v) for k, v in vars(fresh).items()}
+
+
 def test_a_state_before_the_first_step_is_gone_on_from() -> None:
     net, model, twin = converted(Alone)
     model.v, twin.v = torch.full((4, WIDTH), 0.3), torch.full((4, WIDTH), 0.3)

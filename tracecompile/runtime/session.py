@@ -105,6 +105,8 @@ class Session(Programs):
             self.waiting = snapshot
         else:
             self.live.restore(self.program, snapshot)
+            if self.standing is not None and self.live.states is None:
+                self.standing.clear()  # it was taken before a first step
             self._lay()
 
     def _lay(self) -> None:
