@@ -10,7 +10,8 @@ from torch import Tensor, fx, nn
 from tracecompile.errors import SelfCheckFailed
 from tracecompile.program import StepProgram
 from tracecompile.rules import rule_of
-from tracecompile.self_check.pair import Pair, Run, adding
+from tracecompile.self_check.in_order import adding
+from tracecompile.self_check.pair import Pair, Run
 from tracecompile.self_check.results import layer_of, line_of
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3, torch.float16: 0.05, torch.bfloat16: 0.2}

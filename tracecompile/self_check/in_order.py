@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -37,6 +38,11 @@ class AddedInOrder(TorchDispatchMode):
         if in_order is None or not args[0].is_floating_point():
             return func(*args, **(kwargs or {}))
         return in_order(*args, **(kwargs or {}))
+
+
+def adding(in_order: bool) -> AbstractContextManager[object]:
+    """Returns a context in which sums are added up in one order, or as ever."""
+    return AddedInOrder() if in_order else nullcontext()
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:

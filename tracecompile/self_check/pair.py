@@ -6,7 +6,7 @@ import copy
 import io
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, redirect_stderr
+from contextlib import ExitStack, contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from tracecompile.program import Settings, StepProgram
 from tracecompile.runtime.executor import Executor
 from tracecompile.runtime.session import Session
 from tracecompile.self_check.generators import Generators, generators_kept
-from tracecompile.self_check.in_order import AddedInOrder
+from tracecompile.self_check.in_order import adding
 from tracecompile.self_check.inputs import Arguments
 
 BuildAgain = Callable[[Session, tuple[Any, ...], dict[str, Any], TimeSource], Compiled]
@@ -161,11 +161,6 @@ class Pair:
                 raise
             results += pytree.tree_leaves(result)
         return results
-
-
-def adding(in_order: bool) -> AbstractContextManager[object]:
-    """Returns a context in which products are added up in one order, or as ever."""
-    return AddedInOrder() if in_order else nullcontext()
 
 
 @contextmanager
