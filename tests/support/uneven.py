@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ aten = torch.ops.aten
 
 
 class Uneven(TorchDispatchMode):
-    """Adds up products of many rows from the other end while it is entered.
+    """Adds up products of few rows from the beginning, and those of many from the end, while it is entered.
 
     Args:
         many: From how many rows on.
@@ -25,29 +26,47 @@ class Uneven(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs an operation."""
-        turned = self.arguments(func, args) if func in TURNED else None
-        self.turned += turned is not None
-        return func(*(turned or args), **(kwargs or {}))
+        product = PRODUCTS.get(func)
+        if product is None or not args[0].is_floating_point():
+            return func(*args, **(kwargs or {}))
+        return product(self, *args, **(kwargs or {}))
 
-    def arguments(self, func: Any, args: Any) -> Any:
-        """Returns the same factors with what is added up in the opposite order; None for few rows."""
-        left, axis_left, axis_right = TURNED[func]
-        one, other = args[left : left + 2]
-        if not one.is_floating_point() or rows(one, func) < self.many or one.shape[axis_left] < 2:
-            return None
-        turned = (one.flip(axis_left), other.flip(axis_right))
-        return (*args[:left], *turned, *args[left + 2 :])
+    def order(self, terms: int, rows: int) -> Iterable[int]:
+        """Returns the order in which the terms of a product of so many rows are added up."""
+        self.turned += rows >= self.many
+        return range(terms) if rows < self.many else range(terms - 1, -1, -1)
 
 
-def rows(factor: Tensor, func: Any) -> int:
-    """Returns how many rows a product has."""
-    return factor.shape[0] if func is not aten.bmm.default else factor.shape[0] * factor.shape[1]
+def product(mode: Uneven, left: Tensor, right: Tensor) -> Tensor:
+    """Multiplies matrices, or batches of them."""
+    total = left.new_zeros((*left.shape[:-1], right.shape[-1]))
+    for k in mode.order(left.shape[-1], left.shape[:-1].numel()):
+        total = total + left[..., k, None] * right[..., k, None, :]
+    return total
 
 
-TURNED = {
-    aten.mm.default: (0, 1, 0),
-    aten.addmm.default: (1, 1, 0),
-    aten.bmm.default: (0, 2, 1),
-    aten.convolution.default: (0, 1, 1),
+def onto(mode: Uneven, start: Tensor, left: Tensor, right: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    """Multiplies matrices and adds something."""
+    return alpha * product(mode, left, right) + beta * start
+
+
+def convolution(mode: Uneven, x: Tensor, weight: Tensor, bias: Tensor | None, *others: Any) -> Tensor:
+    """Adds up one channel after the other; groups are left alone."""
+    if others[-1] != 1:
+        kept: Tensor = aten.convolution.default(x, weight, bias, *others)
+        return kept
+    axis, total = 0 if others[3] else 1, 0
+    for channel in mode.order(x.shape[1], len(x)):
+        part = x.narrow(1, channel, 1), weight.narrow(axis, channel, 1)
+        total = total + aten.convolution.default(*part, None, *others)
+    assert isinstance(total, Tensor)
+    return total if bias is None else total + bias.reshape(-1, *(1 for _ in weight.shape[2:]))
+
+
+PRODUCTS: dict[Any, Callable[..., Tensor]] = {
+    aten.mm.default: product,
+    aten.bmm.default: product,
+    aten.addmm.default: onto,
+    aten.convolution.default: convolution,
 }
-"""Position of the first of two factors, and the axis of each that is added up, by operator."""
+"""What is added up in two orders, by operator."""
