@@ -114,6 +114,15 @@ def test_the_report_says_that_rounding_is_all(make: Callable[[], nn.Module]) -> 
         assert all(torch.equal(one, other) for one, other in zip(model(x), net(x), strict=True))
 
 
+@pytest.mark.parametrize("rule", ["analytic", "exact", "bptt"])
+def test_so_it_is_under_every_rule(rule: str) -> None:
+    torch.manual_seed(0)
+    model, x = Dense(), 2 * torch.randn(STEPS, BATCH, INPUTS)
+    with Uneven():
+        net = tracecompile.convert(model, (x,), rule=rule, backend="eager")
+    assert any(ALONE in note for note in net.report.notes)
+
+
 class AtTheThreshold(nn.Module):
     """A sum that is the threshold in one order of its terms and above it in the other, at every step."""
 

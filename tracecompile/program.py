@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 AHEAD = "ahead"
 """Key of the ``meta`` of those nodes of a prologue that the first step computes, and is asked for before it runs."""
-
 TWIN_OF = "_twin_of"
 """Attribute of a leaf that stands for a layer of the model, and has its tables of Parameters: that layer."""
 Collect = Literal["stack", "last", "sum", "step"]
@@ -152,8 +151,8 @@ class StepProgram:
         epilogue_again: The line of the epilogue whose derivative needs all steps, if one does: backward runs it again.
         pinned: Positions, among the leaves of the arguments, of numbers that the program has built in.
         written: Names of the attributes that the model writes: states of the converted module, and not of the model.
-        statistics: Names of the attributes that a sequence moves for the model itself: what they hold at the end are
-            the last results of the epilogue. Those that the steps of a step model move are among the carries alone.
+        statistics: Names of attributes that a sequence moves for the model itself: what they hold at the end are last
+            among the results of the epilogue. Those that the steps of a step model move are among the carries alone.
         cores, statics, layers, traces, blocks, units: Annotations, filled by the passes in this order; a unit a block.
         traces_kept: The traces as they are carried, those of batch statistics included.
         trainable: Names of the static values that depend on a Parameter, or on an argument of the model.
