@@ -18,6 +18,7 @@ from tracecompile import compiler
 from tracecompile.errors import SelfCheckFailed
 from tracecompile.printing import Stages
 from tracecompile.runtime.session import Session
+from tracecompile.self_check import in_order
 from tracecompile.self_check.in_order import AddedInOrder
 
 ALONE = "by rounding alone"
@@ -298,6 +299,20 @@ def test_convolutions_added_in_order_are_convolutions(dims: int, transposed: boo
     with AddedInOrder():
         found = layer(x)
     torch.testing.assert_close(found, layer(x))
+
+
+@pytest.mark.parametrize(
+    "name", ["linear", "without bias", "conv1d {}", "conv_transpose1d {'groups': 2, 'padding': 1}"]
+)
+def test_large_rows_are_each_a_call_of_their_own(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(in_order, "LARGE", 0)
+    torch.manual_seed(0)
+    x = torch.randn(9, 5, 12)
+    with Uneven(many=2) as uneven, AddedInOrder():
+        whole, steps = OPERATIONS[name](x), torch.stack([OPERATIONS[name](x_t) for x_t in x])
+    assert not uneven.turned
+    assert torch.equal(whole, steps)
+    torch.testing.assert_close(whole, OPERATIONS[name](x))
 
 
 def test_half_precision_is_added_up_in_single() -> None:

@@ -22,6 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tracecompile.capture.layerwise.running import rounds_alike
 
 aten = torch.ops.aten
+LARGE = 2**20
+"""A row of more multiplications is left to torch, on its own: a call of one size adds up in one order."""
 _WIDE = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
 
 
@@ -47,10 +49,18 @@ def adding(in_order: bool) -> AbstractContextManager[object]:
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
     """Returns ``left @ right``, of matrices or of batches of them."""
+    if left.shape[-1] * right.shape[-1] > LARGE:
+        return _row_by_row(left, right)
     total = _nothing(left, (*left.shape[:-1], right.shape[-1]))
     for k in range(left.shape[-1]):
         total += left[..., k, None].to(total.dtype) * right[..., k, None, :].to(total.dtype)
     return total.to(left.dtype)
+
+
+def _row_by_row(left: Tensor, right: Tensor) -> Tensor:
+    if left.dim() == 3:
+        return torch.stack([_row_by_row(*each) for each in zip(left, right.contiguous(), strict=True)])
+    return torch.cat([_own(row) @ right for row in left.split(1)])
 
 
 def _onto(start: Tensor, left: Tensor, right: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
@@ -91,6 +101,10 @@ def _convolution(
     output_padding: Sequence[int],
     groups: int,
 ) -> Tensor:
+    # As many places as the input has, about: whether it is large does not depend on the batch.
+    if weight.numel() * x.shape[2:].numel() > LARGE:
+        others = (weight, bias, stride, padding, dilation, transposed, output_padding, groups)
+        return torch.cat([aten.convolution.default(_own(sample), *others) for sample in x.split(1)])
     reach = [apart * (size - 1) + 1 for apart, size in zip(dilation, weight.shape[2:], strict=True)]
     x, kernel = x.unflatten(1, (groups, -1)), weight.unflatten(0, (groups, -1))
     if transposed:
@@ -168,6 +182,11 @@ def _running_sum(x: Tensor, dim: int, *, dtype: Any = None) -> Tensor:
         return result
     parts = x.to(dtype or x.dtype).unbind(dim)
     return torch.stack(list(itertools.accumulate(parts)), dim) if parts else x.to(dtype or x.dtype)
+
+
+def _own(part: Tensor) -> Tensor:
+    """Returns a copy that begins where memory does: what torch makes of it does not depend on what it was cut from."""
+    return part.clone(memory_format=torch.contiguous_format)
 
 
 def _nothing(like: Tensor, shape: Sequence[int]) -> Tensor:
