@@ -94,11 +94,13 @@ class Rule:
     Attributes:
         name: As ``convert`` takes it.
         records: Whether a sequence that is trained is recorded, and leaves autograd nothing of its steps.
+        draws: Whether a step may draw random numbers.
         reruns: Whether a sequence may be run once more, for learning signals that its bins do not resolve.
     """
 
     name: ClassVar[str]
     records: ClassVar[bool] = False
+    draws: ClassVar[bool] = True
     reruns: ClassVar[bool] = False
 
     def core(self, program: StepProgram, layer: Layer, trainable: frozenset[str]) -> CoreRule:

@@ -1,0 +1,122 @@
+"""Splits what draws and computes at once into a draw and plain arithmetic."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Collection
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from tracecompile.capture.tracing.functionalize import in_place_on_copy
+from tracecompile.drawn import FILLS, drawn
+from tracecompile.errors import UnsupportedOperation
+from tracecompile.operations import Fact, operation_of
+from tracecompile.program import StepProgram, example_value
+
+LINEAR = frozenset(("dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout"))
+"""Dropouts that multiply by a mask and do nothing else."""
+
+
+class Masks:
+    """A step in which every random number is drawn by a node of its own, in the order of the model.
+
+    A dropout is a mask times what it takes: the mask is the dropout of ones, so that it is the model's bit for bit on
+    every device, and one in evaluation. Where a probability is computed by the step, ``bernoulli`` compares it with a
+    uniform number, as torch itself does on the CPU.
+
+    Attributes:
+        graph: The step.
+        draws: Its nodes that draw.
+    """
+
+    def __init__(self, program: StepProgram) -> None:
+        """Rewrites the step of a captured program, which is left as it is."""
+        self.program = program
+        self.graph = fx.Graph()
+        self.draws: list[fx.Node] = []
+        self._taken = {node.name for node in program.step.graph.nodes}
+        values: dict[fx.Node, fx.Node] = {}
+        for node in program.step.graph.nodes:
+            values[node] = self._copied(node, values)
+
+    def _copied(self, node: fx.Node, values: dict[fx.Node, fx.Node]) -> fx.Node:
+        module = self.program.resolve(str(node.target)) if node.op == "call_module" else None
+        operation = operation_of(node, module)
+        args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
+        draws = bool(node.meta.get("draws"))
+        if operation.name in LINEAR and (draws or (module is not None and Fact.DROPS in operation.facts)):
+            return self._dropout(node, module, args, kwargs)
+        if not draws:
+            return self.graph.node_copy(node, values.__getitem__)
+        if operation.name == "bernoulli" and isinstance(args[0], fx.Node) and _is_compared(node):
+            return self._compared(node, args[0])
+        if node.target is in_place_on_copy and args[1] in FILLS:
+            made = self.graph.create_node("call_function", drawn, args, kwargs, node.name)
+            made.meta = dict(node.meta)
+        else:
+            made = self.graph.node_copy(node, values.__getitem__)
+        self.draws.append(made)
+        return made
+
+    def _dropout(self, node: fx.Node, module: nn.Module | None, args: Any, kwargs: dict[str, Any]) -> fx.Node:
+        if module is not None and _has_hooks(module):
+            raise UnsupportedOperation(
+                f"The layer {node.target} draws its mask before the step is computed: a hook of it would see no value.",
+                "Remove the hook, or put it on the layer before or after.",
+                node.meta.get("where"),
+            )
+        kwargs = {key: value for key, value in kwargs.items() if key not in ("inplace", "input")}
+        given = args[0] if args else node.kwargs["input"]
+        ones = self._added(node, "ones", torch.ones_like, (given,), torch.ones_like)
+        target: Any = node.target
+        mask = self.graph.create_node(node.op, target, (ones, *args[1:]), kwargs, self._name(node, "mask"))
+        mask.meta = {"val": torch.ones_like(example_value(node)), "where": node.meta.get("where"), "draws": True}
+        self.draws.append(mask)
+        product = self.graph.create_node("call_function", operator.mul, (given, mask), {}, node.name)
+        product.meta = {**node.meta, "draws": False}
+        return product
+
+    def _compared(self, node: fx.Node, share: fx.Node) -> fx.Node:
+        uniform = self._added(node, "uniform", torch.rand_like, (share,), torch.zeros_like)
+        uniform.kwargs = {"memory_format": torch.contiguous_format}
+        uniform.meta["draws"] = True
+        self.draws.append(uniform)
+        below = self._added(node, "below", operator.lt, (uniform, share), lambda value: value > 0)
+        value = example_value(node)
+        found = self.graph.create_node("call_method", "to", (below, value.dtype), {}, node.name)
+        found.meta = {**node.meta, "draws": False}
+        return found
+
+    def _added(
+        self, node: fx.Node, what: str, function: Callable[..., Any], args: Any, example: Callable[[Tensor], Tensor]
+    ) -> fx.Node:
+        made = self.graph.create_node("call_function", function, args, {}, self._name(node, what))
+        made.meta = {"val": example(example_value(node)), "where": node.meta.get("where")}
+        return made
+
+    def _name(self, node: fx.Node, what: str) -> str:
+        return unused(f"{node.name}_{what}", self._taken)
+
+
+def unused(name: str, taken: Collection[str]) -> str:
+    """Returns a name that nothing has yet."""
+    while name in taken:
+        name += "_"
+    return name
+
+
+def _is_compared(node: fx.Node) -> bool:
+    """Tells whether torch draws what a node does by comparing probabilities with uniform numbers one by one."""
+    value = example_value(node)
+    alone = len(node.args) == 1 and not node.kwargs
+    return alone and isinstance(value, Tensor) and value.device.type == "cpu" and value.dtype in _COMPARED
+
+
+_COMPARED = (torch.float32, torch.float64)
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(module, kind) for kind in kinds)
