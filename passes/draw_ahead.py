@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from tracecompile.analysis.linearity import refuse_random
+from tracecompile.errors import UnsupportedOperation
 from tracecompile.graphs.draws import read_for_values, with_draws_ahead
 from tracecompile.graphs.masks import Masks
 from tracecompile.passes.base import Pass
@@ -26,6 +27,7 @@ class DrawAhead(Pass):
         after:  draws(x, mem): mask = dropout(ones_like(fc(x)), 0.2); return (mask,)
                 step(x, mask, mem): cur = fc(x); cur_1 = cur * mask; mem_1 = 0.9 * mem + cur_1
 
+    A rule that records nothing leaves a step as it is in which something cannot be drawn ahead: autograd may see it.
     The shapes that a step draws depend on no value, so that the runtime draws for many steps before it computes them.
     """
 
@@ -33,10 +35,16 @@ class DrawAhead(Pass):
 
     def run(self, program: StepProgram) -> StepProgram:
         """See the class."""
-        if not rule_of(program.settings).draws:
+        rule = rule_of(program.settings)
+        if not rule.draws:
             refuse_random(program)
             return program
-        return with_draws_ahead(program)
+        try:
+            return with_draws_ahead(program)
+        except UnsupportedOperation:
+            if rule.records:
+                raise
+            return program
 
     def ensures(self, before: StepProgram, after: StepProgram) -> str | None:
         """See the class."""

@@ -1,4 +1,4 @@
-"""Random numbers: a step that draws is refused at its line, whoever draws and whether or not the draw is used."""
+"""Random numbers: what is drawn in a step and before it, and what is refused at its line."""
 
 from __future__ import annotations
 

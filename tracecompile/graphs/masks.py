@@ -19,6 +19,10 @@ LINEAR = frozenset(("dropout", "dropout1d", "dropout2d", "dropout3d", "feature_d
 """Dropouts that multiply by a mask and do nothing else."""
 
 
+SATURATED = 1.7580993408473766
+"""By how much a dropped value lies below zero under alpha dropout; torch has the same number."""
+
+
 class Masks:
     """A step in which every random number is drawn by a node of its own, in the order of the model.
 
@@ -48,6 +52,8 @@ class Masks:
         draws = bool(node.meta.get("draws"))
         if operation.name in LINEAR and (draws or (module is not None and Fact.DROPS in operation.facts)):
             return self._dropout(node, module, args, kwargs)
+        if operation.name == "alpha_dropout" and draws and module is None:
+            return self._alpha_dropout(node, args, kwargs)
         if not draws:
             return self.graph.node_copy(node, values.__getitem__)
         if operation.name == "bernoulli" and isinstance(args[0], fx.Node) and _is_compared(node):
@@ -77,6 +83,27 @@ class Masks:
         product = self.graph.create_node("call_function", operator.mul, (given, mask), {}, node.name)
         product.meta = {**node.meta, "draws": False}
         return product
+
+    def _alpha_dropout(self, node: fx.Node, args: Any, kwargs: dict[str, Any]) -> fx.Node:
+        """Writes down what torch computes: what is dropped takes the value of a saturated neuron, then all is scaled."""
+        given = args[0] if args else kwargs["input"]
+        share = args[1] if len(args) > 1 else kwargs.get("p", 0.5)
+        scale = ((SATURATED**2 * share + 1) * (1 - share)) ** -0.5
+        kept = self._added(node, "kept", drawn, (given, "bernoulli_", 1 - share), torch.ones_like)
+        kept.meta["draws"] = True
+        self.draws.append(kept)
+        found: Any = kept
+        for what, function, number in (
+            ("dropped", operator.add, -1),
+            ("saturated", operator.mul, SATURATED * scale),
+            ("shift", operator.add, SATURATED * scale * share),
+        ):
+            found = self._added(node, what, function, (found, number), torch.zeros_like)
+        scaled = self._added(node, "scale", operator.mul, (kept, scale), torch.ones_like)
+        masked = self._added(node, "masked", operator.mul, (given, scaled), torch.zeros_like)
+        made = self.graph.create_node("call_function", operator.add, (masked, found), {}, node.name)
+        made.meta = {**node.meta, "draws": False}
+        return made
 
     def _compared(self, node: fx.Node, share: fx.Node) -> fx.Node:
         uniform = self._added(node, "uniform", torch.rand_like, (share,), torch.zeros_like)
