@@ -6,8 +6,8 @@ from typing import ClassVar
 
 from tracecompile.analysis.linearity import refuse_random
 from tracecompile.errors import UnsupportedOperation
-from tracecompile.graphs.draws import read_for_values, with_draws_ahead
-from tracecompile.graphs.masks import Masks
+from tracecompile.graphs.draws import with_draws_ahead
+from tracecompile.graphs.masks import Masks, read_for_values
 from tracecompile.passes.base import Pass
 from tracecompile.passes.compared import difference, returned_by, taken_by
 from tracecompile.program import StepProgram, step_results

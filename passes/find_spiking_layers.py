@@ -122,7 +122,7 @@ class _CoreFinder:
         found = {node for node in self.view.nodes if node.op == "placeholder" and node.name in program.draws.names}
         for node in self.view.nodes:
             sources = set(node.all_input_nodes) - self.static - self.shaping
-            if node in self.pointwise and sources and sources <= found:
+            if node in self.pointwise and node not in self.spikes and sources and sources <= found:
                 found.add(node)
         return found
 

@@ -51,7 +51,9 @@ def test_every_pass_keeps_its_promises(name: str, rule: str) -> None:
 
 def test_an_error_names_the_passes_that_ran_before() -> None:
     passes = (*PIPELINE[:2], DropsALayer(), *PIPELINE[3:])
-    with pytest.raises(PassError, match=r"^Pass drops_a_layer broke .*\. It ran after draw_ahead, find_spiking_layers\."):
+    with pytest.raises(
+        PassError, match=r"^Pass drops_a_layer broke .*\. It ran after draw_ahead, find_spiking_layers\."
+    ):
         run_pipeline(hand_built("lateral"), passes)
     with pytest.raises(
         PassError, match=r"^Pass emit_module cannot run: .* after find_spiking_layers, partition_layers\."

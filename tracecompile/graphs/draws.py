@@ -10,9 +10,9 @@ from tracecompile.analysis.linearity import operation_name
 from tracecompile.analysis.pointwise import is_pointwise
 from tracecompile.drawn import drawn
 from tracecompile.errors import UnsupportedOperation
-from tracecompile.graphs.masks import LINEAR, Masks
+from tracecompile.graphs.masks import LINEAR, Masks, of_the_step, read_by_value
 from tracecompile.layers import Draws
-from tracecompile.operations import NORMALISES, SHAPE_ONLY, Fact, has, operation_of
+from tracecompile.operations import NORMALISES, Fact, has, operation_of
 from tracecompile.program import StepProgram, example_value
 
 PLAIN = frozenset("rand randn randint normal bernoulli poisson rand_like randn_like randint_like".split())
@@ -34,7 +34,9 @@ def with_draws_ahead(program: StepProgram) -> StepProgram:
     names = tuple(node.name for node in masks.draws)
     graph = program.graph_module(_drawing(program, masks, by_value), "Draws")
     step = program.graph_module(_without(program, masks), "Step")
-    return program.evolve(step=step, draws=Draws(names, graph))
+    # Each mode is a program of its own, which is compared with the model in that mode.
+    modes = program.reads_mode or any(node.op == "call_module" for node in masks.draws)
+    return program.evolve(step=step, draws=Draws(names, graph), reads_mode=modes)
 
 
 def _check(program: StepProgram, node: fx.Node) -> None:
@@ -50,37 +52,23 @@ def _check(program: StepProgram, node: fx.Node) -> None:
         )
 
 
-def read_for_values(node: fx.Node) -> list[fx.Node]:
-    """Returns what a node reads the values of: of some operands only shape, type and layout are read."""
-    first = node.args[0] if node.args else None
-    shape_only = has(node, SHAPE_ONLY)
-    return [source for source in node.all_input_nodes if not (shape_only and source is first)]
-
-
 def _read_by_value(program: StepProgram, masks: Masks) -> set[fx.Node]:
     """Returns the nodes whose values the draws depend on, these included.
 
     Raises:
         UnsupportedOperation: Among them is what the step computes with its layers, or a state.
     """
-    states = {carry.placeholder for carry in program.carries}
     found: set[fx.Node] = set()
     for draw in masks.draws:
-        waiting = [draw]
-        while waiting:
-            node = waiting.pop()
-            if node in found:
-                continue
-            found.add(node)
-            waiting += read_for_values(node)
-            computed = node.op == "call_module" and node not in masks.draws
-            if computed or (node.op == "placeholder" and node.name in states):
-                raise UnsupportedOperation(
-                    f"What is drawn ({operation_name(program, draw)}) depends on values that the step computes "
-                    f"({node.name}), and random numbers are drawn before them.",
-                    "Draw standard numbers (torch.rand_like, torch.randn_like), and shift, scale or compare these.",
-                    draw.meta.get("where"),
-                )
+        read = read_by_value([draw])
+        if (computed := of_the_step(program, read - set(masks.draws))) is not None:
+            raise UnsupportedOperation(
+                f"What is drawn ({operation_name(program, draw)}) depends on values that the step computes "
+                f"({computed.name}), and random numbers are drawn before them.",
+                "Draw standard numbers (torch.rand_like, torch.randn_like), and shift, scale or compare these.",
+                draw.meta.get("where"),
+            )
+        found |= read
     return found
 
 
@@ -142,6 +130,14 @@ def _without(program: StepProgram, masks: Masks) -> fx.Graph:
 def _forget(program: StepProgram, nodes: Iterable[fx.Node]) -> None:
     """Erases what only the draws have read, from the last to the first."""
     for node in nodes:
+        if node.users or node.op in ("placeholder", "output"):
+            continue
         module = program.resolve(str(node.target)) if node.op == "call_module" else None
-        if not node.users and node.op not in ("placeholder", "output") and not has(node, NORMALISES, module):
-            node.graph.erase_node(node)
+        if has(node, NORMALISES, module):
+            raise UnsupportedOperation(
+                f"Of the normalisation {operation_name(program, node)} only the shape is read, by what draws random "
+                "numbers, and its statistics move.",
+                "Draw numbers like what it takes.",
+                node.meta.get("where"),
+            )
+        node.graph.erase_node(node)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from tracecompile.capture.tracing.functionalize import in_place_on_copy
 from tracecompile.drawn import FILLS, drawn
 from tracecompile.errors import UnsupportedOperation
-from tracecompile.operations import Fact, operation_of
+from tracecompile.operations import SHAPE_ONLY, Fact, has, operation_of
 from tracecompile.program import StepProgram, example_value
 
 LINEAR = frozenset(("dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout"))
@@ -21,6 +21,9 @@ LINEAR = frozenset(("dropout", "dropout1d", "dropout2d", "dropout3d", "feature_d
 
 SATURATED = 1.7580993408473766
 """By how much a dropped value lies below zero under alpha dropout; torch has the same number."""
+
+
+_COMPARED = (torch.float32, torch.float64)
 
 
 class Masks:
@@ -56,7 +59,7 @@ class Masks:
             return self._alpha_dropout(node, args, kwargs)
         if not draws:
             return self.graph.node_copy(node, values.__getitem__)
-        if operation.name == "bernoulli" and isinstance(args[0], fx.Node) and _is_compared(node):
+        if operation.name == "bernoulli" and isinstance(args[0], fx.Node) and self._is_compared(node):
             return self._compared(node, args[0])
         if node.target is in_place_on_copy and args[1] in FILLS:
             made = self.graph.create_node("call_function", drawn, args, kwargs, node.name)
@@ -84,8 +87,19 @@ class Masks:
         product.meta = {**node.meta, "draws": False}
         return product
 
+    def _is_compared(self, node: fx.Node) -> bool:
+        """Tells whether a probability is computed by the step, and torch compares it with uniform numbers one by one.
+
+        It does so on the CPU.
+        """
+        if of_the_step(self.program, read_by_value(node.all_input_nodes)) is None:
+            return False
+        value = example_value(node)
+        alone = len(node.args) == 1 and not node.kwargs
+        return alone and isinstance(value, Tensor) and value.device.type == "cpu" and value.dtype in _COMPARED
+
     def _alpha_dropout(self, node: fx.Node, args: Any, kwargs: dict[str, Any]) -> fx.Node:
-        """Writes down what torch computes: what is dropped takes the value of a saturated neuron, then all is scaled."""
+        """Writes down what torch computes: what is dropped takes the value of a saturated neuron; all is scaled."""
         given = args[0] if args else kwargs["input"]
         share = args[1] if len(args) > 1 else kwargs.get("p", 0.5)
         scale = ((SATURATED**2 * share + 1) * (1 - share)) ** -0.5
@@ -127,21 +141,36 @@ class Masks:
         return unused(f"{node.name}_{what}", self._taken)
 
 
+def read_for_values(node: fx.Node) -> list[fx.Node]:
+    """Returns what a node reads the values of: of some operands only shape, type and layout are read."""
+    first = node.args[0] if node.args else None
+    shape_only = has(node, SHAPE_ONLY)
+    return [source for source in node.all_input_nodes if not (shape_only and source is first)]
+
+
+def read_by_value(nodes: Iterable[fx.Node]) -> set[fx.Node]:
+    """Returns the nodes whose values some nodes depend on, themselves included."""
+    found: set[fx.Node] = set()
+    waiting = list(nodes)
+    while waiting:
+        node = waiting.pop()
+        if node not in found:
+            found.add(node)
+            waiting += read_for_values(node)
+    return found
+
+
+def of_the_step(program: StepProgram, nodes: Iterable[fx.Node]) -> fx.Node | None:
+    """Returns which of some nodes is a state, or is computed by a layer; None where all are of the inputs alone."""
+    states = {carry.placeholder for carry in program.carries}
+    return next((n for n in nodes if n.op == "call_module" or (n.op == "placeholder" and n.name in states)), None)
+
+
 def unused(name: str, taken: Collection[str]) -> str:
     """Returns a name that nothing has yet."""
     while name in taken:
         name += "_"
     return name
-
-
-def _is_compared(node: fx.Node) -> bool:
-    """Tells whether torch draws what a node does by comparing probabilities with uniform numbers one by one."""
-    value = example_value(node)
-    alone = len(node.args) == 1 and not node.kwargs
-    return alone and isinstance(value, Tensor) and value.device.type == "cpu" and value.dtype in _COMPARED
-
-
-_COMPARED = (torch.float32, torch.float64)
 
 
 def _has_hooks(module: nn.Module) -> bool:

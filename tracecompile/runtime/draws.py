@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from tracecompile.graphs.draws import read_for_values
+from tracecompile.graphs.masks import read_by_value
 from tracecompile.program import StepProgram
 from tracecompile.runtime.replay import buffers_kept, drawn_again, random_states
 
@@ -27,7 +27,7 @@ class Drawer:
         """Takes a program that has gone through draw_ahead."""
         self.program = program
         nodes = list(program.draws.graph.graph.nodes) if program.draws.graph is not None else []
-        self.drawing = _read_by_value(nodes)
+        self.drawing = read_by_value(nodes[-1:]) - set(nodes[-1:])
         self.given = [node for node in nodes if node.op == "placeholder"]
         self.nodes = [node for node in nodes if node.op not in ("placeholder", "output")]
         self.results: Sequence[fx.Node] = nodes[-1].args[0] if nodes else ()
@@ -72,17 +72,6 @@ class Drawer:
             return node.target(*args, **kwargs)  # type: ignore[operator]
         found = self.program.resolve(str(node.target))
         return found if node.op == "get_attr" else found.forward(*args, **kwargs)
-
-
-def _read_by_value(nodes: Sequence[fx.Node]) -> set[fx.Node]:
-    """Returns the nodes of a graph whose values its results depend on."""
-    found: set[fx.Node] = set()
-    for node in reversed(nodes):
-        if node.op == "output":
-            found.update(node.all_input_nodes)
-        elif node in found:
-            found.update(read_for_values(node))
-    return found
 
 
 def _kind(given: Sequence[Any]) -> tuple[Any, ...]:
