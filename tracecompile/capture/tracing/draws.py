@@ -120,8 +120,10 @@ def with_all_draws(program: StepProgram, root: nn.Module, *tapes: Tape) -> StepP
     kept = {_spelt(node) for graph in graphs for node in graph.nodes}
     for tape in tapes:
         live = cone([*pytree.tree_leaves(tape.result), *tape.attributes.values()])
+        # What the last step draws for the next one is drawn with every step, and used by none.
+        drawn = {_spelt(node) for node in live} & {_spelt(node) for node in program.step.graph.nodes}
         for node in tape.graph.nodes:
-            if node in live and _spelt(node) in kept:
+            if _spelt(node) in (kept if node in live else drawn):
                 continue
             if is_random(node):
                 raise UnsupportedOperation(
