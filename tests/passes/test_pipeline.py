@@ -56,7 +56,7 @@ def test_an_error_names_the_passes_that_ran_before() -> None:
     ):
         run_pipeline(hand_built("lateral"), passes)
     with pytest.raises(
-        PassError, match=r"^Pass emit_module cannot run: .* after find_spiking_layers, partition_layers\."
+        PassError, match=r"^Pass emit_module cannot run: .* after draw_ahead, find_spiking_layers, partition_layers\."
     ):
         run_pipeline(hand_built("lateral"), (*PIPELINE[:3], PIPELINE[-1]))
 

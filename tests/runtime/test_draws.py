@@ -199,14 +199,18 @@ def test_the_shapes_of_draws_are_found_without_a_trace() -> None:
     torch.manual_seed(0)
     model = CountsItsVisits()
     twin, calls = copy.deepcopy(model), []
+    for module in (model, twin):
+        module.first.register_forward_hook(lambda *given: calls.append(1))
     net = tracecompile.convert(model, torch.randn(6, 2, INPUTS), backend="eager")
-    model.first.register_forward_hook(lambda *given: calls.append(1))
-    x = torch.randn(9, 3, INPUTS)
-    torch.manual_seed(3)
     with torch.no_grad():
-        found = net(x)
-    assert len(calls) == 9
-    torch.manual_seed(3)
-    assert torch.equal(found, twin(x))
-    assert int(model.norm.num_batches_tracked) == 9
+        for batch in (2, 3, 2):
+            x = torch.randn(9, batch, INPUTS)
+            found = []
+            for module in (twin, net):
+                calls.clear()
+                torch.manual_seed(3)
+                found.append(module(x))
+            assert torch.equal(*found)
+            assert len(calls) == 9
+    assert int(model.norm.num_batches_tracked) == 27
     assert torch.equal(model.norm.running_mean, twin.norm.running_mean)
