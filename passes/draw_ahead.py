@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
+
+from torch import fx
 
 from tracecompile.analysis.linearity import refuse_random
 from tracecompile.errors import UnsupportedOperation
 from tracecompile.graphs.draws import with_draws_ahead
 from tracecompile.graphs.masks import Masks, read_for_values
 from tracecompile.passes.base import Pass
-from tracecompile.passes.compared import difference, returned_by, taken_by
+from tracecompile.passes.compared import difference, returned_by, taken_apart, taken_by
 from tracecompile.program import StepProgram, step_results
 from tracecompile.rules import rule_of
 
@@ -69,13 +71,18 @@ def _fault_of_draws(masks: Masks, after: StepProgram) -> str | None:
     order = {node: place for place, node in enumerate(graph.graph.nodes)}
     if [node.name for node in found] != names or list(found) != sorted(found, key=order.__getitem__):
         return f"{names} are not drawn in this order"
-    for one, other in zip(masks.draws, found, strict=True):
-        reads = zip(read_for_values(one), read_for_values(other), strict=False)
-        if (one.op, one.target, len(one.all_input_nodes)) != (other.op, other.target, len(other.all_input_nodes)):
+    waiting = list(zip(masks.draws, found, strict=True))
+    while waiting:
+        one, other = waiting.pop()
+        if _spelt(one) != _spelt(other):
             return f"{one.format_node()} has become {other.format_node()}"
-        if any((left.op, left.target) != (right.op, right.target) for left, right in reads):
-            return f"{one.name} is drawn from something else than in the model"
+        waiting += zip(read_for_values(one), read_for_values(other), strict=True)
     return None
+
+
+def _spelt(node: fx.Node) -> tuple[Any, ...]:
+    """Returns what a node calls, with holes in the place of other nodes."""
+    return node.op, node.target, taken_apart(node)[1]
 
 
 def _fault_of_step(masks: Masks, before: StepProgram, after: StepProgram) -> str | None:
