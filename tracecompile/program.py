@@ -117,11 +117,12 @@ class StepOutput:
 class Settings:
     """What the user asked of ``convert``; see there."""
 
-    rule: Literal["measured", "analytic", "bptt"] = "measured"
+    rule: Literal["measured", "analytic", "exact", "bptt"] = "measured"
     bins: int = 1
     decay: float | Mapping[str, float] | None = None
     backend: Literal["auto", "eager", "inductor"] = "auto"
     chunk: int | None = None
+    snapshots: int | None = 32
 
 
 @dataclass(frozen=True)
@@ -141,13 +142,11 @@ class StepProgram:
         length: Number of steps where the model fixes it, else None (read off the first sequence input).
         signature: Pytree of the user's (args, kwargs) at capture.
         result: Pytree of the user's return value; its leaves are what the epilogue returns.
-        explicit_states: For a step model whose caller holds the state: positions of the states among the leaves of the
-            arguments, in the order of the explicit carries. Empty otherwise.
-        explicit_results: Positions of their successors among the leaves of the result, in the same order.
+        explicit_states: Where the caller of a step model holds them: their places among the leaves of the arguments.
+        explicit_results: Places of their successors among the leaves of the result, in the same order.
         notes: Sentences for the report.
         left_over: States that start from the rows of an earlier call, with the user's line that reads each.
-        time: Axis of the first tensor, and place of a number among the leaves of the arguments, that say how many
-            steps there are (None where they do not).
+        time: Axis of the first tensor, and place among the leaves of a number, that say how many steps there are.
         reads_mode: Whether the user's code branches on ``training``, so that the other mode is another program.
         length_bound: Whether the program is that of one number of time steps: a call with another is another program.
         epilogue_again: The line of the epilogue whose derivative needs all steps, if one does: backward runs it again.

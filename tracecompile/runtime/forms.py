@@ -135,7 +135,7 @@ class Forms:
         """Draws the random numbers of its steps."""
         return Drawer(self.program)
 
-    @property
+    @cached_property
     def plain(self) -> Form:
         """The step as the model has it, under which autograd may follow it."""
         assert self.program.emitted is not None

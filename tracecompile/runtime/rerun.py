@@ -107,6 +107,12 @@ class Rerun:
         kept = [value for value in (*leaves, *self.prepared.inputs) if isinstance(value, Tensor)]
         self.versions = [(value, value._version) for value in kept if not value.is_inference()]
 
+    def inputs(self) -> list[Tensor]:
+        """Returns the sequences of inputs, without a graph; for errors see ``_steps``."""
+        self._check()
+        prepared = self._prepared_again() if self.computed else self.prepared
+        return [value.detach() for value in prepared.inputs]
+
     def moments(self, record: Record) -> Iterator[Moment]:
         """Yields every step of the sequence, after it was added to ``record``; for errors see ``_steps``."""
         for loop, _ in self._steps(record):
