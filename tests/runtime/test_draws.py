@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from forms.test_draws import DrawsInAnotherOrder, DropsSpikes, Lateral, OneStepOfItsOwn, Two
+from forms.test_draws import DrawsInAnotherOrder, DropsSpikes, Lateral, OneStepOfItsOwn, SpikesByChance, Two
 from support.oracle import HIDDEN, INPUTS
 from torch import Tensor, nn
 
@@ -214,3 +214,32 @@ def test_the_shapes_of_draws_are_found_without_a_trace() -> None:
             assert len(calls) == 9
     assert int(model.norm.num_batches_tracked) == 27
     assert torch.equal(model.norm.running_mean, twin.norm.running_mean)
+
+
+@pytest.mark.parametrize("kind", [DropsSpikes, DrawsInAnotherOrder, Lateral, SpikesByChance])
+@pytest.mark.parametrize("chunk", [1, 5])
+def test_the_exact_rule_draws_every_piece_again(kind: type[nn.Module], chunk: int) -> None:
+    model, net = built(kind, rule="exact", snapshots=2, backend="eager", chunk=chunk)
+    wanted, found = (run(module, model, sequence(33)) for module in (model, net))
+    assert torch.allclose(found[0], wanted[0], rtol=1e-9, atol=1e-12)
+    assert torch.equal(found[1], wanted[1])
+    assert wanted[2].keys() == found[2].keys()
+    for name, gradient in wanted[2].items():
+        assert torch.allclose(found[2][name], gradient, rtol=1e-9, atol=1e-9), name
+
+
+class Gumbel(Two):
+    """What is drawn is differentiated."""
+
+    def step(self, x: Tensor, v: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return super().step(F.gumbel_softmax(x @ self.first.weight.T @ self.first.weight, 1.0) + self.drop(x), v, w)
+
+
+def test_what_cannot_be_drawn_ahead_is_drawn_by_rules_that_go_through_time() -> None:
+    for rule in ("exact", "bptt"):
+        model, net = built(Gumbel, rule=rule, chunk=4) if rule == "exact" else built(Gumbel, rule=rule)
+        wanted, found = (run(module, model, sequence()) for module in (model, net))
+        assert torch.equal(found[0], wanted[0])
+        assert torch.equal(found[1], wanted[1])
+        for name, gradient in wanted[2].items():
+            assert torch.allclose(found[2][name], gradient, rtol=1e-9, atol=1e-9), name
