@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from support.oracle import HIDDEN, INPUTS, OUTPUTS, Program, require_refused, require_right, spike
 from torch import Tensor, nn
 
+import tracecompile
 from forms.cells import Cell
 
 
@@ -401,3 +402,33 @@ REFUSED: list[type[nn.Module]] = [
 @pytest.mark.parametrize("model", REFUSED, ids=lambda model: model.__name__)
 def test_is_refused_at_its_line(model: type[nn.Module]) -> None:
     require_refused(Program(model, trained=False), line="# drawn")
+
+
+class Named(nn.Module):
+    """Neurons that are modules, with a dropout after each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.below, self.above = nn.Linear(INPUTS, HIDDEN), nn.Linear(HIDDEN, OUTPUTS)
+        self.hidden, self.top = Neurons(), Neurons()
+        self.drop = nn.Dropout(0.2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        v, w, outs = x.new_zeros(x.shape[1], HIDDEN), x.new_zeros(x.shape[1], OUTPUTS), []
+        for x_t in x:
+            z, v = self.hidden(self.below(x_t), v)
+            q, w = self.top(self.above(self.drop(z)), w)
+            outs.append(self.drop(q))
+        return torch.stack(outs)
+
+
+class Neurons(nn.Module):
+    def forward(self, current: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        v = 0.9 * v + current
+        z = spike(v - 0.8)
+        return z, v - 0.8 * z
+
+
+def test_neurons_keep_their_names_behind_a_mask() -> None:
+    net = tracecompile.convert(Named(), torch.randn(6, 2, INPUTS))
+    assert [(layer.name, layer.kind) for layer in net.report.layers] == [("hidden", "spiking"), ("top", "spiking")]
