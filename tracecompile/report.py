@@ -134,7 +134,7 @@ class ConversionReport:
         parameters: Every parameter of the model by name.
         schedule: What is computed together, and in which order, one sentence an entry.
         notes: Approximations and limits, one sentence an entry.
-        rule: The gradient rule: "measured", "analytic" or "bptt".
+        rule: The gradient rule: "measured", "analytic", "exact" or "bptt".
         bins: Number of time bins of the measured rule.
         backend: What was asked for: "auto", "eager" or "inductor".
         memory: What training holds per sample.

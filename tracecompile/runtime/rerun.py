@@ -106,6 +106,12 @@ class Rerun:
         kept = [value for value in (*leaves, *self.prepared.inputs) if isinstance(value, Tensor)]
         self.versions = [(value, value._version) for value in kept if not value.is_inference()]
 
+    def inputs(self) -> list[Tensor]:
+        """Returns the sequences of inputs, without a graph; for errors see ``_steps``."""
+        self._check()
+        prepared = self._prepared_again() if self.computed else self.prepared
+        return [value.detach() for value in prepared.inputs]
+
     def moments(self, record: Record) -> Iterator[Moment]:
         """Yields every step of the sequence, after it was added to ``record``; for errors see ``_steps``."""
         for loop, _ in self._steps(record):
@@ -140,7 +146,7 @@ class Rerun:
     @contextlib.contextmanager
     def circumstances(self) -> Iterator[None]:
         """Runs what follows under the autocast of the first pass; what it moves of the buffers is put back."""
-        with _restored(self.executor.program.root), contextlib.ExitStack() as stack:
+        with restored(self.executor.program.root), contextlib.ExitStack() as stack:
             for device, enabled, dtype in self.autocast:
                 stack.enter_context(torch.autocast(device, dtype=dtype, enabled=enabled))
             yield
@@ -202,7 +208,7 @@ def _autocast_states(device: torch.device | None) -> list[tuple[str, bool, torch
 
 
 @contextlib.contextmanager
-def _restored(root: nn.Module) -> Iterator[None]:
+def restored(root: nn.Module) -> Iterator[None]:
     """Puts back the buffers that the steps move: the running statistics were counted the first time."""
     kept = [(buffer, buffer.clone()) for buffer in root.buffers() if not buffer.is_inference()]
     try:

@@ -17,13 +17,14 @@ from tracecompile.errors import InvalidInput
 from tracecompile.kinds import check_kinds
 from tracecompile.program import Settings, StepProgram
 from tracecompile.runtime.backward.anchors import with_anchors
-from tracecompile.runtime.bins import StreamClock
 from tracecompile.runtime.executor import Executor
 from tracecompile.runtime.faults import explained
 from tracecompile.runtime.held import merged
 from tracecompile.runtime.live import LiveState, count_states
 from tracecompile.runtime.outside import refuse_transforms
 from tracecompile.runtime.programs import Compiler, Programs
+from tracecompile.runtime.recompute.steps import KeptSteps
+from tracecompile.runtime.replay import random_states
 from tracecompile.runtime.rerun import Prepared
 from tracecompile.runtime.samples import Samples, check_mask
 from tracecompile.runtime.streams import as_sequences
@@ -49,7 +50,8 @@ class Session(Programs):
     def window(self) -> Window | None:
         """The window of the last whole sequence as long as its outputs live, or the open one of a stream."""
         sequence = None if self.live.sequence is None else self.live.sequence()
-        return self.live.window if sequence is None else sequence
+        live = self.live.window if isinstance(self.live.window, Window) else None
+        return live if sequence is None else sequence
 
     # Calls.
 
@@ -184,24 +186,25 @@ class Session(Programs):
     def _advance(self, executor: Executor, prepared: Prepared) -> tuple[list[Tensor], list[Tensor]]:
         """Runs one step from the prepared states; returns outputs and next states with their anchors."""
         live = self.live
-        window = None
-        if executor.wants_record(prepared) or (live.window is not None and torch.is_grad_enabled()):
-            if live.window is None or live.window.closed:
-                live.window = executor.open_window(StreamClock(self.settings.bins), prepared)
+        window: Window | KeptSteps | None = None
+        if executor.wants_window(prepared) or (live.window is not None and torch.is_grad_enabled()):
+            if live.window is None or live.window.closed or not live.window.goes_on(prepared):
+                live.close_window()
+                live.window = executor.open_steps(self.settings.bins, prepared)
                 live.window.load(live.pending)
                 live.pending = {}
             window = live.window
         else:
             live.close_window()
         before = live.flags_of(prepared.initial)
+        drawn = random_states() if window is not None and window.draws else ()
         outputs, states = executor.step(prepared, window)
         lasting = states[: count_states(executor.program.carries)]
-        live.states = [state.detach() if executor.rule.records else state for state in lasting]
+        live.states = [state if executor.rule.through_time else state.detach() for state in lasting]
         live.flags = None
         if window is None:
             return outputs, states
-        inputs = zip(executor.program.inputs, prepared.inputs, strict=True)
-        window.given.take(window.record.clock.steps - 1, {x.name: value for x, value in inputs})
+        window.take(prepared, drawn)
         learns, flags = executor.flow.over(prepared.inputs, prepared.invariants, before, 1)
         live.flags = flags[: len(lasting)]
         anchors = window.step_anchors(executor.program.ports, [*outputs, *states], (*learns, *flags))

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from tracecompile.analysis.ports import Port
@@ -18,7 +17,8 @@ from tracecompile.runtime.backward.anchors import LATEST, Inbox, Shape, StepFunc
 from tracecompile.runtime.backward.given import GivenInputs
 from tracecompile.runtime.backward.gradients import StandIns
 from tracecompile.runtime.backward.learning import Learning, Received, takes_moments
-from tracecompile.runtime.bins import Bins, Clock, StreamClock
+from tracecompile.runtime.backward.over_time import of_step, of_type, over_time
+from tracecompile.runtime.bins import Clock, StreamClock
 from tracecompile.runtime.loop import Loop
 from tracecompile.runtime.parameters import HeldParameters, learned_arguments
 from tracecompile.runtime.record import Record
@@ -83,7 +83,7 @@ class Window:
         self.record = Record(program, clock, statics, start.initial)
         self.loop: Loop | None = None
         """What fills the record, until all is in it."""
-        self.closed = False
+        self.closed = self.draws = False
         self.rerun: Rerun | None = None
         self.reran = False
         self.residuals: dict[str, float] = {}
@@ -135,6 +135,15 @@ class Window:
         _, made = self._make(ports, values, shapes, inputs)
         anchors = dict(zip(shapes, made, strict=True))
         return [anchors.get(index) for index in range(len(ports))]
+
+    def goes_on(self, prepared: Prepared) -> bool:
+        """Tells whether a step may be recorded here; always: the record knows where a state starts afresh."""
+        return True
+
+    def take(self, prepared: Prepared, drawn: Sequence[Tensor]) -> None:
+        """Keeps of the inputs of the step just recorded what requires a gradient."""
+        inputs = zip(self.program.inputs, prepared.inputs, strict=True)
+        self.given.take(self.record.clock.steps - 1, {x.name: value for x, value in inputs})
 
     def step_anchors(
         self, ports: Sequence[Port | None], values: Sequence[Tensor], wanted: Sequence[bool]
@@ -221,30 +230,15 @@ class Window:
             found = learning.run(received, latest, {*inputs, *self.given.names})
         self.record, self.reran = learning.record, learning.reran
         self.residuals, self.unsettled = found.solver.residuals, found.solver.unsettled
-        gradients = [_of_type(found.parameters.get(parameter), parameter) for parameter in parameters]
+        gradients = [of_type(found.parameters.get(parameter), parameter) for parameter in parameters]
         for carry, state in zip(self.program.carries, self.initial, strict=True):
             if state.requires_grad:
                 gradient = found.initial.get(carry.placeholder)
                 gradients.append(None if gradient is None else gradient.sum_to_size(state.shape).to(state.dtype))
-        gradients += [_of_type(found.parameters.get(value), value) for value in self.invariants]
-        self.given.pass_on(found.inputs, self.record.bins)
+        gradients += [of_type(found.parameters.get(value), value) for value in self.invariants]
+        self.given.pass_on(functools.partial(of_step, found.inputs, self.record.bins))
         for name, (value, dim) in inputs.items():
-            gradients.append(_over_time(found.inputs.get(name), self.record.bins, value, dim))
+            gradients.append(over_time(found.inputs.get(name), self.record.bins, value, dim))
         if not self._sequence:
             gradients.append(None)
         return [g if g is None else g.contiguous() for g in gradients]
-
-
-def _of_type(gradient: Tensor | None, value: Tensor) -> Tensor | None:
-    return None if gradient is None else gradient.to(value.dtype)
-
-
-def _over_time(rows: list[Tensor | None] | None, bins: Bins, value: Tensor, dim: int) -> Tensor | None:
-    """Shares the gradient of each bin's mean input among the steps of the bin."""
-    if rows is None:
-        return None
-    gradient = torch.zeros_like(value)
-    for index, (row, width) in enumerate(zip(rows, bins.widths, strict=True)):
-        if row is not None:
-            gradient.narrow(dim, bins.edges[index], width).add_((row / width).unsqueeze(dim))
-    return gradient

@@ -12,14 +12,24 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch._functorch.compile_utils import fx_graph_cse
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from tracecompile.analysis.folding import runs_per_step
 from tracecompile.runtime.engine.flat import Layout, layout_of, precision, shape_pattern
+from tracecompile.runtime.engine.joint import (
+    Backstep,
+    Run,
+    ScanFunction,
+    backward_of,
+    joint_scan,
+    results_of_step,
+    trace_backstep,
+)
 from tracecompile.runtime.engine.scan import Answers, Engine, ScanResult, Stretch
 from tracecompile.runtime.engine.traced import Traced, Untraceable, agree, trace_step
 from tracecompile.runtime.forms import UnitForm
@@ -37,6 +47,7 @@ PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device, torch.Siz
 """What a compiled step may take for a constant."""
 
 Key = tuple[Any, ...]
+Made = TypeVar("Made")
 
 
 @dataclass
@@ -80,6 +91,8 @@ class Kernels:
                 # torch warns of its own deprecated calls, which would be errors where a program makes warnings errors.
                 warnings.simplefilter("ignore", DeprecationWarning)
                 unrolled = make_fx(code, tracing_mode="symbolic")(*arguments)
+                unrolled.graph = fx_graph_cse(unrolled.graph)
+                unrolled.recompile()
                 run = torch.compile(unrolled, dynamic=True, fullgraph=True, options=OPTIONS)
                 run(*(value.clone() for value in arguments))
             self._compiled[key] = run
@@ -104,10 +117,15 @@ class CompiledEngine(Engine):
         self._ready: dict[Key, _Ready] = {}
         self._checked: set[tuple[int, ...]] = set()
         """Units whose compiled code was compared in this sequence."""
+        self._backsteps: dict[Key, Backstep] = {}
+        self._backstepped: set[Key] = set()
+        """Steps backward that were compared in this sequence."""
+        self._joints: dict[Key, Run] = {}
 
     def begin(self) -> None:
         """See Engine."""
         self._checked = set()
+        self._backstepped = set()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CompiledEngine:
         """Returns one that starts anew, for the copy of its kernels: it refers to layouts by identity."""
@@ -136,7 +154,11 @@ class CompiledEngine(Engine):
             ready = self._ready_for(layout, given.steps, arguments)
             if ready is not None and layers not in self._checked:
                 ready = self._up_to_date(ready, given.steps, arguments)
-            if ready is not None:
+            if ready is not None and torch.is_grad_enabled():
+                differentiated = self._differentiated(ready, given.steps, arguments)
+                if differentiated is not None:
+                    return differentiated
+            elif ready is not None:
                 found = layout.result(ready.run(*arguments), ready.traced.counts)
                 if answers == "means":
                     found.answers = [{key: _means(value) for key, value in core.items()} for core in found.answers]
@@ -154,18 +176,24 @@ class CompiledEngine(Engine):
         """Returns the compiled scan for arguments of these shapes, or None where it cannot be compiled."""
         alike = tuple((value.shape, value.dtype, value.device) for value in arguments)
         key = (id(layout), steps, precision(arguments[0].device), alike)
-        found = self._ready.get(key)
-        if found is None:
-            try:
-                found = self._ready[key] = self._prepare(layout, steps, arguments)
-            except Untraceable as reason:
-                self._refuse(layout.form, str(reason))
+        if key not in self._ready:
+            found = self._attempt(layout, lambda: self._prepare(layout, steps, arguments))
+            if found is None:
                 return None
-            except Exception as fault:  # the user's own surrogate is run by tracers here: anything may come out of it
-                lines = [line.strip() for line in str(fault).splitlines() if line.strip()]
-                self._refuse(layout.form, " ".join([f"{type(fault).__name__}:", *lines[:2]]))
-                return None
-        return found
+            self._ready[key] = found
+        return self._ready[key]
+
+    def _attempt(self, layout: Layout, make: Callable[[], Made]) -> Made | None:
+        """Compiles something; None, with a warning, where that cannot be."""
+        try:
+            with torch.no_grad():
+                return make()
+        except Untraceable as reason:
+            self._refuse(layout.form, str(reason))
+        except Exception as fault:  # the user's own surrogate is run by tracers here: anything may come out of it
+            lines = [line.strip() for line in str(fault).splitlines() if line.strip()]
+            self._refuse(layout.form, " ".join([f"{type(fault).__name__}:", *lines[:2]]))
+        return None
 
     def _up_to_date(self, ready: _Ready, steps: int, arguments: Sequence[Tensor]) -> _Ready | None:
         """Compares what is compiled with a step of the unit as it is now, once in every sequence.
@@ -183,6 +211,55 @@ class CompiledEngine(Engine):
             return anew
         self._refuse(layout.form, "its step does not compute the same twice from the same values")
         return None
+
+    def _differentiated(self, ready: _Ready, steps: int, arguments: Sequence[Tensor]) -> ScanResult | None:
+        """Runs a scan whose derivative is compiled as well; None where that cannot be."""
+        layout = ready.layout
+        unit = layout.form.unit
+        first, last = len(unit.values), len(unit.values) + len(unit.carries)
+        wanted = tuple(
+            place
+            for place, value in enumerate(arguments)
+            if value.requires_grad or (first <= place < last and value.is_floating_point())
+        )
+        joint = self._attempt(layout, lambda: self._joint_for(ready, steps, arguments, wanted))
+        if joint is None:
+            return None
+        count = len(unit.outputs) + len(unit.carries)
+        results = ScanFunction.apply(ready.run, joint, wanted, count, *arguments)
+        return layout.result(results, [(0, 0)] * len(ready.traced.counts))
+
+    def _joint_for(self, ready: _Ready, steps: int, arguments: Sequence[Tensor], wanted: tuple[int, ...]) -> Run:
+        layout = ready.layout
+        with torch.no_grad():
+            plain = [value.detach() for value in arguments]
+            back = self._backstep(layout, plain, wanted)
+            alike = tuple((value.dtype, value.device) for value in plain)
+            patterns = shape_pattern(plain), precision(plain[0].device)
+            key = ("joint", back.text, ready.traced.text, layout.structure(), steps, wanted, patterns, alike)
+            run = self._joints.get(key)
+            if run is None:
+                results = ready.run(*plain)[: len(layout.form.unit.outputs) + len(layout.form.unit.carries)]
+                given = [*plain, *(torch.ones_like(value) for value in results)]
+                run = self.kernels.get(key, joint_scan(layout, ready.traced.step, back, steps), given)
+                self._joints[key] = run
+        return run
+
+    def _backstep(self, layout: Layout, arguments: Sequence[Tensor], wanted: tuple[int, ...]) -> Backstep:
+        """Returns a step backward as it is now, compared with autograd once in every sequence."""
+        alike = tuple((value.shape, value.dtype) for value in arguments)
+        key = (id(layout), wanted, precision(arguments[0].device), alike)
+        back = self._backsteps.get(key)
+        if back is not None and key not in self._backstepped:
+            self._backstepped.add(key)
+            given = layout.first_step(arguments)
+            signals = [torch.ones_like(value) for value in results_of_step(layout.step_of(*given))]
+            if not agree(back.step(*given, *signals), backward_of(layout, wanted)(*given, *signals)):
+                back = None
+        if back is None:
+            back = self._backsteps[key] = trace_backstep(layout, arguments, wanted)
+            self._backstepped.add(key)
+        return back
 
     def _prepare(self, layout: Layout, steps: int, arguments: Sequence[Tensor]) -> _Ready:
         traced = trace_step(layout, arguments)
