@@ -2,9 +2,9 @@
 
     python examples/ragged.py
 
-Recordings of 10 to 40 steps in which one of four groups of channels fires more often than the others. They
-are padded to the longest of their batch, and the model is given their lengths; three ways to read it are shown: the mean
-over the valid steps, the last valid step, and a target for every step with an index that the loss ignores.
+Recordings of 10 to 40 steps in which one of four groups of channels fires more often than the others. They are padded
+to the longest of their batch, and the model is given their lengths; three ways to read it are shown: the mean over the
+valid steps, the last valid step, and a target for every step with an index that the loss ignores.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -35,6 +36,9 @@ from tracecompile.errors import ConversionError
 SIZES = ((13, 4), (1, 3), (7, 1))
 """Steps and samples that the conversion does not see."""
 
+LONG = (37, 2)
+"""More steps than one piece of the exact rule has."""
+
 INTEGRATORS = (Leaky, CapitalV, LinearAttention, DetachedFeedback)
 """Their state is a leaky sum of one current: of which there is a curve."""
 
@@ -45,9 +49,14 @@ def program_of(model: type[nn.Module]) -> Program:
     return Program(model, step=model in STEPS, returns_state=model is LstmStepHandedItsState, fires=False, flat=False)
 
 
-def by_bptt(model: nn.Module, example: Any, **options: Any) -> tracecompile.TracedModule:
-    options.pop("bins", None)
-    return tracecompile.convert(model, example, rule="bptt", **options)
+def by_rule(rule: str) -> Callable[..., tracecompile.TracedModule]:
+    """Returns what converts by a rule that knows no bins."""
+
+    def convert(model: nn.Module, example: Any, **options: Any) -> tracecompile.TracedModule:
+        options.pop("bins", None)
+        return tracecompile.convert(model, example, rule=rule, **options)
+
+    return convert
 
 
 def worst_of(found: dict[str, Tensor | None], wanted: dict[str, Tensor | None]) -> float:
@@ -60,15 +69,16 @@ def worst_of(found: dict[str, Tensor | None], wanted: dict[str, Tensor | None]) 
     return max(float((one - other).norm()) / max(float(other.norm()), 1e-3 * scale) for one, other in norms)
 
 
+@pytest.mark.parametrize("rule", ["bptt", "exact"])
 @pytest.mark.parametrize("model", [*MIXED, *BY_UNIT, ComplexState, *STEPS], ids=lambda model: model.__name__)
-def test_bptt_takes_any_recurrence(model: type[nn.Module]) -> None:
-    program = program_of(model)
+def test_exact_rules_take_any_recurrence(model: type[nn.Module], rule: str) -> None:
+    program, convert = program_of(model), by_rule(rule)
     require_sound(program)
-    require_values(program, by_bptt)
+    require_values(program, convert)
     with program.precision():
         twin, original = program.model(0), program.model(0)
-        net = by_bptt(original, program.arguments(*program.example))
-        for size in SIZES:
+        net = convert(original, program.arguments(*program.example))
+        for size in (*SIZES, LONG):
             drawn = program.drawn(*size)
             wanted = gradients(twin, program.drive(twin, drawn))
             assert worst_of(gradients(original, program.drive(net, drawn)), wanted) < 1e-10

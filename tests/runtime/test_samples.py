@@ -88,7 +88,7 @@ def loss_of(outs: list[Tensor]) -> Tensor:
     return sum(((step + 1) * out**2).sum() for step, out in enumerate(outs))  # type: ignore[return-value]
 
 
-@pytest.mark.parametrize("rule", ["measured", "bptt"])
+@pytest.mark.parametrize("rule", ["measured", "exact", "bptt"])
 @pytest.mark.parametrize("kind", [Step, Gradual])
 def test_some_samples_start_afresh(kind: type[nn.Module], rule: str) -> None:
     model, net, twin = pair(kind, rule)
@@ -103,7 +103,7 @@ def test_some_samples_start_afresh(kind: type[nn.Module], rule: str) -> None:
     assert_same(gradients(model), gradients(twin))
 
 
-@pytest.mark.parametrize("rule", ["measured", "bptt"])
+@pytest.mark.parametrize("rule", ["measured", "exact", "bptt"])
 def test_it_may_be_done_under_no_grad(rule: str) -> None:
     model, net, twin = pair(Step, rule)
     x = events(STEPS, BATCH)
@@ -239,7 +239,7 @@ def test_samples_of_a_stream() -> None:
 # Windows.
 
 
-@pytest.mark.parametrize("rule", ["measured", "bptt"])
+@pytest.mark.parametrize("rule", ["measured", "exact", "bptt"])
 @pytest.mark.parametrize("kind", [Step, Gradual])
 def test_a_new_window_begins(kind: type[nn.Module], rule: str) -> None:
     model, net, twin = pair(kind, rule)
@@ -322,8 +322,9 @@ def test_lateral_weights_need_a_closed_window(close: str) -> None:
     assert_same(gradients(model), gradients(twin))
 
 
-def test_lateral_weights_are_no_matter_by_bptt() -> None:
-    model, net, twin = pair(Lateral, "bptt")
+@pytest.mark.parametrize("rule", ["exact", "bptt"])
+def test_lateral_weights_are_no_matter_to_other_rules(rule: str) -> None:
+    model, net, twin = pair(Lateral, rule)
     x = events(STEPS, BATCH)
     found = ran(net, x, lambda mask: net.reset(samples=mask))
     wanted = ran(twin, x, lambda mask: cut(twin, ("v", "y", "z"), mask))

@@ -20,6 +20,7 @@ from tracecompile.program import StepProgram, example_value
 from tracecompile.runtime.executor import Executor
 from tracecompile.runtime.live import LiveState, count_states
 from tracecompile.runtime.loop import Loop
+from tracecompile.runtime.recompute.steps import KeptSteps
 from tracecompile.runtime.window import Window
 
 CLOSE = "Call backward before, or detach() of the converted module."
@@ -65,20 +66,22 @@ class Samples:
         self._require_fitting(live.states, mask)
         if not bool(mask.any()):
             return
-        starts = self._starts(live.states, mask)
-        window = live.window if live.window is not None and not live.window.closed else None
         if live.pending:
             raise InvalidInput("Steps of a snapshot wait for backward, and no step was made since.", CLOSE)
-        if window is not None:
+        starts, axes = self._starts(live.states, mask), self._sure_axes(live.states)
+        window = live.window if live.window is not None and not live.window.closed else None
+        if isinstance(window, Window):
             self._require_apart(window)
-        axes = self._sure_axes(live.states)
         with torch.inference_mode(False), torch.enable_grad():  # the others go on with their graph, where they have one
-            mask = mask.clone()
-            live.states = [
-                torch.where(_along(mask, axis, state.dim()), start, state)
-                for state, start, axis in zip(live.states, starts, axes, strict=True)
-            ]
-        if window is not None and window.loop is not None:
+            rows = [_along(mask.clone(), axis, state.dim()) for state, axis in zip(live.states, axes, strict=True)]
+
+            def begun(states: Sequence[Tensor]) -> list[Tensor]:
+                found = [torch.where(*each) for each in zip(rows, starts, states, strict=False)]
+                return [*found, *states[len(found) :]]
+
+            changed = window.change(begun) if isinstance(window, KeptSteps) else begun(live.states)
+            live.states = changed[: len(starts)]
+        if isinstance(window, Window) and window.loop is not None:
             placeholders = (carry.placeholder for carry in self.program.carries)
             _forget(window.loop, mask, dict(zip(placeholders, axes, strict=False)))
 
@@ -98,9 +101,7 @@ class Samples:
 
     def _require_apart(self, window: Window) -> None:
         """Refuses an open window whose record does not tell what acts on the next step of one sample."""
-        rule, program = self.executor.rule, self.program
-        if not rule.by_neuron:
-            raise InvalidInput(f"Steps wait for backward, and the {rule.name} rule takes all samples together.", CLOSE)
+        program = self.program
         reads = [(source, layer.name) for layer in program.layers for source in layer.sources]
         reads += [(port.source, "the result") for port in program.ports if port is not None]
         late = [(source, reader) for source, reader in reads if source.delay]
@@ -109,7 +110,7 @@ class Samples:
             raise InvalidInput(
                 f"Steps wait for backward, and {reader} reads {source.value} of an earlier step: what that step has "
                 "taught is kept for all samples together.",
-                CLOSE,
+                f'{CLOSE[:-1]}, or convert it with rule="exact".',
             )
 
     def _starts(self, states: Sequence[Tensor], mask: Tensor) -> list[Tensor]:
@@ -129,7 +130,7 @@ class Samples:
                     f"The state {carry.name} starts from the input, and that of the next step is not known yet.",
                     "Let the model start it where a mask among its inputs says so.",
                 )
-            if start.requires_grad and torch.is_grad_enabled() and self.executor.rule.records:
+            if start.requires_grad and torch.is_grad_enabled() and not self.executor.rule.through_time:
                 raise InvalidInput(
                     f"The start of the state {carry.name} is trained, and would learn nothing of these samples.",
                     "Let the model start it where a mask among its inputs says so.",
