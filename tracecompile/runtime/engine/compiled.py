@@ -19,6 +19,7 @@ from torch import Tensor
 from torch._functorch.compile_utils import fx_graph_cse
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from tracecompile.analysis.differentiable import differentiable
 from tracecompile.analysis.folding import runs_per_step
 from tracecompile.runtime.engine.flat import Layout, layout_of, precision, shape_pattern
 from tracecompile.runtime.engine.joint import (
@@ -220,7 +221,7 @@ class CompiledEngine(Engine):
         wanted = tuple(
             place
             for place, value in enumerate(arguments)
-            if value.requires_grad or (first <= place < last and value.is_floating_point())
+            if value.requires_grad or (first <= place < last and differentiable(value))
         )
         joint = self._attempt(layout, lambda: self._joint_for(ready, steps, arguments, wanted))
         if joint is None:

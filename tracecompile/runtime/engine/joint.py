@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from tracecompile.analysis.differentiable import differentiable
 from tracecompile.rules.written import draws_random_numbers
 from tracecompile.runtime.engine.flat import Layout
 from tracecompile.runtime.engine.traced import Untraceable, written_out
@@ -120,7 +121,7 @@ class ScanFunction(torch.autograd.Function):
         results = tuple(run(*(value.detach() for value in arguments)))[:count]
         ctx.joint, ctx.wanted, ctx.count = joint, wanted, len(arguments)
         ctx.save_for_backward(*arguments)
-        ctx.mark_non_differentiable(*(value for value in results if not value.is_floating_point()))
+        ctx.mark_non_differentiable(*(value for value in results if not differentiable(value)))
         return results
 
     @staticmethod
