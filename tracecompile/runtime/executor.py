@@ -21,7 +21,8 @@ from tracecompile.runtime.bins import Clock, StreamClock
 from tracecompile.runtime.collector import Collector
 from tracecompile.runtime.ends import Ends, apart
 from tracecompile.runtime.engine.choice import Choice
-from tracecompile.runtime.engine.compiled import CompiledEngine, Kernels
+from tracecompile.runtime.engine.compiled import CompiledEngine
+from tracecompile.runtime.engine.kernels import Kernels
 from tracecompile.runtime.engine.scan import Engine
 from tracecompile.runtime.forms import Forms
 from tracecompile.runtime.loop import Loop, form_for

@@ -18,7 +18,7 @@ from tracecompile.facts import Facts
 from tracecompile.graphs.copies import copy_graphs
 from tracecompile.own_checks import after_a_call, has_own_checks, sizes_of
 from tracecompile.program import Settings, StepProgram, example_value
-from tracecompile.runtime.engine.compiled import Kernels
+from tracecompile.runtime.engine.kernels import Kernels
 from tracecompile.runtime.executor import Executor
 from tracecompile.runtime.standing import Standing
 from tracecompile.runtime.turn import Turn
