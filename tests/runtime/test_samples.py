@@ -471,3 +471,39 @@ def test_a_restored_run_goes_on_with_some_afresh() -> None:
         each.detach()
         each.reset(samples=mask_of(3))
     assert all(torch.equal(net(x_t), other(x_t)) for x_t in x[3:])
+
+
+class KeepsOn(nn.Module):
+    """An image is shown for some steps; the neurons stay as they are for the next one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.below, self.above = nn.Linear(INPUTS, HIDDEN), nn.Linear(HIDDEN, OUTPUTS)
+        self.v: Tensor | float = 0.0
+
+    def forward(self, image: Tensor) -> Tensor:
+        total = 0.0
+        for _ in range(STEPS):
+            self.v = 0.9 * self.v + 2 * self.below(image)
+            z = Fire.apply(self.v - 0.5)
+            self.v = self.v - 0.5 * z
+            total = total + self.above(z)
+        return total
+
+
+@pytest.mark.parametrize("rule", ["measured", "exact", "bptt"])
+def test_samples_of_sequences_that_go_on(rule: str) -> None:
+    model, net, twin = pair(KeepsOn, rule)
+    mask = mask_of(3)
+    found, wanted = [], []
+    for number, image in enumerate(events(3, BATCH)):
+        if number == 2:
+            net.reset(samples=mask)
+            cut(twin, ("v",), mask)
+        found.append(net(image))
+        wanted.append(twin(image))
+        twin.v = twin.v.detach()
+    assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
+    loss_of(found).backward()
+    loss_of(wanted).backward()
+    assert_same(gradients(model), gradients(twin))
