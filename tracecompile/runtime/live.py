@@ -92,6 +92,12 @@ class LiveState:
             self.window.close()
         self.window = None
 
+    def detach(self) -> None:
+        """Goes on from the same states, to which no gradient comes back any more."""
+        self.close_window()
+        self.pending, self.flags = {}, None
+        self.states = None if self.states is None else [state.detach() for state in self.states]
+
     def snapshot(self, program: StepProgram) -> dict[str, Tensor]:
         """Returns copies of the live tensors of a net by name, and their layout."""
         found = {joined("state", index): state for index, state in enumerate(self.states or ())}

@@ -21,7 +21,7 @@ from tracecompile.rules.accumulation import accumulator_dtype
 from tracecompile.rules.measured.horizon import CELLS
 from tracecompile.rules.measured.lines import FROM
 from tracecompile.runtime.forms import CoreForm, Form
-from tracecompile.runtime.record import Moment, Record
+from tracecompile.runtime.record import Moment, Record, owned
 
 
 @dataclass(frozen=True)
@@ -160,15 +160,15 @@ class Loop:
         record, last = self.record, self.last
         if record is None or last is None or not self.since:
             return None
-        changes, first = {}, {}
+        changes, first, derivatives = {}, {}, {}
         for core in self.form.cores:
-            tangents = record.responses[core.layer].tangents
+            tangents, of_layer = record.responses[core.layer].tangents, last.of_layers[core.index]
             tangents.enter(self.index)
-            changes[core.layer] = tangents.answers(core.answers(last.of_layers[core.index]))
+            changes[core.layer] = owned(tangents.answers(core.answers(of_layer)))
+            derivatives[core.layer] = owned(core.derivatives(of_layer))
             first[core.layer] = tangents.first
-        derivatives = {core.layer: core.derivatives(last.of_layers[core.index]) for core in self.form.cores}
         traces = (accrual.pair for accrual in self.program.traces_kept)
-        values = {pair: _own(value) for pair, value in zip(traces, last.read, strict=True)}
+        values = owned(dict(zip(traces, last.read, strict=True)))
         return Moment(record.clock.steps - 1, self.index, values, changes, first, derivatives)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -226,8 +226,3 @@ def _beginning(accrual: Accrual, states: Mapping[str, Tensor]) -> Tensor:
     state = states[name]
     start = torch.ones_like if variable == f"{FROM}{name}" else torch.zeros_like
     return start(state, dtype=accumulator_dtype(state.dtype))
-
-
-def _own(value: Tensor) -> Tensor:
-    """Returns a tensor in memory of its own, so that the sequence that it is a slice of is not kept."""
-    return value if value.untyped_storage().nbytes() == value.nbytes else value.clone()

@@ -26,6 +26,7 @@ from tracecompile.runtime.programs import Compiler, Programs
 from tracecompile.runtime.recompute.steps import KeptSteps
 from tracecompile.runtime.replay import random_states
 from tracecompile.runtime.rerun import Prepared
+from tracecompile.runtime.samples import Samples, check_mask
 from tracecompile.runtime.streams import as_sequences
 from tracecompile.runtime.window import Window
 
@@ -43,6 +44,7 @@ class Session(Programs):
         super().__init__(model, settings, compiler, watched)
         self.live = LiveState()
         self.waiting: Mapping[str, Tensor] | None = None
+        self._samples: Samples | None = None
 
     @property
     def window(self) -> Window | None:
@@ -94,11 +96,34 @@ class Session(Programs):
         self.ask_the_model(args, kwargs)
         return executor, call
 
-    def reset(self) -> None:
-        """Forgets states and traces."""
+    def reset(self, samples: object = None) -> None:
+        """Forgets states and traces; see ``TracedModule.reset``."""
+        if samples is not None:
+            self._restart(check_mask(samples))
+            return
         self.live.clear()
         if self.standing is not None:
             self.standing.clear()
+
+    def _restart(self, mask: Tensor) -> None:
+        executor = self.executor
+        if executor is None:
+            return  # no step was made
+        if self.standing is not None and self.standing.touched:
+            raise InvalidInput(
+                "A state was set from outside since the last step.", "Set the rows of these samples there as well."
+            )
+        with self.turn:
+            if self._samples is None or self._samples.executor is not executor:
+                self._samples = Samples(executor)
+            self._samples.restart(self.live, mask)
+            self._lay()
+
+    def detach(self) -> None:
+        """Begins a new window; see ``TracedModule.detach``."""
+        with self.turn:
+            self.live.detach()
+            self._lay()
 
     def restore(self, snapshot: Mapping[str, Tensor]) -> None:
         """Goes on from a snapshot; see ``TracedModule.restore``."""
@@ -197,5 +222,5 @@ class Session(Programs):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Returns a copy that shares nothing and stands before the first step."""
-        memo[id(self.live)] = LiveState()
+        memo |= {id(self.live): LiveState(), id(self._samples): None}
         return super().__deepcopy__(memo)

@@ -50,6 +50,11 @@ class Standing:
         self._watch = Watch(self.model, self._moving)
         return Facts(self.model)
 
+    @property
+    def touched(self) -> bool:
+        """Whether somebody has set a state in the model since the last step."""
+        return self._held is not None and self._held.touched
+
     @contextmanager
     def afresh(self) -> Iterator[None]:
         """Lets the model be as before the first step of a sequence while the context is open."""
