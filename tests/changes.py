@@ -6,15 +6,14 @@ its twin. What it makes anew comes from seeds that it names.
 
 from __future__ import annotations
 
-import copy
+import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import models
 import torch
-from hypothesis import strategies as st
-from strategies import NetSpec, net_specs
+from strategies import NEURONS, RESETS, SURROGATES, LayerSpec, NetSpec
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
@@ -173,7 +172,10 @@ def _all_frozen(on: Changed, cell: Any, number: int, batch: int) -> None:
 
 def _tied(on: Changed, cell: Any, number: int, batch: int) -> None:
     places = [
-        (part, name, value) for part in on.model.modules() for name, value in part._parameters.items() if value is not None
+        (part, name, value)
+        for part in on.model.modules()
+        for name, value in part._parameters.items()
+        if value is not None
     ]
     pairs = [(a, b) for a in places for b in places if a[2] is not b[2] and a[2].shape == b[2].shape]
     if pairs:
@@ -187,7 +189,9 @@ def _without_bias(on: Changed, cell: Any, number: int, batch: int) -> None:
 
 def _loaded(on: Changed, cell: Any, number: int, batch: int) -> None:
     factor = 0.9 + 0.1 * (number % 3)
-    held = {name: factor * value if value.is_floating_point() else value for name, value in on.root.state_dict().items()}
+    held = {
+        name: factor * value if value.is_floating_point() else value for name, value in on.root.state_dict().items()
+    }
     on.root.load_state_dict(held, assign=number % 2 == 1)
 
 
@@ -234,19 +238,22 @@ def _wrapped(on: Changed, cell: Any, number: int, batch: int) -> None:
 
 
 def _pruned(on: Changed, cell: Any, number: int, batch: int) -> None:
-    layer = linear(cell)
-    if "weight" in layer._parameters:
-        prune.l1_unstructured(layer, "weight", amount=0.3)
-    elif hasattr(layer, "weight_orig") and number % 2:
-        prune.remove(layer, "weight")
+    if "weight" in linear(cell)._parameters:
+        prune.l1_unstructured(linear(cell), "weight", amount=0.3)
 
 
 def _parametrised(on: Changed, cell: Any, number: int, batch: int) -> None:
     layer = linear(cell)
-    if parametrize.is_parametrized(layer, "weight") and number % 2:
-        parametrize.remove_parametrizations(layer, "weight")
-    elif parametrize.is_parametrized(layer, "weight") or "weight" in layer._parameters:
+    if parametrize.is_parametrized(layer, "weight") or "weight" in layer._parameters:
         parametrize.register_parametrization(layer, "weight", Halved())
+
+
+def _plain_weights(on: Changed, cell: Any, number: int, batch: int) -> None:
+    layer = linear(cell)
+    if hasattr(layer, "weight_orig"):
+        prune.remove(layer, "weight")
+    elif parametrize.is_parametrized(layer, "weight"):
+        parametrize.remove_parametrizations(layer, "weight", leave_parametrized=number % 2 == 0)
 
 
 def _cleared(on: Changed, cell: Any, number: int, batch: int) -> None:
@@ -293,6 +300,7 @@ KINDS: dict[str, Callable[[Changed, Any, int, int], None]] = {
     "wrap": _wrapped,
     "prune": _pruned,
     "parametrise": _parametrised,
+    "plain weights": _plain_weights,
     "clear": _cleared,
     "assign": _assigned,
     "assign one": _one_assigned,
@@ -307,35 +315,33 @@ AT_A_BEGINNING = ("cast", "copy", "reset")
 """What leaves no state to go on from."""
 
 
-def changes(kinds: tuple[str, ...]) -> st.SearchStrategy[Change]:
-    return st.builds(
-        Change, kind=st.sampled_from(kinds), layer=st.integers(0, 2), number=st.integers(0, 11), by_net=st.booleans()
-    )
+def changed(seed: int) -> ChangedSpec:
+    """Draws a network and two to four rounds: all of what may be drawn is about equally frequent."""
+    chance = random.Random(seed)
+    layers = [
+        LayerSpec(
+            chance.randint(2, 4), *map(chance.choice, ((False, True), RESETS, SURROGATES, NEURONS, (False, True)))
+        )
+        for _ in range(chance.choice((1, 2, 2, 3)))
+    ]
+    loop = chance.choice(("shape", "batch_first", "fixed", "step", "step", "step"))
+    state = chance.choice(("locals", "tuple", "namedtuple", "attribute", "attribute", "buffer", "buffer"))
+    net = NetSpec(tuple(layers), state, loop, chance.choice(("stack", "list", "sum", "mean")), 6, 3, seed)
+    rounds: list[Round] = []
+    for _ in range(chance.randint(2, 4)):
+        rounds.append(_round(chance, net, rounds[-1] if rounds and net.kind == "step" else None))
+    return ChangedSpec(net, tuple(rounds))
 
 
-@st.composite
-def rounds(draw: st.DrawFn, spec: NetSpec, batch: int | None) -> Round:
-    """Draws a round; ``batch`` is that of the sequence that it may go on with."""
-    keeps = spec.kind == "step"
-    goes_on = batch is not None and draw(st.booleans())
-    steps = spec.steps if spec.loop == "fixed" else draw(st.integers(2, 7))
-    after = draw(st.integers(0, steps - 1)) if keeps and draw(st.booleans()) else 0
-    kinds = BEFORE_BACKWARD if after else tuple(kind for kind in (*KINDS, *OF_THE_NET) if not goes_on or kind not in AT_A_BEGINNING)
-    return Round(
-        tuple(draw(st.lists(changes(kinds), min_size=1, max_size=3))),
-        after,
-        goes_on,
-        steps,
-        batch if goes_on and batch is not None else draw(st.integers(2, 4)),
-        draw(st.integers(0, 4)) > 0,
-    )
-
-
-@st.composite
-def changed_specs(draw: st.DrawFn, loops: tuple[str, ...] = ("shape", "batch_first", "fixed", "step", "step")) -> ChangedSpec:
-    """Draws a network and two to four rounds."""
-    spec = draw(net_specs(loops))
-    drawn: list[Round] = []
-    for _ in range(draw(st.integers(2, 4))):
-        drawn.append(draw(rounds(spec, drawn[-1].batch if drawn and spec.kind == "step" else None)))
-    return ChangedSpec(spec, tuple(drawn))
+def _round(chance: random.Random, net: NetSpec, last: Round | None) -> Round:
+    goes_on = last is not None and chance.random() < 0.5
+    steps = net.steps if net.loop == "fixed" else chance.randint(3, 8)
+    after = chance.randint(1, steps - 1) if net.kind == "step" and chance.random() < 0.3 else 0
+    possible = BEFORE_BACKWARD if after else (*KINDS, *OF_THE_NET)
+    kinds = [kind for kind in possible if not goes_on or kind not in AT_A_BEGINNING]
+    changes = [
+        Change(chance.choice(kinds), chance.randrange(3), chance.randrange(12), chance.random() < 0.5)
+        for _ in range(chance.choice((1, 1, 2, 3)))
+    ]
+    batch = last.batch if last is not None and goes_on else chance.randint(2, 4)
+    return Round(tuple(changes), after, goes_on, steps, batch, chance.random() < 0.8)
