@@ -1,7 +1,7 @@
 """What backward of an open window goes by, and whether the model is still that.
 
-Backward runs the synapses of the program that a window was opened with, once for every bin, with the Parameters that the
-model held then; what the cores do is recorded at every step. So a core may become another one while steps wait for
+Backward runs the synapses of the program that a window was opened with, once for every bin, with the Parameters that
+the model held then; what the cores do is recorded at every step. So a core may become another one while steps wait for
 backward, by another threshold or another mode. What a synapse reads may not, and neither may static values.
 """
 
