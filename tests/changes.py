@@ -309,7 +309,7 @@ KINDS: dict[str, Callable[[Changed, Any, int, int], None]] = {
 OF_THE_NET = ("copy", "restore", "reset")
 """What is done to a net alone; its twin is brought to where that leads."""
 BEFORE_BACKWARD = ("leak", "threshold", "surrogate", "weights", "neurons", "freeze", "no bias", "mode", "hook",
-    "hook of a cell", "no hooks", "wrap", "prune", "parametrise", "clear", "assign", "assign one")  # fmt: skip
+    "hook of a cell", "no hooks", "wrap", "prune", "clear", "assign", "assign one")  # fmt: skip
 """What a user may do while steps wait for backward: the others write into what autograd has saved."""
 AT_A_BEGINNING = ("cast", "copy", "reset")
 """What leaves no state to go on from."""

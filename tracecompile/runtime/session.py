@@ -67,7 +67,7 @@ class Session(Programs):
                     if keeps:
                         self.live.states = states[: count_states(program.carries)]
                         self._lay()
-                    self.live.sequence = None if window is None else weakref.ref(window)
+                    self.live.sequence = None if window is None else weakref.ref(self._opened(window))
                 else:
                     leaves = self._step(executor, call)
         return pytree.tree_unflatten(leaves, program.result)
@@ -117,6 +117,11 @@ class Session(Programs):
     def _lay(self) -> None:
         if self.standing is not None:
             self.standing.lay(self.live)
+
+    def _opened(self, window: Window) -> Window:
+        if self.standing is not None:
+            self.standing.opened(window)
+        return window
 
     def _step(self, executor: Executor, call: Call) -> list[Any]:
         live = self.live
@@ -182,7 +187,7 @@ class Session(Programs):
         window = None
         if executor.wants_record(prepared) or (live.window is not None and torch.is_grad_enabled()):
             if live.window is None or live.window.closed:
-                live.window = executor.open_window(StreamClock(self.settings.bins), prepared)
+                live.window = self._opened(executor.open_window(StreamClock(self.settings.bins), prepared))
                 self.basis = Basis(self.ready, executor.ends.read_by_statics(leaves))
                 live.window.load(live.pending)
                 live.pending = {}

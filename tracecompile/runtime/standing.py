@@ -16,6 +16,7 @@ from tracecompile.program import StepProgram
 from tracecompile.runtime.held import Held
 from tracecompile.runtime.live import LiveState, count_states
 from tracecompile.runtime.watch import Watch
+from tracecompile.runtime.window import Window
 
 
 class Standing:
@@ -49,6 +50,10 @@ class Standing:
         self._moving = moving(program)
         self._watch = Watch(self.model, self._moving)
         return Facts(self.model)
+
+    def opened(self, window: Window) -> None:
+        """Lets a window that was opened in this call know the model as it is."""
+        window.opened.watch = self._watch
 
     @contextmanager
     def afresh(self) -> Iterator[None]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
 
@@ -33,6 +34,7 @@ class Watch:
         self._readers: list[Callable[[Any], Iterable[Any]]] = []
         self._read: list[Any] = []
         self._places: dict[tuple[int, str], list[int]] = {}
+        self._dictionaries: list[tuple[dict[Any, Any], list[Any], int]] = []
         for _, table, values in tables_of(model, moving):
             self._add(table, values)
         self._sizes = list(map(len, self._sized))
@@ -43,6 +45,8 @@ class Watch:
 
     def _add(self, table: Any, values: Iterable[Any]) -> None:
         keys = None if isinstance(values, Cells) else _keys(table)
+        if isinstance(table, dict) and not isinstance(values, Cells):
+            self._dictionaries.append((table, list(table) if keys is None else keys, len(self._kept)))
         self._sized.append(values if keys is None else table)
         if keys is None:
             self._read.append(values)
@@ -69,6 +73,33 @@ class Watch:
         except KeyError:
             return False
 
+    @contextmanager
+    def put_back(self) -> Iterator[None]:
+        """Lets the model be as it was while the context is open: modules, hooks, attributes, Parameters and buffers."""
+        tables, classes = ([], []) if self.holds() else self._changed()
+        try:
+            for table, was, _ in tables:
+                _fill(table, was)
+            for module, kind, _ in classes:
+                module.__class__ = kind
+            yield
+        finally:
+            for table, _, now in tables:
+                _fill(table, now)
+            for module, _, kind in classes:
+                module.__class__ = kind
+
+    def _changed(self) -> tuple[list[tuple[Any, Any, Any]], list[tuple[Any, type, type]]]:
+        """Returns dictionaries, and modules, with what each was and what it is."""
+        tables = []
+        for table, keys, first in self._dictionaries:
+            was = dict(zip(keys, self._kept[first : first + len(keys)], strict=True))
+            now = {key: value for key, value in table.items() if key not in NO_FACTS}
+            if was.keys() != now.keys() or any(now[key] is not value for key, value in was.items()):
+                tables.append((table, was, now))
+        classes = zip(self._modules, self._classes, map(type, self._modules), strict=True)
+        return tables, [each for each in classes if each[1] is not each[2]]
+
     def follow(self, table: dict[str, Any], key: str, value: Any) -> bool:
         """Takes a new value in a table for what was there; tells whether there was one."""
         places = self._places.get((id(table), key), [])
@@ -84,6 +115,12 @@ def _keys(table: Any) -> list[str] | None:
     if isinstance(table, dict) and all(isinstance(key, str) for key in table):
         return [key for key in table if key not in NO_FACTS]
     return None
+
+
+def _fill(table: dict[Any, Any], entries: dict[Any, Any]) -> None:
+    for key in [key for key in table if key not in NO_FACTS]:
+        del table[key]
+    table.update(entries)
 
 
 def _has_memory(value: Tensor) -> bool:

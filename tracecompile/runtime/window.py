@@ -20,7 +20,7 @@ from tracecompile.runtime.backward.gradients import StandIns
 from tracecompile.runtime.backward.learning import Learning, Received, takes_moments
 from tracecompile.runtime.bins import Bins, Clock, StreamClock
 from tracecompile.runtime.loop import Loop
-from tracecompile.runtime.parameters import HeldParameters, learned_arguments
+from tracecompile.runtime.parameters import Opened, learned_arguments
 from tracecompile.runtime.record import Record
 from tracecompile.runtime.rerun import Prepared, Rerun
 from tracecompile.runtime.stored import load_record, record_tensors
@@ -88,7 +88,7 @@ class Window:
         self.reran = False
         self.residuals: dict[str, float] = {}
         self.unsettled: dict[str, int] = {}
-        self._held = HeldParameters(program.root)
+        self.opened = Opened(program.root)
         self._versions: list[tuple[Tensor, int]] = []
         self._kept: weakref.ref[Kept] | None = None
         self._inbox: Inbox | None = None
@@ -217,7 +217,7 @@ class Window:
         assert kept is not None, "autograd has freed the graph"
         leaves = self.stand_ins | {value: value for value in self.invariants}
         learning = Learning(self.program, kept.record, self.statics, leaves, self.initial, kept.rerun)
-        with self.turn, self._held.put_back():
+        with self.turn, self.opened.put_back():
             found = learning.run(received, latest, {*inputs, *self.given.names})
         self.record, self.reran = learning.record, learning.reran
         self.residuals, self.unsettled = found.solver.residuals, found.solver.unsettled
