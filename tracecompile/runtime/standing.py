@@ -40,15 +40,15 @@ class Standing:
 
     def holds(self) -> bool:
         """Tells whether the model is as it was at the last call, its states in their places included."""
-        self._as_left = self._watch is not None and self._watch.holds()
-        self._as_left &= self._held is None or not self._held.touched
+        watch, held = self._watch, self._held
+        self._as_left = watch is not None and watch.holds() and not (held is not None and held.written())
         return self._as_left
 
     def look(self, program: StepProgram) -> Facts:
         """Takes the model as it is now for what runs; returns its facts."""
         self._held = Held(self.model, program.carries, self._templates, self._held)
         self._moving = moving(program)
-        self._watch = Watch(self.model, self._moving)
+        self._watch = Watch(self.model, self._moving, self._watch)
         return Facts(self.model)
 
     def opened(self, window: Window) -> None:
@@ -93,7 +93,7 @@ class Standing:
     def lay(self, live: LiveState) -> None:
         """Lays the live states into their places in the model."""
         if self._held is not None and live.states is not None and self._held.lay(live.states, self._watch):
-            self._watch = Watch(self.model, self._moving)
+            self._watch = Watch(self.model, self._moving, self._watch)
 
     def clear(self) -> None:
         """Leaves the places of states as they were before the first step."""

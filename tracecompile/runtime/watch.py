@@ -6,13 +6,21 @@ import itertools
 import operator
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
-from types import MappingProxyType
+from types import CodeType, MappingProxyType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from tracecompile.facts import NO_FACTS, Cells, tables_of
+
+TEXT = """
+def holds():
+    try:
+        return {}
+    except KeyError:
+        return False
+"""
+"""One term per entry runs three times as fast, among all the other things that a call does, as loops of any kind."""
 
 
 class Watch:
@@ -20,58 +28,60 @@ class Watch:
 
     Compared by identity, table by table: a thing that was replaced by an equal one counts as changed here. What that
     means is found out by ``Facts``, which takes longer.
+
+    Attributes:
+        holds: Tells whether everything is as it was.
     """
 
-    def __init__(self, model: nn.Module, moving: Collection[str] = ()) -> None:
+    def __init__(self, model: nn.Module, moving: Collection[str] = (), before: Watch | None = None) -> None:
         """Looks at a model.
 
         Args:
             model: The model.
             moving: Names of its states: what is within them is not looked at.
+            before: Has looked at the same model: what it has compiled serves again where the model is made alike.
         """
         self._kept: list[Any] = []
-        self._sized: list[Any] = []
-        self._readers: list[Callable[[Any], Iterable[Any]]] = []
-        self._read: list[Any] = []
-        self._places: dict[tuple[int, str], list[int]] = {}
-        self._dictionaries: list[tuple[dict[Any, Any], list[Any], int]] = []
-        for _, table, values in tables_of(model, moving):
-            self._add(table, values)
-        self._sizes = list(map(len, self._sized))
+        self._places: dict[tuple[int, str], int] = {}
+        self._dictionaries: list[tuple[dict[Any, Any], list[Any], list[Any] | None]] = []
         self._modules = list(model.modules())
         self._classes = list(map(type, self._modules))
-        self._tensors = [value for value in self._kept if isinstance(value, Tensor) and _has_memory(value)]
-        self._memory = list(map(torch.Tensor.data_ptr, self._tensors))
+        self._known: dict[str, Any] = {"kept": self._kept, "same": operator.is_}
+        self._terms = [
+            f"type({self._name('m', module)}) is {self._name('c', kind)}"
+            for module, kind in zip(self._modules, self._classes, strict=True)
+        ]
+        for prefix, table, values in tables_of(model, moving):
+            self._add(prefix, table, values, moving)
+        self._text = TEXT.format(" and ".join(self._terms))
+        alike = before is not None and before._text == self._text
+        self._code: CodeType = before._code if before is not None and alike else compile(self._text, "<watch>", "exec")
+        exec(self._code, self._known)
+        self.holds: Callable[[], bool] = self._known["holds"]
 
-    def _add(self, table: Any, values: Iterable[Any]) -> None:
+    def _name(self, kind: str, thing: Any) -> str:
+        name = f"{kind}{len(self._known)}"
+        self._known[name] = thing
+        return name
+
+    def _add(self, prefix: str, table: Any, values: Iterable[Any], moving: Collection[str]) -> None:
         keys = None if isinstance(values, Cells) else _keys(table)
+        sized: Any = values if keys is None else table
+        name = self._name("t", sized)
+        self._terms.append(f"len({name}) == {len(sized)}" if len(sized) else f"not {name}")
+        kept = list(values) if keys is None else [table[key] for key in keys]
         if isinstance(table, dict) and not isinstance(values, Cells):
-            self._dictionaries.append((table, list(table) if keys is None else keys, len(self._kept)))
-        self._sized.append(values if keys is None else table)
-        if keys is None:
-            self._read.append(values)
-            self._readers.append(iter)
-            self._kept += values
-        elif keys:
-            keys = keys * 2 if len(keys) == 1 else keys  # of a single key the reader would return no tuple
-            for key, place in zip(keys, itertools.count(len(self._kept))):
-                self._places.setdefault((id(table), key), []).append(place)
-            self._read.append(table)
-            self._readers.append(operator.itemgetter(*keys))
-            self._kept += [table[key] for key in keys]
-
-    def holds(self) -> bool:
-        """Tells whether everything is as it was."""
-        try:
-            now = itertools.chain.from_iterable(map(operator.call, self._readers, self._read))
-            return (
-                list(map(len, self._sized)) == self._sizes
-                and all(map(operator.is_, now, self._kept))
-                and list(map(type, self._modules)) == self._classes
-                and list(map(torch.Tensor.data_ptr, self._tensors)) == self._memory
-            )
-        except KeyError:
-            return False
+            self._dictionaries.append((table, list(table) if keys is None else keys, kept if keys is None else None))
+        if keys is None and kept:
+            self._terms.append(f"all(map(same, {name}, {self._name('k', kept)}))")
+        for key in keys or ():
+            self._terms.append(f"{name}[{key!r}] is kept[{len(self._kept)}]")
+            self._places[id(table), key] = len(self._kept)
+            self._kept.append(table[key])
+        named = zip(keys or itertools.repeat(""), kept, strict=False)
+        for value in (value for key, value in named if f"{prefix}{key}" not in moving):
+            if isinstance(value, Tensor) and (memory := _memory(value)):
+                self._terms.append(f"{self._name('p', value.data_ptr)}() == {memory}")
 
     @contextmanager
     def put_back(self) -> Iterator[None]:
@@ -92,8 +102,9 @@ class Watch:
     def _changed(self) -> tuple[list[tuple[Any, Any, Any]], list[tuple[Any, type, type]]]:
         """Returns dictionaries, and modules, with what each was and what it is."""
         tables = []
-        for table, keys, first in self._dictionaries:
-            was = dict(zip(keys, self._kept[first : first + len(keys)], strict=True))
+        for table, keys, held in self._dictionaries:
+            kept = held if held is not None else [self._kept[self._places[id(table), key]] for key in keys]
+            was = dict(zip(keys, kept, strict=True))
             now = {key: value for key, value in table.items() if key not in NO_FACTS}
             if was.keys() != now.keys() or any(now[key] is not value for key, value in was.items()):
                 tables.append((table, was, now))
@@ -102,10 +113,10 @@ class Watch:
 
     def follow(self, table: dict[str, Any], key: str, value: Any) -> bool:
         """Takes a new value in a table for what was there; tells whether there was one."""
-        places = self._places.get((id(table), key), [])
-        for place in places:
+        place = self._places.get((id(table), key))
+        if place is not None:
             self._kept[place] = value
-        return bool(places)
+        return place is not None
 
 
 def _keys(table: Any) -> list[str] | None:
@@ -123,9 +134,9 @@ def _fill(table: dict[Any, Any], entries: dict[Any, Any]) -> None:
     table.update(entries)
 
 
-def _has_memory(value: Tensor) -> bool:
-    """Tells whether a tensor says where its memory is: what is assigned to its ``data`` is elsewhere."""
+def _memory(value: Tensor) -> int:
+    """Returns where the memory of a tensor is, 0 where it does not say: another ``data`` is elsewhere."""
     try:
-        return value.data_ptr() != 0
+        return value.data_ptr()
     except RuntimeError:
-        return False
+        return 0
