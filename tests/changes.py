@@ -48,6 +48,7 @@ class Round:
         goes_on: Whether a step model goes on from where the last round left it.
         steps, batch: Of the sequence; one that goes on has the batch of the last.
         trains: Whether gradients are compared.
+        late: What is done between forward and backward.
     """
 
     changes: tuple[Change, ...] = ()
@@ -56,6 +57,7 @@ class Round:
     steps: int = 4
     batch: int = 2
     trains: bool = True
+    late: tuple[Change, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -339,9 +341,15 @@ def _round(chance: random.Random, net: NetSpec, last: Round | None) -> Round:
     after = chance.randint(1, steps - 1) if net.kind == "step" and chance.random() < 0.3 else 0
     possible = BEFORE_BACKWARD if after else (*KINDS, *OF_THE_NET)
     kinds = [kind for kind in possible if not goes_on or kind not in AT_A_BEGINNING]
-    changes = [
-        Change(chance.choice(kinds), chance.randrange(3), chance.randrange(12), chance.random() < 0.5)
-        for _ in range(chance.choice((1, 1, 2, 3)))
-    ]
     batch = last.batch if last is not None and goes_on else chance.randint(2, 4)
-    return Round(tuple(changes), after, goes_on, steps, batch, chance.random() < 0.8)
+    late = _changes(chance, [kind for kind in BEFORE_BACKWARD if kind != "freeze"], 1 if chance.random() < 0.25 else 0)
+    return Round(
+        _changes(chance, kinds, chance.choice((1, 1, 2, 3))), after, goes_on, steps, batch, chance.random() < 0.8, late
+    )
+
+
+def _changes(chance: random.Random, kinds: list[str], count: int) -> tuple[Change, ...]:
+    return tuple(
+        Change(chance.choice(kinds), chance.randrange(3), chance.randrange(12), chance.random() < 0.5)
+        for _ in range(count)
+    )

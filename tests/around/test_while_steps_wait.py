@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -47,10 +49,27 @@ class HandedIn(nn.Module):
         return self.leave(z), v - 0.5 * z
 
 
+class StateFirst(HandedIn):
+    """The same, with its state before the input."""
+
+    def forward(self, v: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        return super().forward(x, v)
+
+
 def converted(make: Callable[[], Any], *more: Any) -> tuple[Any, Any, Any]:
     model, twin = twins(make)
     net = tracecompile.convert(model, (events(1, 4)[0], *more), bins=STEPS, backend="eager")
     return net, model, twin
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))], ids=["copy", "pickle"])
+@pytest.mark.parametrize("order", [HandedIn, StateFirst])
+def test_a_copy_of_a_net_that_is_handed_its_states(order: Callable[[], Any], copied: Callable[[Any], Any]) -> None:
+    given = [events(1, 4)[0], torch.zeros(4, WIDTH)][:: 1 if order is HandedIn else -1]
+    model, twin = twins(order)
+    net = tracecompile.convert(model, tuple(given), bins=STEPS, backend="eager")
+    model.leak = twin.leak = 0.5
+    assert all(map(torch.equal, copied(net)(*given), twin(*given)))
 
 
 def unfrozen(model: Any) -> None:

@@ -125,6 +125,10 @@ class Programs:
         """Returns the call that the current program was compiled from."""
         program = self.program
         leaves = [example_value(node) for node in program.prologue.graph.nodes if node.op == "placeholder"]
+        values = {node.name: example_value(node) for node in program.step.graph.nodes if node.op == "placeholder"}
+        handed_in = (values[carry.placeholder] for carry in program.carries if carry.explicit)
+        for place, state in sorted(zip(program.explicit_states, handed_in, strict=True), key=lambda given: given[0]):
+            leaves.insert(place, state)
         args, kwargs = pytree.tree_unflatten(leaves, program.signature)
         return Request(self.model, args, kwargs, self.settings)
 
