@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import torch
+from requirements import library
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
@@ -29,10 +29,6 @@ class Watched(nn.Module):
         return 0.9 * weight
 
 
-class Looked(nn.Linear):
-    """A user's own class of layer."""
-
-
 def parametrised(model: Any, look: Callable[[], None]) -> None:
     parametrize.register_parametrization(model.above, "weight", Watched(look))
 
@@ -42,24 +38,12 @@ def parametrised_twice(model: Any, look: Callable[[], None]) -> None:
     parametrize.register_parametrization(parametrized, "weight", Watched(look))
 
 
-def of_a_class_of_the_users(model: Any, look: Callable[[], None]) -> None:
-    torch.manual_seed(2)
-    model.above = Looked(HIDDEN, OUTPUTS).double()
-    model.above.register_forward_hook(lambda module, args, result: look())
-
-
-def in_a_container(model: Any, look: Callable[[], None]) -> None:
-    torch.manual_seed(2)
-    model.above = nn.Sequential(nn.Linear(HIDDEN, 4), Looked(4, OUTPUTS)).double()
-    model.above[1].register_forward_pre_hook(lambda module, args: look())
-
-
 def pruned(model: Any, look: Callable[[], None]) -> None:
     prune.l1_unstructured(model.above, "weight", 0.3)
     model.above.register_forward_hook(lambda module, args, result: look())
 
 
-KINDS = [parametrised, parametrised_twice, of_a_class_of_the_users, in_a_container, pruned]
+KINDS = [parametrised, parametrised_twice, pruned]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -117,3 +101,30 @@ def test_a_parameter_that_is_read_past_all_modules_is_refused() -> None:
     net = tracecompile.convert(model, events(5, 2), bins=STEPS, backend="eager")
     with pytest.raises(tracecompile.ConversionError, match="its gradient would be lost"):
         net(events(STEPS, 3)).square().sum().backward()
+
+
+@pytest.mark.libraries
+def test_layers_that_the_program_owns_are_called_on_twins_too() -> None:
+    """SpikingJelly's layers of a whole sequence stand in the program as layers of one step."""
+    layer, neuron = library("spikingjelly.activation_based.layer"), library("spikingjelly.activation_based.neuron")
+    functional = library("spikingjelly.activation_based.functional")
+
+    seen: list[list[int]] = []
+
+    def made() -> Any:
+        layers = [layer.Linear(5, HIDDEN), neuron.LIFNode(v_threshold=0.1), layer.Linear(HIDDEN, OUTPUTS)]
+        net = nn.Sequential(*layers)
+        net[2].register_forward_hook(lambda *given: seen.append([id(parameter) for parameter in net.parameters()]))
+        functional.set_step_mode(net, "m")
+        return net
+
+    model, twin = twins(made)
+    own = [id(parameter) for parameter in model.parameters()]
+    net, x = tracecompile.convert(model, events(5, 2), bins=STEPS, backend="eager"), events(STEPS, 3)
+    loss = net(x).square().sum()
+    seen.clear()
+    loss.backward()
+    assert seen, "backward has not called the layer"
+    assert all(each == own for each in seen)
+    twin(x).square().sum().backward()
+    assert_same(gradients(model), gradients(twin))
