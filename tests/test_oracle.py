@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import models
@@ -82,6 +83,35 @@ def test_a_bin_per_step_is_backpropagation_through_time(family: str) -> None:
             found = net(*oracle.inputs)
         assert torch.equal(found, outputs)
         live = assert_close(gradients(spec, net, found), gradients(spec, model, outputs), rtol=1e-9)
+        vacuity.count(networks.spikes(spec), live)
+
+    holds()
+    vacuity.check()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_recomputed_from_snapshots_it_is_backpropagation_through_time(family: str) -> None:
+    vacuity = Vacuity()
+
+    @settings(max_examples=EXAMPLES, derandomize=True, database=None)
+    @given(FAMILIES[family])
+    def holds(spec: OracleSpec) -> None:
+        oracle = networks.build(spec)
+        note(oracle.source)
+        model = models.pristine(oracle.module)
+        # A piece is a single step, so that few snapshots are used up and filled again.
+        net = tracecompile.convert(oracle.module, oracle.inputs, rule="exact", chunk=1).train(spec.training)
+        executor = session_of(net).executor
+        assert executor is not None
+        with models.seeded(spec.seed):
+            outputs = model(*oracle.inputs)
+        expected = gradients(spec, model, outputs)
+        for snapshots in (2, 3, 32):
+            executor.program = executor.program.evolve(settings=replace(executor.program.settings, snapshots=snapshots))
+            with models.seeded(spec.seed):
+                found = net(*oracle.inputs)
+            assert snapshots > 2 or torch.equal(found, outputs)
+            live = assert_close(gradients(spec, net, found), expected, rtol=1e-10)
         vacuity.count(networks.spikes(spec), live)
 
     holds()

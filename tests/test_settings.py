@@ -48,7 +48,7 @@ MEANINGLESS: dict[str, list[dict[str, Any]]] = {
         *({"bins": value} for value in (True, False, 0, -1, 2.5, 4.0, None, "4", [4], float("nan"), np.True_)),
         *({"bins": bins, "decay": 0.9} for bins in (1, 4, 10)),
         {"bins": 4, "decay": {"slow": 0.9}},
-        *({"bins": bins, "rule": rule} for bins in (1, 4) for rule in ("analytic", "bptt")),
+        *({"bins": bins, "rule": rule} for bins in (1, 4) for rule in ("analytic", "exact", "bptt")),
         {"bins": 8, "rule": "analytic", "decay": 0.9},
     ],
     "decay": [
@@ -64,8 +64,13 @@ MEANINGLESS: dict[str, list[dict[str, Any]]] = {
         {"decay": torch.tensor(0.9)},
         {"decay": 0.9, "rule": "bptt"},
         {"decay": {"slow": 0.9}, "rule": "bptt"},
+        {"decay": 0.9, "rule": "exact"},
     ],
     "chunk": [{"chunk": value} for value in (0, -1, True, 2.0, "8", [8])],
+    "snapshots": [
+        *({"snapshots": value, "rule": "exact"} for value in (0, -1, True, 2.0, "8", [8])),
+        *({"snapshots": value, "rule": rule} for value in (32, None, 4) for rule in ("measured", "analytic", "bptt")),
+    ],
     "rule": [{"rule": value} for value in ("mesured", "BPTT", "", None, 3, ["measured"], {})],
     "backend": [{"backend": value} for value in ("cuda", "Eager", "", None, 0, ["eager"], True)],
 }
@@ -117,6 +122,8 @@ MEANT: list[dict[str, Any]] = [
     {"rule": "analytic", "decay": {"fast": 0.5}},
     {"rule": "bptt", "backend": "eager", "chunk": 1},
     {"bins": 2, "backend": "eager", "chunk": np.int32(2)},
+    {"rule": "exact", "snapshots": np.int32(2)},
+    {"rule": "exact", "snapshots": None, "backend": "eager", "chunk": 1},
 ]
 
 
@@ -128,7 +135,10 @@ def test_what_means_something_is_done(options: dict[str, Any]) -> None:
     decay = options.get("decay")
     wanted = options.get("bins", 4) if decay is None and options.get("rule") is None else 1
     assert net.report.bins == wanted
-    for layer in net.report.layers if net.report.rule != "bptt" else ():
+    for layer in net.report.layers:
+        if net.report.rule in ("exact", "bptt"):
+            assert layer.trace == "", "it keeps none"
+            continue
         own = decay.get(layer.name) if isinstance(decay, Mapping) else decay
         assert layer.trace == ("mean of each time bin" if own is None else f"decay {float(own)}")
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tracecompile import compiler
 from tracecompile.errors import InvalidInput
 from tracecompile.runtime.module import TracedModule
-from tracecompile.settings import BINS, Backend, Rule, settings_of
+from tracecompile.settings import BINS, SNAPSHOTS, Backend, Rule, settings_of
 
 
 def convert(
@@ -22,6 +22,7 @@ def convert(
     decay: float | Mapping[str, float] | None = None,
     backend: Backend = "auto",
     chunk: int | None = None,
+    snapshots: int | None = SNAPSHOTS,
 ) -> TracedModule:
     """Rewrites a spiking network into trace form.
 
@@ -30,20 +31,23 @@ def convert(
             it, and what is done to one of them is done to both.
         example_inputs: A tensor or a tuple of tensors, like one small training batch; its length and batch size bind
             nothing. None: the model is captured at the first call, from the inputs of that call.
-        rule: "measured" records the slope of every neuron, "analytic" computes it from a rate curve, "bptt" is ordinary
-            backpropagation through the captured program.
+        rule: "measured" records the slope of every neuron, "analytic" computes it from a rate curve, "exact" is
+            backpropagation through time whose steps are run again from snapshots, so that memory does not grow with
+            their number; "bptt" is ordinary backpropagation through the captured program.
         bins: Time bins of the measured rule for sequences, 4 where it is left out; more bins are closer to
             backpropagation through time. The other rules have none.
         decay: Decay of the input traces: None for the mean of the whole sequence, a float in (0, 1), or a mapping of
-            layer names to floats. With a decay there is one bin, so that ``bins`` has no meaning beside it; "bptt"
-            keeps no traces.
+            layer names to floats. With a decay there is one bin, so that ``bins`` has no meaning beside it; "exact" and
+            "bptt" keep no traces.
         backend: What runs the time steps of a sequence that is trained. "eager" with ``chunk=1`` is the reference:
             values are those of the model, bit for bit. "inductor" compiles the neurons for many steps at once, which
             takes seconds at the first call. "auto" does so where the sequence is long and large enough to pay for it;
             the report says which and why.
         chunk: Time steps computed together where the graph allows; None is 1 for the eager backend and up to 32 for
             inductor. Beyond 1, values are equal up to rounding: a spike may differ where its membrane is within
-            rounding of the threshold.
+            rounding of the threshold. The exact rule runs so many steps (16 where it is None) with a graph at a time.
+        snapshots: Moments whose states the exact rule keeps, 32 where it is left out. With fewer of them the steps are
+            run again more often; None keeps as many as one recomputation of every step needs.
 
     Returns:
         A module with the model's signature, parameters, buffers and state_dict.
@@ -52,7 +56,7 @@ def convert(
         ConversionError: The model is refused, or an option that means nothing, be it beside another one; says where
             and what to write instead.
     """
-    settings = settings_of(rule, bins, decay, backend, chunk)
+    settings = settings_of(rule, bins, decay, backend, chunk, snapshots)
     if not isinstance(model, nn.Module):
         raise InvalidInput(
             f"convert takes a torch.nn.Module, not {type(model).__name__}.",

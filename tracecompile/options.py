@@ -23,6 +23,7 @@ class Rule(StrEnum):
 
     measured = "measured"
     analytic = "analytic"
+    exact = "exact"
     bptt = "bptt"
 
 

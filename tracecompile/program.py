@@ -115,11 +115,12 @@ class StepOutput:
 class Settings:
     """What the user asked of ``convert``; see there."""
 
-    rule: Literal["measured", "analytic", "bptt"] = "measured"
+    rule: Literal["measured", "analytic", "exact", "bptt"] = "measured"
     bins: int = 1
     decay: float | Mapping[str, float] | None = None
     backend: Literal["auto", "eager", "inductor"] = "auto"
     chunk: int | None = None
+    snapshots: int | None = 32
 
 
 @dataclass(frozen=True)

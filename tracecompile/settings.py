@@ -12,7 +12,7 @@ from tracecompile.errors import InvalidInput
 from tracecompile.program import Settings
 from tracecompile.rules import RULES
 
-Rule = Literal["measured", "analytic", "bptt"]
+Rule = Literal["measured", "analytic", "exact", "bptt"]
 Backend = Literal["auto", "eager", "inductor"]
 
 
@@ -22,10 +22,17 @@ class LeftOut(int):
 
 BINS: int = LeftOut(4)
 """Time bins where nobody asks for a number of them."""
+SNAPSHOTS: int = LeftOut(32)
+"""Snapshots where nobody asks for a number of them."""
 
 
 def settings_of(
-    rule: Any = "measured", bins: Any = BINS, decay: Any = None, backend: Any = "auto", chunk: Any = None
+    rule: Any = "measured",
+    bins: Any = BINS,
+    decay: Any = None,
+    backend: Any = "auto",
+    chunk: Any = None,
+    snapshots: Any = SNAPSHOTS,
 ) -> Settings:
     """Returns what was asked of ``convert``; see there.
 
@@ -40,8 +47,9 @@ def settings_of(
         decay=_decay(decay),
         backend=backend,
         chunk=None if chunk is None else _whole_number("chunk", chunk),
+        snapshots=None if snapshots is None else _whole_number("snapshots", snapshots),
     )
-    _require_use(settings, not isinstance(bins, LeftOut))
+    _require_use(settings, not isinstance(bins, LeftOut), not isinstance(snapshots, LeftOut))
     return replace(settings, bins=RULES[rule].bins(settings))
 
 
@@ -85,7 +93,7 @@ def _share(option: str, value: Any) -> float:
     return share
 
 
-def _require_use(settings: Settings, bins_given: bool) -> None:
+def _require_use(settings: Settings, bins_given: bool, snapshots_given: bool) -> None:
     """Refuses what would change nothing beside another option."""
     rule = RULES[settings.rule]
     if settings.decay is not None and not rule.records:
@@ -101,4 +109,9 @@ def _require_use(settings: Settings, bins_given: bool) -> None:
         raise InvalidInput(
             f"bins={settings.bins} has no meaning beside rule={rule.name!r}, which has no time bins.",
             "Leave one of the two out.",
+        )
+    if snapshots_given and not rule.recomputes:
+        raise InvalidInput(
+            f"snapshots={settings.snapshots} has no meaning beside rule={rule.name!r}, which takes none.",
+            "Leave it out, or convert with rule='exact'.",
         )

@@ -56,6 +56,9 @@ MORE: dict[str, Callable[[Any], Any]] = {
 }
 
 
+RULES: dict[str, dict[str, Any]] = {"measured": {"bins": STEPS}, "exact": {"rule": "exact"}}
+
+
 def all_gradients(parameters: list[nn.Parameter]) -> dict[str, Tensor]:
     return {str(place): p.grad.clone() for place, p in enumerate(parameters) if p.grad is not None}
 
@@ -93,11 +96,26 @@ def test_a_sequence(make: Callable[[], nn.Module], change: Callable[[Any], Any],
     assert torch.equal(net(x), twin(x))
 
 
+@pytest.mark.parametrize("change", [new_head, another_part, CHANGES["no hooks"], CHANGES["a mode"], CHANGES["a leak"]])
+def test_a_sequence_that_is_run_again(change: Callable[[Any], Any]) -> None:
+    model, twin = twins(Normalised)
+    net, x = tracecompile.convert(model.eval(), events(5, 2), rule="exact", backend="eager"), events(STEPS, 4)
+    twin.eval()
+    losses = [module(x).square().mean() for module in (net, twin)]
+    parameters = [list(module.parameters()) for module in (model, twin)]
+    for module, loss in zip((model, twin), losses, strict=True):
+        change(module)
+        loss.backward()
+    assert_close(*map(all_gradients, parameters))
+    assert torch.equal(net(x), twin(x))
+
+
+@pytest.mark.parametrize("rule", ["measured", "exact"])
 @pytest.mark.parametrize("change", [new_head, scaled, another_forward])
 @pytest.mark.parametrize("between", ["reset", "cleared", "without gradients"])
-def test_steps(change: Callable[[Any], Any], between: str) -> None:
+def test_steps(change: Callable[[Any], Any], between: str, rule: Any) -> None:
     model, twin = twins(Step)
-    net, x = tracecompile.convert(model, events(1, 4)[0], bins=STEPS, backend="eager"), events(STEPS, 4)
+    net, x = tracecompile.convert(model, events(1, 4)[0], **RULES[rule], backend="eager"), events(STEPS, 4)
     parameters = [list(module.parameters()) for module in (model, twin)]
     losses = []
     for called, module in ((net, model), (twin, twin)):

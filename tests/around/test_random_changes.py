@@ -15,7 +15,7 @@ from strategies import Vacuity, build
 
 from around.lived import Lived
 
-LIVES = int(os.environ.get("TRACECOMPILE_CHANGES", "32"))
+LIVES = int(os.environ.get("TRACECOMPILE_CHANGES", "24"))
 GROUPS = 4
 
 

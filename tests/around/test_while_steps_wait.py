@@ -172,3 +172,17 @@ def test_states_that_are_handed_in_lead_from_one_model_to_the_other(change: Call
         parameters += [p for p in module.parameters() if not any(p is other for other in parameters)]
         gradients.append({str(place): p.grad for place, p in enumerate(parameters) if p.grad is not None})
     assert_close(*gradients)
+
+
+@pytest.mark.parametrize("change", [new_head, scaled, lambda model: setattr(model, "threshold", 0.3)])
+def test_steps_that_are_run_again_may_not_become_others(change: Callable[[Any], Any]) -> None:
+    model, twin = twins(Tuned)
+    net, x = tracecompile.convert(model, events(1, 4)[0], rule="exact", backend="eager"), events(STEPS, 4)
+    for x_t in x[:3]:
+        net(x_t)
+    change(model)
+    with pytest.raises(InvalidInput, match="changed while steps wait for backward"):
+        net(x[3])
+    net.reset()
+    change(twin)
+    assert all(torch.equal(net(x_t), twin(x_t)) for x_t in x)

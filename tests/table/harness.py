@@ -150,6 +150,18 @@ def check_gradients(entry: Entry) -> None:
             assert net.report.parameters[name].status == "frozen", f"{name}: no gradient and no explanation"
 
 
+def check_exact(entry: Entry) -> None:
+    """The gradients under the exact rule are those of backpropagation through time, from few snapshots too."""
+    steps, batch = 9, 3
+    dtype, tolerance = (torch.float64, 1e-10) if entry.double else (torch.float32, 1e-6)
+    model, reference = entry.model(steps).to(dtype).train(), entry.model(steps).to(dtype).train()
+    net = entry.convert(model, steps, rule="exact", snapshots=2, chunk=1)
+    given = calls(entry, steps, batch, dtype)
+    expected = gradients(reference, weighted_loss(learning(run(entry, reference, given))))
+    actual = gradients(model, weighted_loss(learning(run(entry, net, given))))
+    assert_gradients_close(actual, expected, rtol=tolerance)
+
+
 def check_memory(entry: Entry) -> None:
     """What training keeps does not grow with the number of time steps, and the measure sees it grow in the model."""
     saved, live, original = [], [], []
@@ -237,6 +249,7 @@ def check_saved(entry: Entry) -> None:
 CHECKS: dict[str, Callable[[Entry], None]] = {
     "outputs": check_outputs_and_states,
     "gradients": check_gradients,
+    "exact": check_exact,
     "memory": check_memory,
     "live": check_live,
     "untouched": check_untouched,

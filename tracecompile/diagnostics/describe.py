@@ -58,12 +58,19 @@ def _layer(program: StepProgram, layer: Layer) -> LayerReport:
         inputs=tuple(source.value for source in layer.sources),
         states=tuple(_named(names[state], part) for state, part in states if part != "spikes"),
         outputs=layer.outputs,
-        trace="mean of each time bin" if decay is None else f"decay {decay}",
+        trace=_trace(program, decay),
         recurrence=", ".join(
             f"{origin} {delay} step{'s' * (delay > 1)} ago" for origin, delay in dict.fromkeys(delayed)
         ),
         reset=layer.reset if layer.spikes else "",
     )
+
+
+def _trace(program: StepProgram, decay: float | None) -> str:
+    """Says what the input traces of a layer are; nothing under a rule that keeps none."""
+    if not rule_of(program.settings).records:
+        return ""
+    return "mean of each time bin" if decay is None else f"decay {decay}"
 
 
 def _named(name: str, kind: StateKind) -> str:
@@ -81,7 +88,7 @@ def _block(program: StepProgram, index: int) -> str:
     block = program.blocks[index]
     names = ", ".join(program.layers[layer].name for layer in block.layers)
     kind = "recurrent, solved together bin by bin" if block.recurrent else "feed-forward"
-    if one_by_one(program.units) or not rule_of(program.settings).records:
+    if one_by_one(program.units) or rule_of(program.settings).through_time:
         return f"{names}: {kind}"
     unit = program.units[index]
     if unit.in_turn:
@@ -164,7 +171,7 @@ def _approximations(program: StepProgram) -> list[str]:
 
 def _growing(program: StepProgram) -> list[str]:
     """Says what keeps something of every time step."""
-    if not rule_of(program.settings).records:
+    if rule_of(program.settings).through_time:
         return ["Autograd keeps every time step for backward, as for the model: that memory grows with the sequence."]
     notes = []
     if any(node.op == "call_module" and _trains(program, node) for node in program.epilogue.graph.nodes):

@@ -11,3 +11,4 @@ class Bptt(Rule):
     """Records nothing: the reference, whose memory grows with the number of steps."""
 
     name: ClassVar[str] = "bptt"
+    through_time: ClassVar[bool] = True

@@ -95,11 +95,15 @@ class Rule:
         name: As ``convert`` takes it.
         records: Whether a sequence that is trained is recorded, and leaves autograd nothing of its steps.
         reruns: Whether a sequence may be run once more, for learning signals that its bins do not resolve.
+        recomputes: Whether the steps of a sequence are run once more in backward, piece by piece from snapshots.
+        through_time: Whether autograd follows the steps from the first to the last, and keeps all of them.
     """
 
     name: ClassVar[str]
     records: ClassVar[bool] = False
     reruns: ClassVar[bool] = False
+    recomputes: ClassVar[bool] = False
+    through_time: ClassVar[bool] = False
 
     def core(self, program: StepProgram, layer: Layer, trainable: frozenset[str]) -> CoreRule:
         """Returns a CoreRule for the core of a layer."""

@@ -26,13 +26,15 @@ class Basis:
         doubtful: Whether somebody has changed the model since, and nobody has looked.
     """
 
-    def __init__(self, compiled: Compiled, read: Sequence[Any]) -> None:
+    def __init__(self, compiled: Compiled, read: Sequence[Any], again: bool) -> None:
         """Takes them as they are.
 
         Args:
             compiled: What runs.
             read: What static values are computed of.
+            again: Whether backward runs the steps again: then cores may not become others either.
         """
+        self._again = again
         self.compiled, self.doubtful = compiled, False
         tables = [(path, module._parameters) for path, module in compiled.program.root.named_modules()]
         self._held = [(f"{path}.{key}", table, key, value) for path, table in tables for key, value in table.items()]
@@ -75,9 +77,16 @@ class Basis:
     def _of_the_program(self, compiled: Compiled) -> str:
         changed = [] if compiled.facts is None else self.compiled.changed(compiled.facts)
         first, now = self.compiled.program, compiled.program
+        if self._again and changed:
+            return ", ".join(changed[:3])
         called = {str(node.target) for node in _nodes(first) if node.op in _NAMED}
         touched = [name for name in changed if any(_touches(name, path) for path in called)]
-        if not touched and _described(first) == _described(now) and all(_is_same(first, now, path) for path in called):
+        if (
+            not self._again
+            and not touched
+            and _described(first) == _described(now)
+            and all(_is_same(first, now, path) for path in called)
+        ):
             return ""
         if not changed:
             raise InvalidInput(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,21 +17,24 @@ from tracecompile.program import StepProgram
 from tracecompile.report import ExecutionReport
 from tracecompile.rules import rule_of
 from tracecompile.rules.written import in_sequence
-from tracecompile.runtime.backward.anchors import of_chosen, with_anchors
 from tracecompile.runtime.backward.gradients import StandIns
-from tracecompile.runtime.bins import Bins, Clock, SequenceClock
+from tracecompile.runtime.bins import Clock, StreamClock
 from tracecompile.runtime.collector import Collector
 from tracecompile.runtime.ends import Ends, apart
-from tracecompile.runtime.engine.choice import Choice, choose
-from tracecompile.runtime.engine.compiled import CompiledEngine, Kernels
+from tracecompile.runtime.engine.choice import Choice
+from tracecompile.runtime.engine.compiled import CompiledEngine
+from tracecompile.runtime.engine.kernels import Kernels
 from tracecompile.runtime.engine.scan import Engine
 from tracecompile.runtime.forms import Forms
 from tracecompile.runtime.loop import Loop, form_for
+from tracecompile.runtime.opened import Opened
 from tracecompile.runtime.outside import unseen
-from tracecompile.runtime.piece import pieces
+from tracecompile.runtime.recompute.sequence import recomputed
+from tracecompile.runtime.recompute.steps import KeptSteps
 from tracecompile.runtime.record import Record
+from tracecompile.runtime.recorded import recorded
 from tracecompile.runtime.replay import random_states
-from tracecompile.runtime.rerun import Prepared, Rerun
+from tracecompile.runtime.rerun import Prepared
 from tracecompile.runtime.turn import Turn
 from tracecompile.runtime.window import Window
 
@@ -47,8 +50,18 @@ class Executor:
         choice: What ran the last recorded sequence.
     """
 
-    def __init__(self, program: StepProgram, kernels: Kernels, turn: Turn) -> None:
-        """Takes a program that has gone through all passes, and what is one for its module, whatever it runs."""
+    def __init__(
+        self, program: StepProgram, kernels: Kernels, turn: Turn, opened: Callable[[], Opened] | None = None
+    ) -> None:
+        """Takes a program that has gone through all passes, and what is one for its module, whatever it runs.
+
+        Args:
+            program: The program.
+            kernels: Compiled code.
+            turn: Of the thread that runs the net.
+            opened: Returns the model as it is at this call; None for one that nobody changes.
+        """
+        self.opened = opened or functools.partial(Opened, program.root, None)
         self.program, self.turn = program, turn
         self.ends = Ends(program)
         self.flow = GradientFlow(program)
@@ -60,15 +73,25 @@ class Executor:
         self.as_they_are, self.compiled = Engine(), CompiledEngine(kernels)
         self.choice: Choice | None = None
 
+    def wants_window(self, prepared: Prepared) -> bool:
+        """Tells whether a step will be trained by the rule, and not by autograd; for errors see ``wants_record``."""
+        return self._trains(prepared) if self.rule.recomputes else self.wants_record(prepared)
+
     def wants_record(self, prepared: Prepared) -> bool:
-        """Tells whether this call will be trained by the rule.
+        """Tells whether this call will be recorded.
 
         Raises:
             UnsupportedOperation: It would be, but a dropout in the step is active.
         """
-        if not torch.is_grad_enabled() or not self.rule.records:
+        if not self.rule.records or not torch.is_grad_enabled():
             return False
         refuse_active_dropout(self.program)
+        return self._trains(prepared)
+
+    def _trains(self, prepared: Prepared) -> bool:
+        """Tells whether anything that this call depends on requires a gradient."""
+        if not torch.is_grad_enabled():
+            return False
         trained = any(parameter.requires_grad for parameter in self.program.root.parameters())
         return trained or any(value.requires_grad for value in prepared.tensors())
 
@@ -90,8 +113,10 @@ class Executor:
         if left is not None:
             prepared = self._going_on(prepared, left)
         steps = self._length(prepared.inputs)
+        if self.rule.recomputes and self._trains(prepared):
+            return recomputed(self, leaves, prepared, steps, drawn)
         if self.wants_record(prepared):
-            return self._recorded(leaves, prepared, steps, bins, drawn)
+            return recorded(self, leaves, prepared, steps, bins, drawn)
         collector = Collector(self.program, steps)
         loop = self._plain(prepared)
         for outputs in self.steps(loop, prepared.inputs):
@@ -114,52 +139,11 @@ class Executor:
         initial += prepared.initial[len(left) :]
         return Prepared(prepared.inputs, prepared.invariants, tuple(initial), prepared.device)
 
-    def _recorded(
-        self, leaves: Sequence[Any], prepared: Prepared, steps: int, bins: int, drawn: Sequence[Tensor]
-    ) -> tuple[list[Any], Window, list[Tensor]]:
-        window = self.open_window(SequenceClock(Bins.over(steps, bins)), prepared)
-        collector = Collector(self.program, steps)
-        rerun = Rerun(self, leaves, prepared, window.statics, drawn)
-        given = dict(zip((x.name for x in self.program.inputs), prepared.inputs, strict=True))
-        choice = choose(self.program, steps, given)
-        if self.stepped or self.observer is not None:
-            choice = Choice("eager", 1, "every step is looked at by itself")
-        self.choice = choice
-        loop = window.loop
-        assert loop is not None
-        with torch.no_grad(), unseen():
-            if choice.chunk == 1:
-                for outputs in self.steps(loop, _detached(prepared.inputs)):
-                    collector.add(outputs)
-                rerun.final = loop.states
-            else:
-                self._in_pieces(prepared, loop, collector, choice)
-            collected, states = collector.results(), loop.states
-            window.settle()
-        if self.rule.reruns:
-            window.rerun = rerun
-        axes = {x.name: (value, x.dim) for x, value in zip(self.program.inputs, prepared.inputs, strict=True)}
-        flags = self.flow.over(prepared.inputs, prepared.invariants, prepared.initial, steps)
-        ports = [
-            port if learns else None for port, learns in zip(self.program.ports, itertools.chain(*flags), strict=True)
-        ]
-        anchors = window.sequence_anchors(ports, [*collector.latest, *states], axes)
-        last = _detached(states)
-        results = with_anchors(collected, of_chosen(self.program, anchors[: len(collected)]))
-        states = with_anchors(states, anchors[len(collected) :])
-        again = rerun if self.program.epilogue_again else None
-        return self.ends.finish(results, states, prepared.invariants, again, steps), window, last
-
-    def _in_pieces(self, prepared: Prepared, loop: Loop, collector: Collector, choice: Choice) -> None:
-        """Runs a recorded sequence in pieces of several steps."""
+    def engine(self, choice: Choice) -> Engine:
+        """Returns what runs the scans of a sequence that begins."""
         engine = self.compiled if choice.backend == "inductor" else self.as_they_are
         engine.begin()
-        whole = {
-            x.name: v.detach().movedim(x.dim, 0) for x, v in zip(self.program.inputs, prepared.inputs, strict=True)
-        }
-        with in_sequence([unit.step for unit in self.program.units if unit.step is not None]):
-            for outputs in pieces(loop, engine, whole, choice.chunk):
-                collector.add_chunk(outputs)
+        return engine
 
     def loop(self, prepared: Prepared, statics: Mapping[str, Any], record: Record | None) -> Loop:
         """Returns a loop that stands before the first step, and leads nowhere."""
@@ -199,9 +183,13 @@ class Executor:
         """Opens a window that begins with the prepared states."""
         stand_ins: StandIns = {}
         statics = self.ends.statics(prepared, stand_ins)
-        window = Window(self.program, self.turn, clock, statics, stand_ins, prepared)
+        window = Window(self.program, self.turn, clock, statics, stand_ins, prepared, self.opened())
         window.loop = self.loop(prepared, statics, window.record)
         return window
+
+    def open_steps(self, bins: int, prepared: Prepared) -> Window | KeptSteps:
+        """Opens a window for single steps, which begins with the prepared states."""
+        return KeptSteps(self, prepared) if self.rule.recomputes else self.open_window(StreamClock(bins), prepared)
 
     def execution(self) -> ExecutionReport | None:
         """Says how the last recorded sequence was run, None before the first."""
@@ -225,7 +213,7 @@ class Executor:
             prepared.device,
         )
 
-    def step(self, prepared: Prepared, window: Window | None) -> tuple[list[Tensor], list[Tensor]]:
+    def step(self, prepared: Prepared, window: Window | KeptSteps | None) -> tuple[list[Tensor], list[Tensor]]:
         """Runs one step from the prepared states, recorded in a window; returns outputs and next states, no anchors."""
         loop = self._plain(prepared) if window is None else window.loop
         assert loop is not None

@@ -125,7 +125,7 @@ class Forms:
     program: StepProgram
     made: dict[frozenset[str], Form] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def plain(self) -> Form:
         """The step as the model has it, under which autograd may follow it."""
         assert self.program.emitted is not None

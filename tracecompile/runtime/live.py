@@ -12,6 +12,7 @@ from tracecompile.analysis.differentiable import Flags
 from tracecompile.errors import InvalidInput
 from tracecompile.program import Carry, StepProgram
 from tracecompile.runtime.layout import checked, joined, with_layout
+from tracecompile.runtime.recompute.steps import KeptSteps
 from tracecompile.runtime.window import Window
 
 WINDOW = "window|"
@@ -40,7 +41,7 @@ class LiveState:
 
     def __init__(self) -> None:
         """Starts before the first step."""
-        self.window: Window | None = None
+        self.window: Window | KeptSteps | None = None
         self.clear()
 
     def clear(self) -> None:

@@ -202,6 +202,8 @@ class TracedModule(nn.Module):
     def extra_repr(self) -> str:
         """Returns the rule for printing."""
         settings = self._session.settings
+        if settings.rule == "exact":
+            return f"rule='exact', snapshots={settings.snapshots}"
         return f"rule={settings.rule!r}, bins={settings.bins}"
 
 

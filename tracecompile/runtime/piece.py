@@ -40,7 +40,19 @@ def pieces(loop: Loop, engine: Engine, inputs: Mapping[str, Tensor], size: int) 
     for steps in lengths(loop.record.bins.edges, size, loop.first_apart):
         begin, end = end, end + steps
         loop.enter(steps)
-        yield _Piece(loop, engine, {name: value[begin:end] for name, value in inputs.items()}, steps).run()
+        yield run_piece(loop, engine, {name: value[begin:end] for name, value in inputs.items()}, steps)
+
+
+def run_piece(loop: Loop, engine: Engine, inputs: Mapping[str, Tensor], steps: int) -> list[Tensor]:
+    """Runs the next steps of a loop as one piece; returns their outputs, (steps, *shape) each.
+
+    Args:
+        loop: Stands before them.
+        engine: Runs the scans.
+        inputs: Of these steps, by placeholder, (steps, *shape) each.
+        steps: How many.
+    """
+    return _Piece(loop, engine, dict(inputs), steps).run()
 
 
 def lengths(edges: Sequence[int], size: int, first_apart: bool) -> list[int]:

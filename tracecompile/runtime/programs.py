@@ -18,7 +18,7 @@ from tracecompile.facts import Facts
 from tracecompile.graphs.copies import copy_graphs
 from tracecompile.own_checks import after_a_call, has_own_checks, sizes_of
 from tracecompile.program import Settings, StepProgram, example_value
-from tracecompile.runtime.engine.compiled import Kernels
+from tracecompile.runtime.engine.kernels import Kernels
 from tracecompile.runtime.executor import Executor
 from tracecompile.runtime.standing import Standing
 from tracecompile.runtime.turn import Turn
@@ -98,7 +98,8 @@ class Programs:
         if self.standing is not None:
             facts = self.standing.look(compiled.program)
             compiled = replace(compiled, facts=facts) if compiled.facts is None else compiled
-        self.compiled, self.executor = compiled, Executor(compiled.program, self.kernels, self.turn)
+        opened = None if self.standing is None else self.standing.opened
+        self.compiled, self.executor = compiled, Executor(compiled.program, self.kernels, self.turn, opened)
         self.programs = [*self.programs[1 - MOST_PROGRAMS :], (self.compiled, self.executor)]
 
     @property

@@ -21,14 +21,15 @@ def drawn_again(states: Sequence[Tensor]) -> Iterator[None]:
         yield
         return
     present = random_states()
-    _restore(states)
+    set_random_states(states)
     try:
         yield
     finally:
-        _restore(present)
+        set_random_states(present)
 
 
-def _restore(states: Sequence[Tensor]) -> None:
+def set_random_states(states: Sequence[Tensor]) -> None:
+    """Sets torch's generators to what ``random_states`` has returned."""
     torch.set_rng_state(states[0])
     if states[1:]:
         torch.cuda.set_rng_state_all(list(states[1:]))

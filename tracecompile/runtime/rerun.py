@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -25,6 +25,7 @@ from tracecompile.rules.measured.adjoint import Derivatives
 from tracecompile.runtime.anew import read_by_steps
 from tracecompile.runtime.collector import Collector
 from tracecompile.runtime.loop import Loop
+from tracecompile.runtime.opened import Opened
 from tracecompile.runtime.record import Moment, Record
 from tracecompile.runtime.replay import drawn_again
 from tracecompile.runtime.turn import Turn
@@ -61,6 +62,10 @@ class Runs(Protocol):
     def ends(self) -> Prepares:
         """Its prologue."""
 
+    @property
+    def opened(self) -> Callable[[], Opened]:
+        """Returns the model as it is at this call."""
+
     def loop(self, prepared: Prepared, statics: Mapping[str, Any], record: Record | None) -> Loop:
         """Returns a loop that stands before the first step."""
 
@@ -89,6 +94,7 @@ class Rerun:
             drawn: States of torch's generators before the prologue.
         """
         self.executor, self.statics = executor, statics
+        self.opened = executor.opened()
         root = executor.program.root
         self.training = [(module, module.training) for module in root.modules()]
         self.autocast = _autocast_states(prepared.device)
@@ -105,6 +111,12 @@ class Rerun:
         self.prepared = Prepared(inputs, invariants, prepared.initial, prepared.device)
         kept = [value for value in (*leaves, *self.prepared.inputs) if isinstance(value, Tensor)]
         self.versions = [(value, value._version) for value in kept if not value.is_inference()]
+
+    def inputs(self) -> list[Tensor]:
+        """Returns the sequences of inputs, without a graph; for errors see ``_steps``."""
+        self._check()
+        prepared = self._prepared_again() if self.computed else self.prepared
+        return [value.detach() for value in prepared.inputs]
 
     def moments(self, record: Record) -> Iterator[Moment]:
         """Yields every step of the sequence, after it was added to ``record``; for errors see ``_steps``."""
@@ -139,8 +151,8 @@ class Rerun:
 
     @contextlib.contextmanager
     def circumstances(self) -> Iterator[None]:
-        """Runs what follows under the autocast of the first pass; what it moves of the buffers is put back."""
-        with _restored(self.executor.program.root), contextlib.ExitStack() as stack:
+        """Runs what follows under the autocast of the first pass, on the model as it was; moves no buffer."""
+        with self.opened.put_back(), restored(self.executor.program.root), contextlib.ExitStack() as stack:
             for device, enabled, dtype in self.autocast:
                 stack.enter_context(torch.autocast(device, dtype=dtype, enabled=enabled))
             yield
@@ -202,7 +214,7 @@ def _autocast_states(device: torch.device | None) -> list[tuple[str, bool, torch
 
 
 @contextlib.contextmanager
-def _restored(root: nn.Module) -> Iterator[None]:
+def restored(root: nn.Module) -> Iterator[None]:
     """Puts back the buffers that the steps move: the running statistics were counted the first time."""
     kept = [(buffer, buffer.clone()) for buffer in root.buffers() if not buffer.is_inference()]
     try:

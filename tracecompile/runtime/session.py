@@ -18,13 +18,14 @@ from tracecompile.kinds import check_kinds
 from tracecompile.program import Settings, StepProgram
 from tracecompile.runtime.backward.anchors import with_anchors
 from tracecompile.runtime.basis import Basis, goes_through, refuse_change
-from tracecompile.runtime.bins import StreamClock
 from tracecompile.runtime.executor import Executor
 from tracecompile.runtime.faults import explained
 from tracecompile.runtime.held import merged
 from tracecompile.runtime.live import LiveState, count_states
 from tracecompile.runtime.outside import refuse_transforms
 from tracecompile.runtime.programs import Compiler, Programs
+from tracecompile.runtime.recompute.steps import KeptSteps
+from tracecompile.runtime.replay import random_states
 from tracecompile.runtime.rerun import Prepared
 from tracecompile.runtime.streams import as_sequences
 from tracecompile.runtime.window import Window
@@ -50,7 +51,8 @@ class Session(Programs):
     def window(self) -> Window | None:
         """The window of the last whole sequence as long as its outputs live, or the open one of a stream."""
         sequence = None if self.live.sequence is None else self.live.sequence()
-        return self.live.window if sequence is None else sequence
+        live = self.live.window if isinstance(self.live.window, Window) else None
+        return live if sequence is None else sequence
 
     # Calls.
 
@@ -67,7 +69,7 @@ class Session(Programs):
                     if keeps:
                         self.live.states = states[: count_states(program.carries)]
                         self._lay()
-                    self.live.sequence = None if window is None else weakref.ref(self._opened(window))
+                    self.live.sequence = None if window is None else weakref.ref(window)
                 else:
                     leaves = self._step(executor, call)
         return pytree.tree_unflatten(leaves, program.result)
@@ -117,11 +119,6 @@ class Session(Programs):
     def _lay(self) -> None:
         if self.standing is not None:
             self.standing.lay(self.live)
-
-    def _opened(self, window: Window) -> Window:
-        if self.standing is not None:
-            self.standing.opened(window)
-        return window
 
     def _step(self, executor: Executor, call: Call) -> list[Any]:
         live = self.live
@@ -184,25 +181,26 @@ class Session(Programs):
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Runs one step from the prepared states; returns outputs and next states with their anchors."""
         live = self.live
-        window = None
-        if executor.wants_record(prepared) or (live.window is not None and torch.is_grad_enabled()):
-            if live.window is None or live.window.closed:
-                live.window = self._opened(executor.open_window(StreamClock(self.settings.bins), prepared))
-                self.basis = Basis(self.ready, executor.ends.read_by_statics(leaves))
+        window: Window | KeptSteps | None = None
+        if executor.wants_window(prepared) or (live.window is not None and torch.is_grad_enabled()):
+            if live.window is None or live.window.closed or not live.window.goes_on(prepared):
+                live.close_window()
+                live.window = executor.open_steps(self.settings.bins, prepared)
+                self.basis = Basis(self.ready, executor.ends.read_by_statics(leaves), executor.rule.recomputes)
                 live.window.load(live.pending)
                 live.pending = {}
             window = live.window
         else:
             live.close_window()
         before = live.flags_of(prepared.initial)
+        drawn = random_states() if window is not None and window.draws else ()
         outputs, states = executor.step(prepared, window)
         lasting = states[: count_states(executor.program.carries)]
-        live.states = [state.detach() if executor.rule.records else state for state in lasting]
+        live.states = [state if executor.rule.through_time else state.detach() for state in lasting]
         live.flags = None
         if window is None:
             return outputs, states
-        inputs = zip(executor.program.inputs, prepared.inputs, strict=True)
-        window.given.take(window.record.clock.steps - 1, {x.name: value for x, value in inputs})
+        window.take(prepared, drawn)
         learns, flags = executor.flow.over(prepared.inputs, prepared.invariants, before, 1)
         live.flags = flags[: len(lasting)]
         anchors = window.step_anchors(executor.program.ports, [*outputs, *states], (*learns, *flags))

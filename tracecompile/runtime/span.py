@@ -74,7 +74,7 @@ class Span:
         outputs, norms, begin = [], [], 0
         answers = self._answers()
         for steps in self.engine.pieces(form, self.steps):
-            now = [value.narrow(0, begin, steps) for value in values]
+            now = values if steps == self.steps else [value.narrow(0, begin, steps) for value in values]
             found = self.engine.run(Stretch(form, steps, now, states, statics, accrued), answers)
             states, accrued = found.carries, found.accrued
             outputs.append(found.outputs)
@@ -117,16 +117,14 @@ class Span:
 
     def _answers(self) -> Answers:
         record = self.loop.record
-        assert record is not None
-        if record.cells is None:
+        if record is None or record.cells is None:
             return "last"
         return "each" if record.learns_starts else "means"
 
     def note(self, form: UnitForm, answers: Sequence[Mapping[Pair, Tensor]], begin: int, steps: int) -> None:
         """Keeps the mean answers of the steps; one by one where they are to be taken back to initial states."""
         record = self.loop.record
-        assert record is not None
-        if record.cells is None:
+        if record is None or record.cells is None:
             return
         for core, given in zip(form.cores, answers, strict=True):
             if record.learns_starts:

@@ -15,8 +15,8 @@ from tracecompile.own_checks import after_a_call
 from tracecompile.program import StepProgram
 from tracecompile.runtime.held import Held
 from tracecompile.runtime.live import LiveState, count_states
+from tracecompile.runtime.opened import Opened
 from tracecompile.runtime.watch import Watch
-from tracecompile.runtime.window import Window
 
 
 class Standing:
@@ -51,9 +51,9 @@ class Standing:
         self._watch = Watch(self.model, self._moving, self._watch)
         return Facts(self.model)
 
-    def opened(self, window: Window) -> None:
-        """Lets a window that was opened in this call know the model as it is."""
-        window.opened.watch = self._watch
+    def opened(self) -> Opened:
+        """Returns the model as it is at this call."""
+        return Opened(self.model, self._watch)
 
     @contextmanager
     def afresh(self) -> Iterator[None]:

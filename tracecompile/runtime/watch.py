@@ -43,7 +43,8 @@ class Watch:
         """
         self._kept: list[Any] = []
         self._places: dict[tuple[int, str], int] = {}
-        self._dictionaries: list[tuple[dict[Any, Any], list[Any], list[Any] | None]] = []
+        self._dictionaries: list[tuple[str, dict[Any, Any], list[Any], list[Any] | None]] = []
+        self._moving = moving
         self._modules = list(model.modules())
         self._classes = list(map(type, self._modules))
         self._known: dict[str, Any] = {"kept": self._kept, "same": operator.is_}
@@ -71,7 +72,8 @@ class Watch:
         self._terms.append(f"len({name}) == {len(sized)}" if len(sized) else f"not {name}")
         kept = list(values) if keys is None else [table[key] for key in keys]
         if isinstance(table, dict) and not isinstance(values, Cells):
-            self._dictionaries.append((table, list(table) if keys is None else keys, kept if keys is None else None))
+            held = None if keys is not None else kept
+            self._dictionaries.append((prefix, table, list(table) if keys is None else keys, held))
         if keys is None and kept:
             self._terms.append(f"all(map(same, {name}, {self._name('k', kept)}))")
         for key in keys or ():
@@ -88,26 +90,27 @@ class Watch:
         """Lets the model be as it was while the context is open: modules, hooks, attributes, Parameters and buffers."""
         tables, classes = ([], []) if self.holds() else self._changed()
         try:
-            for table, was, _ in tables:
-                _fill(table, was)
+            for table, spared, was, _ in tables:
+                _fill(table, spared, was)
             for module, kind, _ in classes:
                 module.__class__ = kind
             yield
         finally:
-            for table, _, now in tables:
-                _fill(table, now)
+            for table, spared, _, now in tables:
+                _fill(table, spared, now)
             for module, _, kind in classes:
                 module.__class__ = kind
 
-    def _changed(self) -> tuple[list[tuple[Any, Any, Any]], list[tuple[Any, type, type]]]:
-        """Returns dictionaries, and modules, with what each was and what it is."""
+    def _changed(self) -> tuple[list[tuple[Any, set[Any], Any, Any]], list[tuple[Any, type, type]]]:
+        """Returns dictionaries and modules, with what each was and is: states, and what is torch's own, aside."""
         tables = []
-        for table, keys, held in self._dictionaries:
+        for prefix, table, keys, held in self._dictionaries:
             kept = held if held is not None else [self._kept[self._places[id(table), key]] for key in keys]
-            was = dict(zip(keys, kept, strict=True))
-            now = {key: value for key, value in table.items() if key not in NO_FACTS}
+            spared = {key for key in table if key in NO_FACTS or f"{prefix}{key}" in self._moving}
+            was = {key: value for key, value in zip(keys, kept, strict=True) if f"{prefix}{key}" not in self._moving}
+            now = {key: value for key, value in table.items() if key not in spared}
             if was.keys() != now.keys() or any(now[key] is not value for key, value in was.items()):
-                tables.append((table, was, now))
+                tables.append((table, spared, was, now))
         classes = zip(self._modules, self._classes, map(type, self._modules), strict=True)
         return tables, [each for each in classes if each[1] is not each[2]]
 
@@ -128,8 +131,8 @@ def _keys(table: Any) -> list[str] | None:
     return None
 
 
-def _fill(table: dict[Any, Any], entries: dict[Any, Any]) -> None:
-    for key in [key for key in table if key not in NO_FACTS]:
+def _fill(table: dict[Any, Any], spared: set[Any], entries: dict[Any, Any]) -> None:
+    for key in [key for key in table if key not in spared]:
         del table[key]
     table.update(entries)
 

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from tracecompile.analysis.ports import Port
@@ -18,9 +17,11 @@ from tracecompile.runtime.backward.anchors import LATEST, Inbox, Shape, StepFunc
 from tracecompile.runtime.backward.given import GivenInputs
 from tracecompile.runtime.backward.gradients import StandIns
 from tracecompile.runtime.backward.learning import Learning, Received, takes_moments
-from tracecompile.runtime.bins import Bins, Clock, StreamClock
+from tracecompile.runtime.backward.over_time import of_step, of_type, over_time
+from tracecompile.runtime.bins import Clock, StreamClock
 from tracecompile.runtime.loop import Loop
-from tracecompile.runtime.parameters import Opened, learned_arguments
+from tracecompile.runtime.opened import Opened
+from tracecompile.runtime.parameters import learned_arguments
 from tracecompile.runtime.record import Record
 from tracecompile.runtime.rerun import Prepared, Rerun
 from tracecompile.runtime.stored import load_record, record_tensors
@@ -62,6 +63,7 @@ class Window:
         statics: Mapping[str, Any],
         stand_ins: StandIns,
         start: Prepared,
+        opened: Opened,
     ) -> None:
         """Opens a window.
 
@@ -72,6 +74,7 @@ class Window:
             statics: Static values, with their graph.
             stand_ins: The leaves of that graph.
             start: What it begins with.
+            opened: The model as it is.
         """
         self.program, self.turn = program, turn
         self.statics = statics
@@ -83,12 +86,12 @@ class Window:
         self.record = Record(program, clock, statics, start.initial)
         self.loop: Loop | None = None
         """What fills the record, until all is in it."""
-        self.closed = False
+        self.closed = self.draws = False
         self.rerun: Rerun | None = None
         self.reran = False
         self.residuals: dict[str, float] = {}
         self.unsettled: dict[str, int] = {}
-        self.opened = Opened(program.root)
+        self._opened = opened
         self._versions: list[tuple[Tensor, int]] = []
         self._kept: weakref.ref[Kept] | None = None
         self._inbox: Inbox | None = None
@@ -135,6 +138,15 @@ class Window:
         _, made = self._make(ports, values, shapes, inputs)
         anchors = dict(zip(shapes, made, strict=True))
         return [anchors.get(index) for index in range(len(ports))]
+
+    def goes_on(self, prepared: Prepared) -> bool:
+        """Tells whether a step may be recorded here; always: the record knows where a state starts afresh."""
+        return True
+
+    def take(self, prepared: Prepared, drawn: Sequence[Tensor]) -> None:
+        """Keeps of the inputs of the step just recorded what requires a gradient."""
+        inputs = zip(self.program.inputs, prepared.inputs, strict=True)
+        self.given.take(self.record.clock.steps - 1, {x.name: value for x, value in inputs})
 
     def step_anchors(
         self, ports: Sequence[Port | None], values: Sequence[Tensor], wanted: Sequence[bool]
@@ -217,34 +229,19 @@ class Window:
         assert kept is not None, "autograd has freed the graph"
         leaves = self.stand_ins | {value: value for value in self.invariants}
         learning = Learning(self.program, kept.record, self.statics, leaves, self.initial, kept.rerun)
-        with self.turn, self.opened.put_back():
+        with self.turn, self._opened.put_back():
             found = learning.run(received, latest, {*inputs, *self.given.names})
         self.record, self.reran = learning.record, learning.reran
         self.residuals, self.unsettled = found.solver.residuals, found.solver.unsettled
-        gradients = [_of_type(found.parameters.get(parameter), parameter) for parameter in parameters]
+        gradients = [of_type(found.parameters.get(parameter), parameter) for parameter in parameters]
         for carry, state in zip(self.program.carries, self.initial, strict=True):
             if state.requires_grad:
                 gradient = found.initial.get(carry.placeholder)
                 gradients.append(None if gradient is None else gradient.sum_to_size(state.shape).to(state.dtype))
-        gradients += [_of_type(found.parameters.get(value), value) for value in self.invariants]
-        self.given.pass_on(found.inputs, self.record.bins)
+        gradients += [of_type(found.parameters.get(value), value) for value in self.invariants]
+        self.given.pass_on(functools.partial(of_step, found.inputs, self.record.bins))
         for name, (value, dim) in inputs.items():
-            gradients.append(_over_time(found.inputs.get(name), self.record.bins, value, dim))
+            gradients.append(over_time(found.inputs.get(name), self.record.bins, value, dim))
         if not self._sequence:
             gradients.append(None)
         return [g if g is None else g.contiguous() for g in gradients]
-
-
-def _of_type(gradient: Tensor | None, value: Tensor) -> Tensor | None:
-    return None if gradient is None else gradient.to(value.dtype)
-
-
-def _over_time(rows: list[Tensor | None] | None, bins: Bins, value: Tensor, dim: int) -> Tensor | None:
-    """Shares the gradient of each bin's mean input among the steps of the bin."""
-    if rows is None:
-        return None
-    gradient = torch.zeros_like(value)
-    for index, (row, width) in enumerate(zip(rows, bins.widths, strict=True)):
-        if row is not None:
-            gradient.narrow(dim, bins.edges[index], width).add_((row / width).unsqueeze(dim))
-    return gradient

@@ -55,7 +55,7 @@ def require_flat_memory(pair: Pair, example: Arguments, varied: Varied, lengths:
         UnsupportedOperation: Memory grows; names the line.
     """
     program = pair.program
-    if program.kind == "step" or not rule_of(program.settings).records:
+    if program.kind == "step" or rule_of(program.settings).through_time:
         return ()
     if program.length is None and not program.length_bound:
         spans = sorted(steps for steps in lengths if steps >= FEWEST)
@@ -152,7 +152,8 @@ def _require_flat(pair: Pair, sequences: list[Sequence], collecting: bool) -> No
 
 
 def _held(pair: Pair, sequence: Sequence, collecting: bool) -> Held:
-    settings = pair.settings
-    bins = FEW_BINS if rule_of(settings).resolves_steps(settings) else 1
+    rule, settings = rule_of(pair.settings), pair.settings
+    # The snapshots of a short sequence would be as many as its pieces.
+    few = replace(settings, bins=FEW_BINS if rule.resolves_steps(settings) else 1, snapshots=1)
     with undisturbed(learning=True), pair.running(sequence.compiled):
-        return held_by_line(pair, [sequence.call], bins, collecting)
+        return held_by_line(pair, [sequence.call], few, 1 if rule.recomputes else None, collecting)

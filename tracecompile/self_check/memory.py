@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tracecompile.errors import SourceLine, UnsupportedOperation
+from tracecompile.program import Settings
 from tracecompile.runtime.executor import Executor
 from tracecompile.self_check.generators import generators_kept
 from tracecompile.self_check.inputs import Arguments
@@ -120,17 +121,20 @@ def labelled(executor: Executor, watch: Watch) -> Iterator[None]:
         executor.ends.emitted = emitted
 
 
-def held_by_line(pair: Pair, calls: Sequence[Arguments], bins: int, collecting: bool) -> Held:
+def held_by_line(
+    pair: Pair, calls: Sequence[Arguments], settings: Settings, chunk: int | None, collecting: bool
+) -> Held:
     """Runs the converted module and returns the bytes that it holds for backward, by what made or saved them.
 
     Args:
         pair: What runs.
         calls: The arguments.
-        bins: Time bins.
+        settings: Instead of the module's own.
+        chunk: How many steps it takes together; None to take one after the other.
         collecting: Whether what waits for the garbage collector is collected first, which takes a while.
     """
     watch = Watch()
-    converted = pair.rewound(settings=replace(pair.settings, bins=bins))
+    converted = pair.rewound(chunk, settings)
     assert converted.executor is not None
     with (
         generators_kept(),

@@ -117,7 +117,8 @@ class Pair:
         converted.settings = settings or self.settings
         executor = converted.executor
         assert executor is not None
-        together = replace(self.program.settings, backend="eager", chunk=chunk)
+        snapshots = converted.settings.snapshots
+        together = replace(self.program.settings, backend="eager", chunk=chunk, snapshots=snapshots)
         executor.observer = None
         executor.stepped, executor.program = chunk is None, converted.program.evolve(settings=together)
         return converted

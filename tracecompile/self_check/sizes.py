@@ -104,7 +104,7 @@ class Sizes:
         """
         settings = self.program.settings
         together = settings.backend != "eager" or (settings.chunk or 1) > 1
-        if not together or one_by_one(self.program.units) or not rule_of(settings).records:
+        if not together or one_by_one(self.program.units) or rule_of(settings).through_time:
             return
         errors = []
         for seed in range(ATTEMPTS):

@@ -6,12 +6,10 @@ made, so autograd does not know of them there: the window hands each its gradien
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
-
-from tracecompile.runtime.bins import Bins
 
 
 class GivenInputs:
@@ -40,24 +38,22 @@ class GivenInputs:
         if wanted:
             self._steps.append((step, wanted))
 
-    def pass_on(self, found: Mapping[str, Sequence[Tensor | None]], bins: Bins) -> None:
+    def pass_on(self, found: Callable[[str, int], Tensor | None]) -> None:
         """Runs backward from every input that was kept.
 
         Args:
-            found: dL/d(mean input of the bin), by placeholder and bin.
-            bins: Of the window.
+            found: Returns the gradient of a placeholder's value in a step.
 
         Raises:
             RuntimeError: ``torch.autograd.grad`` asks for gradients of chosen tensors, and cannot be given these.
         """
         values, gradients = [], []
         for step, inputs in self._steps:
-            index = bins.of(step)
             for name, value in inputs.items():
-                row = found[name][index] if name in found else None
-                if row is not None:
+                gradient = found(name, step)
+                if gradient is not None:
                     values.append(value)
-                    gradients.append((row / bins.widths[index]).sum_to_size(value.shape).to(value.dtype))
+                    gradients.append(gradient.sum_to_size(value.shape).to(value.dtype))
         if not values:
             return
         assert self.end.grad_fn is not None

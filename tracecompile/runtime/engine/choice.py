@@ -46,7 +46,7 @@ def choose(program: StepProgram, steps: int, inputs: Mapping[str, Tensor]) -> Ch
         inputs: The whole sequences, by the placeholder of their steps.
     """
     settings = program.settings
-    if one_by_one(program.units) or not rule_of(settings).records:
+    if one_by_one(program.units) or rule_of(settings).through_time:
         return Choice("eager", 1, "the time steps of this model are taken one by one")
     if settings.backend == "eager":
         return Choice("eager", settings.chunk or 1, "as asked for")
@@ -67,7 +67,7 @@ def foretell(program: StepProgram) -> list[str]:
     """Returns sentences for the report: how the backend of a sequence will be chosen, and what that means."""
     settings = program.settings
     wanted = settings.backend == "inductor" or (settings.chunk or 1) > 1
-    if one_by_one(program.units) or not rule_of(settings).records:
+    if one_by_one(program.units) or rule_of(settings).through_time:
         return ["Nothing is compiled or computed in chunks: the steps are taken one by one."] if wanted else []
     notes = []
     if settings.backend == "auto":

@@ -8,18 +8,18 @@ inductor keeps on disk serves the next run of the same program.
 from __future__ import annotations
 
 import copy
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from tracecompile.analysis.folding import runs_per_step
 from tracecompile.runtime.engine.flat import Layout, layout_of, precision, shape_pattern
+from tracecompile.runtime.engine.joint import Joints
+from tracecompile.runtime.engine.kernels import Kernels, Key
 from tracecompile.runtime.engine.scan import Answers, Engine, ScanResult, Stretch
 from tracecompile.runtime.engine.traced import Traced, Untraceable, agree, trace_step
 from tracecompile.runtime.forms import UnitForm
@@ -30,13 +30,10 @@ chunk is run by a compiled scan of one step."""
 RECURRENT_PIECE = 4
 """Steps of a compiled scan of a recurrent block: its products cannot be fused, so that more of them save nothing but
 calls."""
-OPTIONS: dict[str, Any] = {"emulate_precision_casts": True}
-"""In 16 bits, values are rounded wherever they are in the model: else membranes near the threshold fall differently."""
-
 PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device, torch.Size)
 """What a compiled step may take for a constant."""
 
-Key = tuple[Any, ...]
+Made = TypeVar("Made")
 
 
 @dataclass
@@ -46,46 +43,6 @@ class _Ready:
     layout: Layout
     run: Callable[..., Sequence[Tensor]]
     traced: Traced
-
-
-class Kernels:
-    """What is compiled for one module, whichever programs it is captured as.
-
-    Attributes:
-        seconds: Spent on compiling.
-        count: Compiled scans.
-    """
-
-    def __init__(self) -> None:
-        """Compiles nothing yet."""
-        self.seconds = 0.0
-        self.count = 0
-        self._compiled: dict[Key, Callable[..., Sequence[Tensor]]] = {}
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Kernels:
-        """Returns one that compiles for itself: what is compiled cannot be copied."""
-        return Kernels()
-
-    def get(self, key: Key, code: Callable[..., Any], arguments: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]]:
-        """Returns compiled code, compiled now if there is none for the key.
-
-        Args:
-            key: All that the compiled code depends on.
-            code: Flat tensors to flat tensors.
-            arguments: What it will be called with, or the like.
-        """
-        if key not in self._compiled:
-            start = time.perf_counter()
-            with warnings.catch_warnings():
-                # torch warns of its own deprecated calls, which would be errors where a program makes warnings errors.
-                warnings.simplefilter("ignore", DeprecationWarning)
-                unrolled = make_fx(code, tracing_mode="symbolic")(*arguments)
-                run = torch.compile(unrolled, dynamic=True, fullgraph=True, options=OPTIONS)
-                run(*(value.clone() for value in arguments))
-            self._compiled[key] = run
-            self.count += 1
-            self.seconds += time.perf_counter() - start
-        return self._compiled[key]
 
 
 class CompiledEngine(Engine):
@@ -104,10 +61,12 @@ class CompiledEngine(Engine):
         self._ready: dict[Key, _Ready] = {}
         self._checked: set[tuple[int, ...]] = set()
         """Units whose compiled code was compared in this sequence."""
+        self.joints = Joints(kernels)
 
     def begin(self) -> None:
         """See Engine."""
         self._checked = set()
+        self.joints.begin()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CompiledEngine:
         """Returns one that starts anew, for the copy of its kernels: it refers to layouts by identity."""
@@ -136,7 +95,12 @@ class CompiledEngine(Engine):
             ready = self._ready_for(layout, given.steps, arguments)
             if ready is not None and layers not in self._checked:
                 ready = self._up_to_date(ready, given.steps, arguments)
-            if ready is not None:
+            if ready is not None and torch.is_grad_enabled():
+                run, traced = ready.run, ready.traced
+                joint = self._attempt(layout, lambda: self.joints.get(layout, run, traced, given.steps, arguments))
+                if joint is not None:
+                    return layout.result(joint.apply(run, arguments), [(0, 0)] * len(traced.counts))
+            elif ready is not None:
                 found = layout.result(ready.run(*arguments), ready.traced.counts)
                 if answers == "means":
                     found.answers = [{key: _means(value) for key, value in core.items()} for core in found.answers]
@@ -154,18 +118,24 @@ class CompiledEngine(Engine):
         """Returns the compiled scan for arguments of these shapes, or None where it cannot be compiled."""
         alike = tuple((value.shape, value.dtype, value.device) for value in arguments)
         key = (id(layout), steps, precision(arguments[0].device), alike)
-        found = self._ready.get(key)
-        if found is None:
-            try:
-                found = self._ready[key] = self._prepare(layout, steps, arguments)
-            except Untraceable as reason:
-                self._refuse(layout.form, str(reason))
+        if key not in self._ready:
+            found = self._attempt(layout, lambda: self._prepare(layout, steps, arguments))
+            if found is None:
                 return None
-            except Exception as fault:  # the user's own surrogate is run by tracers here: anything may come out of it
-                lines = [line.strip() for line in str(fault).splitlines() if line.strip()]
-                self._refuse(layout.form, " ".join([f"{type(fault).__name__}:", *lines[:2]]))
-                return None
-        return found
+            self._ready[key] = found
+        return self._ready[key]
+
+    def _attempt(self, layout: Layout, make: Callable[[], Made]) -> Made | None:
+        """Compiles something; None, with a warning, where that cannot be."""
+        try:
+            with torch.no_grad():
+                return make()
+        except Untraceable as reason:
+            self._refuse(layout.form, str(reason))
+        except Exception as fault:  # the user's own surrogate is run by tracers here: anything may come out of it
+            lines = [line.strip() for line in str(fault).splitlines() if line.strip()]
+            self._refuse(layout.form, " ".join([f"{type(fault).__name__}:", *lines[:2]]))
+        return None
 
     def _up_to_date(self, ready: _Ready, steps: int, arguments: Sequence[Tensor]) -> _Ready | None:
         """Compares what is compiled with a step of the unit as it is now, once in every sequence.

@@ -132,7 +132,8 @@ def held_tensors(module: nn.Module, names: Sequence[str]) -> list[Tensor]:
     found = []
     for name in names:
         owner, _, attribute = name.rpartition(".")
-        found.append(getattr(module.get_submodule(owner), attribute).detach())
+        value: Tensor = getattr(module.get_submodule(owner), attribute)
+        found.append(value if torch.is_grad_enabled() else value.detach())
     return found
 
 

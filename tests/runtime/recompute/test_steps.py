@@ -1,0 +1,125 @@
+"""Single steps under the exact rule: models of one step, and streams."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tracecompile
+from runtime.nets import INPUTS, OUTPUTS, Step, Whole
+from runtime.recompute.test_sequences import assert_same_gradients, inputs
+
+
+def both(**options: Any) -> tuple[Any, nn.Module, nn.Module]:
+    model = Step().double()
+    twin = copy.deepcopy(model)
+    return tracecompile.convert(model, inputs(1, 2)[0], rule="exact", **options), model, twin
+
+
+@pytest.mark.parametrize(("snapshots", "chunk"), [(1, 1), (2, 2), (3, 1), (32, None), (None, 2)])
+def test_a_loss_on_every_step(snapshots: int | None, chunk: int | None) -> None:
+    net, model, twin = both(snapshots=snapshots, chunk=chunk)
+    for module in (net, twin):
+        module.reset()
+        torch.manual_seed(1)
+        outputs = [module(x) for x in inputs(13, 3)]
+        sum(y.square().sum() * (t % 3) for t, y in enumerate(outputs)).backward()
+    assert_same_gradients(model, twin)
+
+
+def test_updates_while_the_states_go_on() -> None:
+    net, model, twin = both(chunk=2)
+    optimisers = [torch.optim.SGD(module.parameters(), 0.05) for module in (model, twin)]
+    losses = []
+    for module, optimiser in zip((net, twin), optimisers, strict=True):
+        torch.manual_seed(1)
+        module.reset()
+        total, seen = torch.zeros(()), []
+        for t, x in enumerate(inputs(15, 3)):
+            total = total + module(x).square().sum()
+            if t % 5 == 4:
+                optimiser.zero_grad()
+                total.backward()
+                optimiser.step()
+                seen.append(total.detach())
+                total = torch.zeros(())
+                if module is twin:
+                    twin.v, twin.y = twin.v.detach(), twin.y.detach()
+        losses.append(seen)
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-10, atol=0.0)
+    assert_same_gradients(model, twin)
+
+
+def test_inputs_of_steps_have_their_gradients() -> None:
+    net, model, twin = both(chunk=2, snapshots=1)
+    encoders = [nn.Linear(INPUTS, INPUTS).double() for _ in range(2)]
+    encoders[1].load_state_dict(encoders[0].state_dict())
+    for module, encoder in zip((net, twin), encoders, strict=True):
+        torch.manual_seed(1)
+        module.reset()
+        sum(module(encoder(x)).square().sum() for x in inputs(9, 3)).backward()
+    assert_same_gradients(encoders[0], encoders[1])
+    assert_same_gradients(model, twin)
+
+
+def test_a_stream() -> None:
+    model = Whole().double()
+    twin = copy.deepcopy(model)
+    net, x = tracecompile.convert(model, inputs(4, 2), rule="exact", chunk=3, snapshots=2), inputs(17, 3)
+    outputs = list(net.stream(iter(x)))
+    expected = twin(x)
+    assert torch.equal(torch.stack(outputs), expected)
+    torch.stack(outputs).square().sum().backward()
+    expected.square().sum().backward()
+    assert_same_gradients(model, twin)
+
+
+def test_an_input_that_is_written_over_is_refused() -> None:
+    net, _, _ = both()
+    x = inputs(1, 3)[0]
+    y = net(x)
+    x.copy_(inputs(1, 3)[0])
+    total = y.sum() + net(x).sum()
+    with pytest.raises(RuntimeError, match="modified in place"):
+        total.backward()
+
+
+def test_nothing_is_kept_without_gradients() -> None:
+    net, _, _ = both()
+    with torch.no_grad():
+        for x in inputs(5, 3):
+            assert not net(x).requires_grad
+    assert net.snapshot().keys() >= {"layout"}
+
+
+class Drawing(nn.Module):
+    """One step with dropout, whose caller draws numbers of its own between the steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.below, self.above, self.drop = nn.Linear(INPUTS, 8), nn.Linear(8, OUTPUTS), nn.Dropout(0.4)
+
+    def forward(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        v = 0.9 * v + 2 * self.below(x)
+        z = tracecompile.nn.fast_sigmoid(5.0)(v - 0.5)
+        return self.above(self.drop(z)), v - 0.5 * z
+
+
+def test_dropout_is_drawn_again_step_by_step() -> None:
+    model = Drawing().double()
+    twin = copy.deepcopy(model)
+    start = torch.zeros(3, 8, dtype=torch.float64)
+    net = tracecompile.convert(model, (inputs(1, 3)[0], start), rule="exact", chunk=2, snapshots=2)
+    for module in (net, twin):
+        torch.manual_seed(1)
+        v, total = start, torch.zeros(())
+        for t in range(7):
+            y, v = module(inputs(1, 3)[0], v)
+            torch.rand(t)
+            total = total + y.square().sum()
+        total.backward()
+    assert_same_gradients(model, twin)

@@ -1,0 +1,126 @@
+"""Scans with their derivatives, compiled: forward as any scan, and one call that runs it again and goes backward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tracecompile.runtime.engine.backstep import (
+    Backstep,
+    Run,
+    backward_of,
+    joint_scan,
+    results_of_step,
+    trace_backstep,
+)
+from tracecompile.runtime.engine.flat import Layout, precision, shape_pattern
+from tracecompile.runtime.engine.kernels import Kernels, Key
+from tracecompile.runtime.engine.traced import Traced, agree
+
+
+@dataclass(frozen=True)
+class Joint:
+    """One scan backward.
+
+    Attributes:
+        run: (*arguments, *cotangents) to the gradients of the wanted arguments.
+        wanted: Positions of these.
+        count: How many results of the scan forward have cotangents.
+    """
+
+    run: Run
+    wanted: tuple[int, ...]
+    count: int
+
+    def apply(self, forward: Run, arguments: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Runs the scan forward; autograd will run this one."""
+        results: Sequence[Tensor] = ScanFunction.apply(forward, self, *arguments)
+        return results
+
+
+class Joints:
+    """The scans backward of one program."""
+
+    def __init__(self, kernels: Kernels) -> None:
+        """Compiles nothing yet."""
+        self.kernels = kernels
+        self._backsteps: dict[Key, Backstep] = {}
+        self._checked: set[Key] = set()
+        """Steps backward that were compared in this sequence."""
+        self._made: dict[Key, Joint] = {}
+
+    def begin(self) -> None:
+        """Says that a sequence begins."""
+        self._checked = set()
+
+    def get(self, layout: Layout, run: Run, traced: Traced, steps: int, arguments: Sequence[Tensor]) -> Joint:
+        """Returns the scan backward for arguments like some, compiled now if there is none.
+
+        Args:
+            layout: Of the unit.
+            run: The scan forward.
+            traced: A step of it.
+            steps: How many it has.
+            arguments: Of the scan, with their graph.
+        """
+        unit, plain = layout.form.unit, [value.detach() for value in arguments]
+        first, last = len(unit.values), len(unit.values) + len(unit.carries)
+        wanted = tuple(
+            place
+            for place, value in enumerate(arguments)
+            # A state that starts without a gradient has one from the second step on.
+            if value.requires_grad or (first <= place < last and value.is_floating_point())
+        )
+        back = self._backstep(layout, plain, wanted)
+        alike = tuple((value.dtype, value.device) for value in plain)
+        patterns = shape_pattern(plain), precision(plain[0].device)
+        key = ("joint", back.text, traced.text, layout.structure(), steps, wanted, patterns, alike)
+        if key not in self._made:
+            count = len(unit.outputs) + len(unit.carries)
+            given = [*plain, *(torch.ones_like(value) for value in run(*plain)[:count])]
+            compiled = self.kernels.get(key, joint_scan(layout, traced.step, back, steps), given)
+            self._made[key] = Joint(compiled, wanted, count)
+        return self._made[key]
+
+    def _backstep(self, layout: Layout, arguments: Sequence[Tensor], wanted: tuple[int, ...]) -> Backstep:
+        """Returns a step backward as it is now, compared with autograd once in every sequence."""
+        alike = tuple((value.shape, value.dtype) for value in arguments)
+        key = (id(layout), wanted, precision(arguments[0].device), alike)
+        back = self._backsteps.get(key)
+        if back is not None and key not in self._checked:
+            given = layout.first_step(arguments)
+            signals = [torch.ones_like(value) for value in results_of_step(layout.step_of(*given))]
+            if not agree(back.step(*given, *signals), backward_of(layout, wanted)(*given, *signals)):
+                back = None
+        self._checked.add(key)
+        if back is None:
+            back = self._backsteps[key] = trace_backstep(layout, arguments, wanted)
+        return back
+
+
+class ScanFunction(torch.autograd.Function):
+    """A compiled scan whose derivative is compiled as well."""
+
+    @staticmethod
+    def forward(ctx: Any, forward: Run, joint: Joint, *arguments: Tensor) -> Any:
+        """Returns the flat results of the scan: its outputs, and its last carries."""
+        # Without their graph: the compiler of compiled code looks at it, though nothing is followed here.
+        results = tuple(forward(*(value.detach() for value in arguments)))[: joint.count]
+        ctx.joint, ctx.count = joint, len(arguments)
+        ctx.save_for_backward(*arguments)
+        ctx.mark_non_differentiable(*(value for value in results if not value.is_floating_point()))
+        return results
+
+    @staticmethod
+    def backward(ctx: Any, *signals: Tensor) -> Any:
+        """Runs the scan again, and backward."""
+        given = (value.detach() for value in (*ctx.saved_tensors, *signals))
+        found = ctx.joint.run(*(value.contiguous() for value in given))
+        gradients: list[Tensor | None] = [None] * ctx.count
+        for place, gradient in zip(ctx.joint.wanted, found, strict=True):
+            gradients[place] = gradient
+        return None, None, *gradients

@@ -1,0 +1,166 @@
+"""What a loss answers to the values of a sequence: cotangents, handed from each piece to the one before it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tracecompile.program import StepProgram
+
+Pair = tuple[Tensor, Tensor]
+"""A value and what the loss answers to it."""
+
+
+@dataclass(frozen=True)
+class Leaves:
+    """What one piece begins with and reads: leaves of its graph, where a gradient is wanted.
+
+    Attributes:
+        states: Before the piece.
+        inputs: Of its steps.
+    """
+
+    states: list[Tensor]
+    inputs: list[Tensor]
+
+
+class Cotangents:
+    """One backward pass over a sequence.
+
+    Attributes:
+        outputs: On what was collected.
+        of_steps: On (output or state, step), counted from 0: where single steps were given to the caller.
+        states: On the states after the piece that comes next.
+        statics, invariants: As leaves of every piece's graph.
+        parameters: Stand-ins for the parameters of modules in the step, likewise.
+    """
+
+    def __init__(
+        self,
+        program: StepProgram,
+        axes: Sequence[int],
+        steps: int,
+        shared: tuple[Mapping[str, Any], Sequence[Any], Sequence[Tensor]],
+        wanted: Sequence[bool],
+        together: bool = False,
+    ) -> None:
+        """Has received nothing yet.
+
+        Args:
+            program: The program.
+            axes: Time axis of every sequence of inputs.
+            steps: Number of time steps.
+            shared: What every step reads: static values, values of the call, parameters.
+            wanted: Whether each sequence of inputs wants a gradient.
+            together: Whether the steps of a piece are computed together.
+        """
+        self.together = together
+        self.program, self.axes, self.steps, self.wanted = program, tuple(axes), steps, wanted
+        statics, invariants, parameters = shared
+        self.statics = {name: _leaf(value) for name, value in statics.items()}
+        self.invariants = [_leaf(value) for value in invariants]
+        self.parameters = {parameter: parameter.detach().requires_grad_() for parameter in parameters}
+        self._shared = [*self.statics.values(), *self.invariants, *self.parameters.values()]
+        self._learned = [value for value in self._shared if isinstance(value, Tensor) and value.requires_grad]
+        self._found: dict[Tensor, Tensor] = {}
+        self._inputs: list[Tensor | None] = [None for _ in wanted]
+        self.outputs: list[Tensor | None] = [None for _ in program.outputs]
+        self.states: list[Tensor | None] = [None for _ in program.carries]
+        self.of_steps: Mapping[tuple[int, int], Tensor] = {}
+
+    def leaves(self, states: Sequence[Tensor], inputs: Sequence[Tensor]) -> Leaves:
+        """Returns the leaves of a piece; every state is one that can be."""
+        moving = zip(states, self.program.carries, strict=True)
+        learns = [(state.detach(), state.is_floating_point() and not carry.statistic) for state, carry in moving]
+        return Leaves(
+            [state.requires_grad_(wanted) for state, wanted in learns],
+            [value.detach().requires_grad_(wanted) for value, wanted in zip(inputs, self.wanted, strict=True)],
+        )
+
+    def pull(
+        self, leaves: Leaves, made: Sequence[tuple[Sequence[Tensor], Sequence[Tensor]]], begin: int, end: int
+    ) -> None:
+        """Takes a piece back.
+
+        Args:
+            leaves: What it began with.
+            made: (outputs, states) of every step; where they were computed together once for all of them, with outputs
+                of (steps, *shape) each.
+            begin, end: Its first step, and the one after its last.
+        """
+        pairs = self._on_collected([outputs for outputs, _ in made], begin, end)
+        pairs += self._on_steps(made, begin)
+        last = zip(made[-1][1], self.states, strict=True)
+        pairs += [(state, signal) for state, signal in last if signal is not None]
+        pairs = [(value, signal.to(value.dtype)) for value, signal in pairs if value.requires_grad]
+        sources = [value for value in (*leaves.states, *leaves.inputs) if value.requires_grad]
+        found: Sequence[Tensor | None] = [None] * (len(sources) + len(self._learned))
+        if pairs:
+            values, signals = zip(*pairs, strict=True)
+            found = torch.autograd.grad(values, [*sources, *self._learned], signals, allow_unused=True)
+        given = iter(found)
+        self.states = [next(given) if state.requires_grad else None for state in leaves.states]
+        for index, value in enumerate(leaves.inputs):
+            if value.requires_grad:
+                self._take_input(index, next(given), begin, end)
+        for value, gradient in zip(self._learned, given, strict=True):
+            if gradient is not None:
+                self._add(value, gradient)
+
+    def _add(self, value: Tensor, gradient: Tensor) -> None:
+        if value in self._found:
+            self._found[value] += gradient
+        else:
+            # What autograd returns may be somebody else's memory.
+            self._found[value] = gradient.clone(memory_format=torch.contiguous_format)
+
+    def _on_collected(self, made: Sequence[Sequence[Tensor]], begin: int, end: int) -> list[Pair]:
+        found: list[Pair] = []
+        for index, (signal, output) in enumerate(zip(self.outputs, self.program.outputs, strict=True)):
+            if signal is None:
+                continue
+            if output.collect == "last":
+                value = made[-1][index]
+                found += [(value[-1] if self.together else value, signal)] if end == self.steps else []
+                continue
+            chosen = range(begin, end) if output.chosen is None else set(output.chosen.of(self.steps))
+            if self.together and output.chosen is None:
+                rows = made[0][index]
+                found.append((rows, signal[begin:end] if output.collect == "stack" else signal.expand_as(rows)))
+                continue
+            values = made[0][index] if self.together else [outputs[index] for outputs in made]
+            signals = signal[begin:end] if output.collect == "stack" else [signal] * (end - begin)
+            steps = zip(range(begin, end), values, signals, strict=True)
+            found += [(value, each) for step, value, each in steps if step in chosen]
+        return found
+
+    def _on_steps(self, made: Sequence[tuple[Sequence[Tensor], Sequence[Tensor]]], begin: int) -> list[Pair]:
+        return [
+            (value, self.of_steps[index, step])
+            for step, (outputs, states) in enumerate(made, begin)
+            for index, value in enumerate((*outputs, *states))
+            if (index, step) in self.of_steps
+        ]
+
+    def _take_input(self, index: int, gradient: Tensor | None, begin: int, end: int) -> None:
+        if gradient is None:
+            return
+        axis, total = self.axes[index], self._inputs[index]
+        if total is None:
+            shape = list(gradient.shape)
+            shape[axis] = self.steps
+            total = self._inputs[index] = gradient.new_zeros(shape)
+        total.narrow(axis, begin, end - begin).copy_(gradient)
+
+    def gradients(self) -> list[Tensor | None]:
+        """Returns those of (*inputs, *initial states, *statics, *invariants, *parameters); None where there is none."""
+        shared = [self._found.get(value) if isinstance(value, Tensor) else None for value in self._shared]
+        return [*self._inputs, *self.states, *shared]
+
+
+def _leaf(value: Any) -> Any:
+    return value.detach().requires_grad_(value.requires_grad) if isinstance(value, Tensor) else value
