@@ -158,7 +158,10 @@ def _touches(name: str, path: str) -> bool:
 
 
 def _is_same(first: StepProgram, now: StepProgram, path: str) -> bool:
-    one, other = first.resolve(path), now.resolve(path)
+    try:
+        one, other = first.resolve(path), now.resolve(path)
+    except AttributeError:  # a graph's own, such as a normalisation by what was recorded
+        return False
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         return one is other or (one.shape == other.shape and torch.equal(one, other))
     return one is other or (TWIN_OF in vars(one) and vars(one)[TWIN_OF] is vars(other).get(TWIN_OF))
