@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 AHEAD = "ahead"
 """Key of the ``meta`` of those nodes of a prologue that the first step computes, and is asked for before it runs."""
-
 TWIN_OF = "_twin_of"
 """Attribute of a leaf that stands for a layer of the model, and has its tables of Parameters: that layer."""
 Collect = Literal["stack", "last", "sum", "step"]
@@ -45,8 +44,7 @@ class SequenceInput:
 
     Attributes:
         name: Name of its placeholder in the step.
-        dim: Its time axis in the value that the prologue hands over; -1 for a step model, where it is one slice
-            already.
+        dim: Its time axis in the value that the prologue hands over; -1 for a step model, which is handed one slice.
     """
 
     name: str
@@ -140,10 +138,11 @@ class StepProgram:
         length: Number of steps where the model fixes it, else None (read off the first sequence input).
         signature: Pytree of the user's (args, kwargs) at capture.
         result: Pytree of the user's return value; its leaves are what the epilogue returns.
-        explicit_states: For a step model whose caller holds the state: positions of the states among the leaves of the
-            arguments, in the order of the explicit carries. Empty otherwise.
+        explicit_states: Where the caller of a step model holds the states: their positions among the leaves of the
+            arguments, in the order of the explicit carries.
         explicit_results: Positions of their successors among the leaves of the result, in the same order.
         notes: Sentences for the report.
+        stepwise: Names of what the model computes for all steps at once, the program at each: it may round otherwise.
         left_over: States that start from the rows of an earlier call, with the user's line that reads each.
         time: Axis of the first tensor argument, and position of a number among the leaves of the arguments, that say
             how many steps there are (None where they do not).
@@ -152,10 +151,9 @@ class StepProgram:
         epilogue_again: The line of the epilogue whose derivative needs all steps, if one does: backward runs it again.
         pinned: Positions, among the leaves of the arguments, of numbers that the program has built in.
         written: Names of the attributes that the model writes: states of the converted module, and not of the model.
-        statistics: Names of the attributes that a sequence moves for the model itself: what they hold at the end are
-            the last results of the epilogue. Those that the steps of a step model move are among the carries alone.
-        cores, statics, layers, traces, blocks, units: Annotations, filled by the passes in this order; there is a
-            unit for every block.
+        statistics: Names of attributes that a sequence moves for the model itself: what they hold at the end are last
+            among the results of the epilogue. Those that the steps of a step model move are among the carries alone.
+        cores, statics, layers, traces, blocks, units: Annotations, filled by the passes in this order; a unit a block.
         traces_kept: The traces as they are carried, those of batch statistics included.
         trainable: Names of the static values that depend on a Parameter, or on an argument of the model.
         first_apart: Whether a state begins in another shape or precision than it goes on with.
@@ -180,6 +178,7 @@ class StepProgram:
     explicit_results: tuple[int, ...] = ()
     settings: Settings = field(default_factory=Settings)
     notes: tuple[str, ...] = ()
+    stepwise: tuple[str, ...] = ()
     left_over: tuple[tuple[str, SourceLine | None], ...] = ()
     time: tuple[int | None, int | None] = (None, None)
     reads_mode: bool = False
