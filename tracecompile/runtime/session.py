@@ -105,6 +105,23 @@ class Session(Programs):
         if self.standing is not None:
             self.standing.clear()
 
+    def snapshot(self) -> dict[str, Tensor]:
+        """Returns the live state, with what the caller has put into the model since the last step."""
+        if not self.is_ready:
+            return {}
+        live, assigned = self.live, {} if self.standing is None else self.standing.assigned()
+        if assigned:
+            live, left = LiveState(), live.states
+            numbers = range(count_states(self.program.carries))
+            found = [assigned.get(number, None if left is None else left[number]) for number in numbers]
+            live.states = [value for value in found if isinstance(value, Tensor)] or None
+            if live.states is not None and len(live.states) < len(found):
+                raise InvalidInput(
+                    "Some states were cleared, and others go on: a snapshot holds all of them or none.",
+                    "Clear or set all of them, or take the snapshot after the next step.",
+                )
+        return live.snapshot(self.program)
+
     def restore(self, snapshot: Mapping[str, Tensor]) -> None:
         """Goes on from a snapshot; see ``TracedModule.restore``."""
         if not self.is_ready:

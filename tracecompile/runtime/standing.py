@@ -55,6 +55,10 @@ class Standing:
         """Returns the model as it is at this call."""
         return Opened(self.model, self._watch)
 
+    def assigned(self) -> dict[int, Any]:
+        """Returns what the caller has put into the model since the last step, by the number of the state."""
+        return {} if self._held is None else self._held.assigned()
+
     @contextmanager
     def afresh(self) -> Iterator[None]:
         """Lets the model be as before the first step of a sequence while the context is open."""
@@ -73,7 +77,7 @@ class Standing:
         Raises:
             InvalidInput: Some states were assigned, and steps that are to be trained came before.
         """
-        assigned = {} if self._held is None or self._as_left else self._held.assigned()
+        assigned = {} if self._as_left else self.assigned()
         if not assigned:
             return live.states
         count = count_states(program.carries)
