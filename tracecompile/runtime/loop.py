@@ -70,32 +70,20 @@ class Loop:
         """
         self.record, self.invariants = record, list(invariants)
         self.states = list(states)
-        self._follow(program, form, statics)
+        self.follow(program, form, statics)
         self.since = self.index = 0
         self.last: Last | None = None
         self.accrued: list[Tensor] = []
         self._cells: list[int] | None = None
 
-    def _follow(self, program: StepProgram, form: Form, statics: Mapping[str, Any]) -> None:
+    def follow(self, program: StepProgram, form: Form, statics: Mapping[str, Any]) -> None:
+        """Goes on with another program of the same model, which carries the same: see ``Basis``."""
         self.program, self.form, self.statics = program, form, statics
         self.first_apart = program.first_apart
         assert program.statics is not None
         placeholders = set(program.invariants)
         self.arguments = [statics[name] for name in program.statics.names if name not in placeholders]
         self._run = form.step.forward
-
-    def follow(self, program: StepProgram, form: Form, statics: Mapping[str, Any]) -> None:
-        """Goes on with another program of the same model, such as that of its other mode.
-
-        Raises:
-            InvalidInput: That one carries something else.
-        """
-        if [accrual.name for accrual in form.accruals] != [accrual.name for accrual in self.form.accruals]:
-            raise InvalidInput(
-                "In this mode the model is made of other layers than in the steps before.",
-                "Call backward, or reset() of the converted module, before its mode is changed.",
-            )
-        self._follow(program, form, statics)
 
     def step(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
         """Takes one step, from what ``with_draws`` returns; one that fails leaves everything as it was.

@@ -195,8 +195,7 @@ class TracedModule(nn.Module):
 
         Learning signals that were not backpropagated yet are not part of it.
         """
-        session = self._session
-        return session.live.snapshot(session.program) if session.is_ready else {}
+        return self._session.snapshot()
 
     def restore(self, snapshot: dict[str, Tensor]) -> None:
         """Puts back what ``snapshot`` returned; the run goes on as if it had not been interrupted.

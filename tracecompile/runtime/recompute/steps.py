@@ -74,6 +74,7 @@ class KeptSteps:
             start: What the first step begins with.
         """
         self.executor, self.start, self.program = executor, start, executor.program
+        self._opened = executor.opened()
         self.closed, self.draws = False, draws_in_steps(self.program)
         self.size, self.snapshots = self.program.settings.chunk or COMPILED_CHUNK, self.program.settings.snapshots
         self.statics = executor.ends.statics(start)
@@ -190,7 +191,7 @@ class KeptSteps:
         def backward(piece: int, moment: Moment) -> None:
             pieces.backward(moment, piece, inputs, cotangents)
 
-        with self.executor.turn, buffers_kept(program.root), unseen():
+        with self.executor.turn, self._opened.put_back(), buffers_kept(program.root), unseen():
             reverse(kept.moments, pieces.count, self.snapshots or pieces.count, forward, backward)
         found = cotangents.gradients()
         by_name = {x.name: gradient for x, gradient in zip(program.inputs, found, strict=False)}
