@@ -10,7 +10,7 @@ from torch import fx
 
 from tracecompile.analysis.crossed import crossed_recurrence
 from tracecompile.analysis.graph_view import StepView
-from tracecompile.analysis.linearity import operation_name, refuse_random
+from tracecompile.analysis.linearity import operation_name
 from tracecompile.analysis.moving import Moving
 from tracecompile.analysis.pointwise import is_pointwise
 from tracecompile.analysis.sides import with_both_sides
@@ -37,20 +37,21 @@ class FindSpikingLayers(Pass):
 
     A rule that takes every neuron by itself refuses what comes back to itself in another way, and does not spike.
     Mixing operations (products, convolutions, norms) are taken out of the cyclic graph of the step. What is still
-    strongly connected then is a neuron's recurrence; elementwise nodes below it join it up to its spikes.
+    strongly connected then is a neuron's recurrence; elementwise nodes below it join it up to its spikes. What a random
+    number does to a neuron is of its core: a mask on its spikes, noise on its current or its threshold. Where it acts
+    on no neuron, such as a mask on an input, it is a core without a state, so that its readers read masked values.
     """
 
     name: ClassVar[str] = "find_spiking_layers"
 
     def run(self, program: StepProgram) -> StepProgram:
         """See the class."""
-        if rule_of(program.settings).records:
-            refuse_random(program)
         finder = _CoreFinder(program)
         program = with_both_sides(program, finder.may_join, finder.spikes)
         finder = _CoreFinder(program)
         for nodes, cyclic in finder.view.components(finder.may_join):
             finder.place(nodes, cyclic)
+        finder.place_masked()
         cores = finder.cores()
         if rule_of(program.settings).by_neuron:
             _refuse_crossed(program, finder, cores)
@@ -132,8 +133,18 @@ class _CoreFinder:
         """Sizes, and tensors that are made from sizes alone."""
         self.core_of: dict[fx.Node, int] = {}
         self.members: dict[int, list[fx.Node]] = {}
+        self.drawn = self._drawn(program)
+        """Random numbers, and what is computed from nothing else that changes over time."""
         self.cut = set(self.spikes)
         """Nodes whose readers do not join the core: spikes, and what is computed from spikes alone."""
+
+    def _drawn(self, program: StepProgram) -> set[fx.Node]:
+        found = {node for node in self.view.nodes if node.op == "placeholder" and node.name in program.draws.names}
+        for node in self.view.nodes:
+            sources = set(node.all_input_nodes) - self.static - self.shaping
+            if node in self.pointwise and node not in self.spikes and sources and sources <= found:
+                found.add(node)
+        return found
 
     def may_join(self, node: fx.Node) -> bool:
         """Tells whether a node can be part of a core at all."""
@@ -143,9 +154,10 @@ class _CoreFinder:
 
     def place(self, nodes: list[fx.Node], cyclic: bool) -> None:
         """Puts a component into a core of its own, into the one that feeds it, or into none."""
-        if not cyclic and (nodes[0].op == "placeholder" or nodes[0] in self.shaping or nodes[0] in self.moving):
+        apart = self.shaping | self.moving | self.drawn
+        if not cyclic and (nodes[0].op == "placeholder" or nodes[0] in apart):
             return
-        sources = {source for node in nodes for source in node.all_input_nodes} - set(nodes) - self.static
+        sources = {source for node in nodes for source in node.all_input_nodes} - set(nodes) - self.static - self.drawn
         owners = {self.core_of.get(source) for source in sources}
         feeding = {self.core_of[source] for source in sources if source in self.core_of and source not in self.cut}
         if not cyclic and len(owners) == 1 and None not in owners:
@@ -156,6 +168,19 @@ class _CoreFinder:
             return
         if cyclic or nodes[0] in self.spikes:
             self._open(nodes)
+
+    def place_masked(self) -> None:
+        """Puts what random numbers meet outside the cores into the core that reads it, or into one of its own."""
+        met: set[fx.Node] = set()
+        for node in self.view.nodes:
+            meets = node in self.drawn or any(source in met or source in self.drawn for source in node.all_input_nodes)
+            if meets and node in self.pointwise - self.static - self.moving - self.core_of.keys():
+                met.add(node)
+        for node in sorted(met, key=self.view.position.__getitem__, reverse=True):
+            cores = {self.core_of.get(user) for user in node.users if user not in self.moving}
+            (core,) = cores if len(cores) == 1 else (None,)
+            if (core is None or not self._join([core], [node])) and node not in self.drawn:
+                self._open([node])
 
     def _join(self, cores: list[int], nodes: list[fx.Node]) -> bool:
         merged = [node for core in cores for node in self.members[core]] + nodes

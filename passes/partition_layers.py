@@ -78,7 +78,11 @@ def _makers_first(program: StepProgram) -> str | None:
     """Returns which layer reads what is not made yet, or was not where and when it says."""
     following = zip(program.carries, step_results(program.step)[1], strict=True)
     handed_on = {carry.placeholder: node.name for carry, node in following if not carry.statistic}
-    made = {x.name for x in program.inputs} | {carry.placeholder for carry in program.carries if carry.statistic}
+    made = (
+        {x.name for x in program.inputs}
+        | set(program.draws.names)
+        | {carry.placeholder for carry in program.carries if carry.statistic}
+    )
     for layer in program.layers:
         for source in layer.sources:
             origin = source.value

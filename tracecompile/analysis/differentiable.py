@@ -58,8 +58,9 @@ class GradientFlow:
 
     def _followed(self, inputs: Flags, invariants: Flags, states: Flags, steps: int) -> tuple[Flags, Flags]:
         collected = [False] * len(self.outputs)
+        drawn = [False] * len(self.program.draws.names)
         for _ in range(steps):
-            flags = self._of_step([*inputs, *invariants, *states])
+            flags = self._of_step([*inputs, *drawn, *invariants, *states])
             for index, (node, output) in enumerate(zip(self.outputs, self.program.outputs, strict=True)):
                 kept = collected[index] and output.collect in ("stack", "sum")
                 collected[index] = kept or flags[node]

@@ -36,6 +36,7 @@ class Analytic(Rule):
     name: ClassVar[str] = "analytic"
     records: ClassVar[bool] = True
     by_neuron: ClassVar[bool] = True
+    draws: ClassVar[bool] = False
 
     def core(self, program: StepProgram, layer: Layer, trainable: frozenset[str]) -> RateCurve:
         """See Rule."""

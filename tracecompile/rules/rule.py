@@ -95,6 +95,7 @@ class Rule:
         name: As ``convert`` takes it.
         records: Whether a sequence that is trained is recorded, and leaves autograd nothing of its steps.
         by_neuron: Whether it takes the slope of every neuron by itself: what recurs without a spike must do so as well.
+        draws: Whether a step may draw random numbers.
         reruns: Whether a sequence may be run once more, for learning signals that its bins do not resolve.
         recomputes: Whether the steps of a sequence are run once more in backward, piece by piece from snapshots.
         through_time: Whether autograd follows the steps from the first to the last, and keeps all of them.
@@ -103,6 +104,7 @@ class Rule:
     name: ClassVar[str]
     records: ClassVar[bool] = False
     by_neuron: ClassVar[bool] = False
+    draws: ClassVar[bool] = True
     reruns: ClassVar[bool] = False
     recomputes: ClassVar[bool] = False
     through_time: ClassVar[bool] = False

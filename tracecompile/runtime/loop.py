@@ -20,7 +20,7 @@ from tracecompile.program import StepProgram
 from tracecompile.rules.accumulation import accumulator_dtype
 from tracecompile.rules.measured.horizon import CELLS
 from tracecompile.rules.measured.lines import FROM
-from tracecompile.runtime.forms import CoreForm, Form, Forms
+from tracecompile.runtime.forms import CoreForm, Form
 from tracecompile.runtime.record import Moment, Record, owned
 
 
@@ -62,7 +62,7 @@ class Loop:
 
         Args:
             program: After all passes.
-            form: Of the program, see ``form_for``.
+            form: Of the program, see ``Forms.asked``.
             record: Takes what accrues; None to carry nothing beside the states.
             states: Initial ones.
             statics: Static values by name.
@@ -98,7 +98,11 @@ class Loop:
         self._follow(program, form, statics)
 
     def step(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Takes one step; returns its outputs. One that fails leaves everything as it was."""
+        """Takes one step, from what ``with_draws`` returns; one that fails leaves everything as it was.
+
+        Returns:
+            Its outputs.
+        """
         before = self._beginnings() if self._begins() else self.accrued
         given = (*inputs, *self.invariants, *self.states, *self.arguments)
         outputs, states, accrued, read, of_layers = self._run(*given, *before)
@@ -109,6 +113,10 @@ class Loop:
             for core in self.form.cores:
                 self.note(core, core.profiled(of_layers[core.index]), 0, 1)
         return list(outputs)
+
+    def with_draws(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Returns what the next step takes beside invariants and states: its inputs, and what it draws."""
+        return [*inputs, *self.form.drawer.draw((*inputs, *self.invariants, *self.states))]
 
     def enter(self, steps: int) -> None:
         """Says that so many steps come, all of one bin; folds where another bin has ended."""
@@ -208,30 +216,6 @@ class Loop:
         for key, value in found.items():
             means = value.mean().expand(1) if steps == 1 else value
             responses.note(key, means, cells, CELLS)
-
-
-def form_for(forms: Forms, record: Record | None) -> Form:
-    """Returns the form of a program that carries what a record asks for; without one, derivatives alone."""
-    return forms.without(_dropped(forms.program, record))
-
-
-def _dropped(program: StepProgram, record: Record | None) -> set[str]:
-    """Returns the names of the accruals that nobody asks for."""
-    emitted = program.emitted
-    assert emitted is not None
-    if record is None:
-        return {accrual.name for accrual in emitted.accruals}
-    # What acts through the states of the last fold counts only if there is one before the end, or a start that learns.
-    whole = record.clock.capacity == 1 and not program.first_apart and not record.learns_starts
-    found = set()
-    for accrual in emitted.accruals:
-        if accrual.role == "trace":
-            continue
-        variable = accrual.pair[1] if accrual.role == "response" else accrual.pair[0]
-        wanted = record.responses[accrual.layer].tangents.slots
-        if whole if variable.startswith(FROM) else variable not in wanted:
-            found.add(accrual.name)
-    return found
 
 
 def _beginning(accrual: Accrual, states: Mapping[str, Tensor]) -> Tensor:

@@ -58,7 +58,7 @@ class Assembler(LoopPlan):
             signature=self.signature,
             result=self.spec,
             reads_mode=self.tape.reads_mode,
-            notes=self.tape.notes,
+            stepwise=self.tape.stepwise,
             pinned=self.tape.compared_inputs(),
             written=self.tape.states_written(),
             statistics=tuple(self.moved),

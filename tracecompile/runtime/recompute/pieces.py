@@ -157,12 +157,12 @@ class Pieces:
                 set_random_states(self.drawn[time])
             if time in self.changes:
                 loop.states = self.changes[time](loop.states)
-            yield loop.step([value.select(axis, time - begin) for _, axis, value in named])
+            yield loop.step(loop.with_draws([value.select(axis, time - begin) for _, axis, value in named]))
 
 
 def draws_in_steps(program: StepProgram) -> bool:
     """Tells whether a step draws random numbers."""
-    return any(draws_random(program, node) for node in program.step.graph.nodes)
+    return bool(program.draws.names) or any(draws_random(program, node) for node in program.step.graph.nodes)
 
 
 def edges_of(lengths: Sequence[int]) -> list[int]:

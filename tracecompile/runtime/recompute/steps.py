@@ -24,7 +24,8 @@ from tracecompile.runtime.recompute.cotangents import Cotangents
 from tracecompile.runtime.recompute.pieces import Change, How, Moment, Pieces, draws_in_steps, edges_of
 from tracecompile.runtime.recompute.schedule import reverse
 from tracecompile.runtime.recompute.stand_ins import require_unchanged
-from tracecompile.runtime.rerun import Prepared, restored
+from tracecompile.runtime.replay import buffers_kept
+from tracecompile.runtime.rerun import Prepared
 
 if TYPE_CHECKING:
     from tracecompile.runtime.executor import Executor
@@ -189,7 +190,7 @@ class KeptSteps:
         def backward(piece: int, moment: Moment) -> None:
             pieces.backward(moment, piece, inputs, cotangents)
 
-        with self.executor.turn, restored(program.root), unseen():
+        with self.executor.turn, buffers_kept(program.root), unseen():
             reverse(kept.moments, pieces.count, self.snapshots or pieces.count, forward, backward)
         found = cotangents.gradients()
         by_name = {x.name: gradient for x, gradient in zip(program.inputs, found, strict=False)}
