@@ -30,6 +30,7 @@ from forms.recurrences import (
     LeakyStep,
     LinearAttention,
     Loop,
+    LstmCell,
     LstmStepHandedItsState,
 )
 from tracecompile.errors import ConversionError
@@ -262,3 +263,17 @@ def test_a_state_may_have_any_name(model: type[nn.Module]) -> None:
     require_right(Program(model))
     net = tracecompile.convert(model(), torch.randn(6, 2, INPUTS))
     assert [carry.name for carry in net.program.carries] == [{SpikingV: "V", SpikingSum: "sum"}[model]]
+
+
+@pytest.mark.parametrize("rule", ["bptt", "exact"])
+def test_a_cell_of_two_states_is_called_once_a_step(rule: str) -> None:
+    model, calls = LstmCell(), []
+    net = tracecompile.convert(model, torch.randn(6, 2, INPUTS), rule=rule, backend="eager")
+    net(torch.randn(3, 2, INPUTS))
+    model.cell.register_forward_hook(lambda *_: calls.append(1))
+    with torch.no_grad():
+        net(torch.randn(9, 3, INPUTS))
+        net(torch.randn(9, 3, INPUTS))
+        calls.clear()
+        net(torch.randn(9, 3, INPUTS))
+    assert len(calls) == 9

@@ -164,7 +164,7 @@ class Samples:
                 if self.program.kind == "sequence":
                     prepared = executor.one_step(prepared, None)
                 loop = executor.loop(prepared, executor.ends.statics(prepared), None)
-                loop.step(prepared.inputs)
+                loop.step(loop.with_draws(prepared.inputs))
         except (RuntimeError, ValueError, IndexError, TypeError):
             return [torch.Size()] * count
         return [state.shape for state in loop.states[:count]]
