@@ -53,8 +53,8 @@ class Session(Programs):
     def window(self) -> Window | None:
         """The window of the last whole sequence as long as its outputs live, or the open one of a stream."""
         sequence = None if self.live.sequence is None else self.live.sequence()
-        live = self.live.window if isinstance(self.live.window, Window) else None
-        return live if sequence is None else sequence
+        is_record = sequence is None and isinstance(self.live.window, Window)
+        return self.live.window if is_record else sequence  # type: ignore[return-value]
 
     # Calls.
 
@@ -111,12 +111,11 @@ class Session(Programs):
             self.standing.clear()
 
     def _restart(self, mask: Tensor) -> None:
-        executor = self.executor
-        if executor is None:
+        if (executor := self.executor) is None:
             return  # no step was made
-        if self.standing is not None:
-            self.standing.require_untouched()
         with self.turn:
+            if self.standing is not None:
+                self.standing.require_untouched()
             if self._samples is None or self._samples.executor is not executor:
                 self._samples = Samples(executor)
             self._samples.restart(self.live, mask)
@@ -199,17 +198,14 @@ class Session(Programs):
             change = self._changed(executor, call)
             if not change:
                 return live.states
-            if not goes_through(executor.program, call.states, explicit):
-                refuse_change(change)
+            refuse_change("" if goes_through(executor.program, call.states, explicit) else change)
             # Another window learns through the states that the caller holds.
         live.clear()
         if len(explicit) < count_states(carries):
             raise InvalidInput("The model keeps part of its state itself.", "Call reset and begin without a state.")
         return call.states
 
-    def _advance(
-        self, executor: Executor, prepared: Prepared, leaves: Sequence[Any]
-    ) -> tuple[list[Tensor], list[Tensor]]:
+    def _advance(self, executor: Executor, prepared: Prepared, leaves: Sequence[Any]) -> tuple[list[Tensor], ...]:
         """Runs one step from the prepared states; returns outputs and next states with their anchors."""
         live = self.live
         window: Window | KeptSteps | None = None
@@ -224,7 +220,7 @@ class Session(Programs):
         else:
             live.close_window()
         before = live.flags_of(prepared.initial)
-        drawn = random_states() if window is not None and window.draws else ()
+        drawn = random_states() if window is not None and window.draws else []
         outputs, states = executor.step(prepared, window)
         lasting = states[: count_states(executor.program.carries)]
         live.states = [state if executor.rule.through_time else state.detach() for state in lasting]
