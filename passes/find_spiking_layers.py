@@ -8,16 +8,19 @@ from typing import ClassVar
 
 from torch import fx
 
+from tracecompile.analysis.crossed import crossed_recurrence
 from tracecompile.analysis.graph_view import StepView
+from tracecompile.analysis.linearity import operation_name
 from tracecompile.analysis.moving import Moving
 from tracecompile.analysis.pointwise import is_pointwise
 from tracecompile.analysis.sides import with_both_sides
 from tracecompile.analysis.spikes import spike_nodes
 from tracecompile.analysis.statics import holds_tensors, static_nodes
-from tracecompile.errors import NoSpikingLayer
+from tracecompile.errors import NoSpikingLayer, UnsupportedOperation
 from tracecompile.layers import Core
 from tracecompile.passes.base import Pass
 from tracecompile.program import StepProgram, is_tensor
+from tracecompile.rules import rule_of
 
 
 class FindSpikingLayers(Pass):
@@ -32,6 +35,7 @@ class FindSpikingLayers(Pass):
         before: cur = fc(x); mem_1 = beta * mem + cur; spk = spike_0(mem_1 - 1.0); mem_2 = mem_1 - spk
         after:  core (mul, mem_1, sub, spk, mem_2) with state mem and spikes (spk,)
 
+    A rule that takes every neuron by itself refuses what comes back to itself in another way, and does not spike.
     Mixing operations (products, convolutions, norms) are taken out of the cyclic graph of the step. What is still
     strongly connected then is a neuron's recurrence; elementwise nodes below it join it up to its spikes. What a random
     number does to a neuron is of its core: a mask on its spikes, noise on its current or its threshold. Where it acts
@@ -49,10 +53,12 @@ class FindSpikingLayers(Pass):
             finder.place(nodes, cyclic)
         finder.place_masked()
         cores = finder.cores()
-        if not any(core.spikes or core.states for core in cores):
+        if rule_of(program.settings).by_neuron:
+            _refuse_crossed(program, finder, cores)
+        if not finder.view.delayed and not any(core.spikes for core in cores):
             raise NoSpikingLayer(
                 "The model keeps no state from one time step to the next and nothing in it spikes.",
-                "Convert a model that has at least one neuron with a membrane.",
+                "Convert a model that has at least one neuron with a membrane, or another recurrence over time.",
             )
         return program.evolve(cores=cores)
 
@@ -71,6 +77,20 @@ class FindSpikingLayers(Pass):
             if not finder.view.is_convex([nodes[name] for name in core.nodes]):
                 return f"the core of {core.nodes[-1]} is not convex"
         return _not_of_a_core(finder, owner) or _no_spike(finder, owner) or _in_no_state(finder, owner)
+
+
+def _refuse_crossed(program: StepProgram, finder: _CoreFinder, cores: tuple[Core, ...]) -> None:
+    """Refuses a recurrence without spikes that is not computed neuron by neuron."""
+    names = {name for core in cores if core.spikes for name in (*core.nodes, *core.states)}
+    spiking = {node for node in finder.view.nodes if node.name in names}
+    mixing = crossed_recurrence(program, finder.view, finder.may_join, spiking)
+    if mixing is not None:
+        raise UnsupportedOperation(
+            f"{operation_name(program, mixing)} mixes the units of a state that comes back to it at every step, and "
+            f"nothing in between spikes: the {program.settings.rule} rule takes the slope of every unit by itself.",
+            'Convert it with rule="exact", which takes any recurrence.',
+            mixing.meta.get("where"),
+        )
 
 
 def _not_of_a_core(finder: _CoreFinder, owner: Mapping[fx.Node, Core]) -> str | None:

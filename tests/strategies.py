@@ -125,7 +125,7 @@ def _cell(index: int, layer: LayerSpec, spec: NetSpec) -> list[str]:
     lines += [f"        self.fc = nn.Linear({below}, {layer.width})"]
     lines += [f"        self.rec = nn.Linear({layer.width}, {layer.width}, bias=False)"] if layer.lateral else []
     beta = f"nn.Parameter(torch.linspace(0.7, 0.9, {layer.width}))" if layer.learnable_leak else "0.8"
-    lines += [f"        self.beta = {beta}"]
+    lines += [f"        self.beta = {beta}", "        self.threshold = 1.0"]
     spike = {"function": "FastSigmoid.apply", "closure": "arctan(2.0)"}.get(layer.surrogate)
     lines += [f"        self.spike = {spike}"] if spike else []
     if spec.state == "attribute":
@@ -160,7 +160,7 @@ def _update(layer: LayerSpec, prefix: str, suffix: str, source: str, out: str) -
         lines += [f"{syn} = 0.5 * {syn} + {current}"]
         current = syn
     lines += [f"{mem} = {prefix}beta * {mem} + {current}"]
-    distance = f"{mem} - 1.0" + (f" - 0.3 * {adp}" if layer.neuron == "adaptive" else "")
+    distance = f"{mem} - {prefix}threshold" + (f" - 0.3 * {adp}" if layer.neuron == "adaptive" else "")
     call = {
         "setup_context": f"SetupSigmoid.apply({distance}, 4.0)",
         "straight_through": f"straight_through({distance})",

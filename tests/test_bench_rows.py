@@ -66,6 +66,16 @@ def test_checkpointing_is_exact_and_truncation_is_not(network: str) -> None:
     assert 0.3 < lowest_cosine(gradients(case, "truncated"), expected)[0] < 0.9999
 
 
+@pytest.mark.parametrize("network", ["dense", "recurrent"])
+def test_the_exact_rule_is_exact(network: str) -> None:
+    case = case_of(network, 50)
+    expected = gradients(case, "bptt")
+    found = gradients(case, "exact-eager")
+    assert found.keys() == expected.keys()
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6)
+
+
 def test_truncation_to_the_whole_sequence_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     case = case_of("recurrent", 4)
     whole = open_case(Job(network="recurrent", steps=4, quick=True))

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import sys
 import wave
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +20,7 @@ def example(name: str) -> ModuleType:
     assert specification is not None
     assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)
+    sys.modules[specification.name] = module  # where dataclasses look for it
     specification.loader.exec_module(module)
     return module
 
@@ -47,8 +49,16 @@ def recordings(tmp_path: Path) -> Path:
 
 def test_every_example_is_tested() -> None:
     tested = {"spoken_digits", "make_spoken_digits", "evidence_accumulation", "own_neuron", "fidelity"}
+    tested |= {"long_memory", "ragged"}
     tested |= {"fidelity_networks", "fidelity_baselines"}  # parts of fidelity.py
     assert {path.stem for path in EXAMPLES.glob("*.py")} == tested
+
+
+def test_ragged_batches_are_trained_as_single_recordings(capsys: pytest.CaptureFixture[str]) -> None:
+    results = example("ragged").main(["--batches", "15", "--batch", "16", "--hidden", "24"])
+    assert set(results) == {"mean", "last", "each"}
+    assert min(results.values()) > 0.6  # a guess is right in a quarter
+    assert capsys.readouterr().out.count("as if it were alone: True") == 3
 
 
 def test_recordings_become_features(recordings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,6 +105,22 @@ def test_evidence_accumulation(capsys: pytest.CaptureFixture[str]) -> None:
     held = re.findall(r"([\d.]+ kB) of state", capsys.readouterr().out)
     assert len(held) == 3
     assert len(set(held)) == 1
+
+
+def test_long_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = tmp_path / "learnt.png"
+    size = ["--steps", "100,150", "--rounds", "2", "--every", "1", "--batch", "4", "--tested", "8"]
+    rows = example("long_memory").main([*size, "--output", str(picture)])
+    held = {(row.rule, row.steps): row.held for row in rows}
+    assert len(held) == 10
+    assert held["bptt", 150] > 1.3 * held["bptt", 100], "a graph over time grows"
+    assert all(held[rule, 150] == held[rule, 100] for rule in ("measured, K=4", "measured, K=16"))
+    # Under the exact rule snapshots are added until there are as many as it keeps.
+    assert held["exact", 150] < 0.2 * held["bptt", 150]
+    exact, through_time = (next(row for row in rows if row.rule == rule) for rule in ("exact", "bptt"))
+    assert exact.correct == through_time.correct, "they have learnt the same"
+    assert capsys.readouterr().out.count("| 150 |") == 5
+    assert picture.stat().st_size > 5000
 
 
 def test_own_neuron(capsys: pytest.CaptureFixture[str]) -> None:

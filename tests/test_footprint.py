@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 import tracecompile
 import tracecompile.nn as snn
-from tracecompile.diagnostics.memory import live_state_bytes
+from tracecompile.diagnostics.held import count_held
+from tracecompile.diagnostics.memory import live_state_bytes, saved_bytes
 from tracecompile.rules.measured.tangents import Tangents
 from tracecompile.runtime.module import session_of
 
@@ -80,3 +81,26 @@ def test_probe_reports_the_band() -> None:
     probe = tracecompile.probe(tracecompile.convert(Net(0.5), x, bins=20), x)
     assert 2 <= max(layer.band for layer in probe.layers) <= 4
     assert "band" in str(probe)
+
+
+@pytest.mark.parametrize(("snapshots", "chunk"), [(4, 2), (8, 1), (3, 16)])
+def test_the_exact_rule_states_what_it_keeps(snapshots: int, chunk: int) -> None:
+    batch, model = 7, Net()
+    net = tracecompile.convert(
+        model, torch.rand(12, 3, 5), rule="exact", snapshots=snapshots, chunk=chunk, backend="eager"
+    )
+    memory = net.report.memory
+    held = []
+    for steps in (80, 320):
+        x = torch.rand(steps, batch, 5)
+        held.append(count_held(lambda x=x: net(x).sum()))  # type: ignore[misc]
+    assert held[0] == held[1]
+    assert held[0] == pytest.approx(batch * memory.snapshots, rel=0.1), str(memory)
+    steps = 10 * chunk
+    x = torch.rand(steps, batch, 5)
+    with saved_bytes(exclude=[x, *model.parameters()]) as graph:
+        outputs = model(x)
+    assert graph.bytes / 10 == pytest.approx(batch * memory.piece, rel=0.1), str(memory)
+    assert "snapshots" in str(net.report)
+    assert net.report.to_dict()["memory"]["total"] == memory.total == memory.states + memory.snapshots + memory.piece
+    del outputs

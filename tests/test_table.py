@@ -17,7 +17,6 @@ from table.harness import (
     check_outputs_and_states,
     check_untouched,
     needs,
-    products_are_even,
 )
 from torch import Tensor, nn
 
@@ -39,10 +38,6 @@ def _cases() -> list[object]:
 @pytest.mark.parametrize(("entry", "check"), _cases())
 def test_model(entry: Entry, check: Callable[[Entry], None]) -> None:
     with needs(entry):
-        if entry.even and not products_are_even(entry.model()):
-            pytest.skip(
-                "this processor rounds a product of many rows otherwise than one of few, and the model is refused"
-            )
         check(entry)
 
 

@@ -105,8 +105,8 @@ def check(
     if is_artifact(target):
         raise UsageError(f"{target} is converted already: check needs the model itself, as module:factory.")
     net, model, inputs = _converted(target, shape, rule, bins, half_life, weights, dt)
-    with working("comparing with backpropagation through time"):
-        result = check_model(model, net, inputs)
+    with working("comparing with backpropagation through time") as say:
+        result = check_model(model, net, inputs, say=say)
     show(result.to_dict(), str(result), as_json)
 
 

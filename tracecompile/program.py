@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 AHEAD = "ahead"
 """Key of the ``meta`` of those nodes of a prologue that the first step computes, and is asked for before it runs."""
-
 TWIN_OF = "_twin_of"
 """Attribute of a leaf that stands for a layer of the model, and has its tables of Parameters: that layer."""
 Collect = Literal["stack", "last", "sum", "step"]
@@ -47,8 +46,7 @@ class SequenceInput:
 
     Attributes:
         name: Name of its placeholder in the step.
-        dim: Its time axis in the value that the prologue hands over; -1 for a step model, where it is one slice
-            already.
+        dim: Its time axis in the value that the prologue hands over; -1 for a step model, which is handed one slice.
     """
 
     name: str
@@ -145,6 +143,7 @@ class StepProgram:
         explicit_states: Where the caller of a step model holds them: their places among the leaves of the arguments.
         explicit_results: Places of their successors among the leaves of the result, in the same order.
         notes: Sentences for the report.
+        stepwise: Names of what the model computes for all steps at once, the program at each: it may round otherwise.
         left_over: States that start from the rows of an earlier call, with the user's line that reads each.
         time: Axis of the first tensor, and place among the leaves of a number, that say how many steps there are.
         reads_mode: Whether the user's code branches on ``training``, so that the other mode is another program.
@@ -180,6 +179,7 @@ class StepProgram:
     explicit_results: tuple[int, ...] = ()
     settings: Settings = field(default_factory=Settings)
     notes: tuple[str, ...] = ()
+    stepwise: tuple[str, ...] = ()
     left_over: tuple[tuple[str, SourceLine | None], ...] = ()
     time: tuple[int | None, int | None] = (None, None)
     reads_mode: bool = False

@@ -24,6 +24,8 @@ class Footprint:
         traces: Sums of what the synapses read.
         tangents: Derivatives of the states.
         responses: Derivatives of the mean outputs, with the widest band.
+        snapshots: States at the moments that the exact rule keeps; as many as one recomputation needs count as one.
+        piece: Graph of the steps that it runs at a time, in backward.
         profiles: What a single bin keeps of time, for its finite-horizon factors; in all, not per sample.
         grows: Whether training keeps something of every time step beside: autograd does under rule "bptt", and layers
             before or after the loop do.
@@ -33,17 +35,25 @@ class Footprint:
     traces: int = 0
     tangents: int = 0
     responses: int = 0
+    snapshots: int = 0
+    piece: int = 0
     profiles: int = 0
     grows: bool = False
 
     @property
     def total(self) -> int:
         """All that is held per sample."""
-        return self.states + self.traces + self.tangents + self.responses
+        return sum(self.parts.values())
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """What that is made of, by name: of traces, or of what the exact rule keeps."""
+        if self.piece:
+            return {"states": self.states, "snapshots": self.snapshots, "a piece's graph": self.piece}
+        return {"states": self.states, "traces": self.traces, "tangents": self.tangents, "responses": self.responses}
 
     def __str__(self) -> str:
-        held = {"states": self.states, "traces": self.traces, "tangents": self.tangents, "responses": self.responses}
-        parts = ", ".join(f"{name} {_size(value)}" for name, value in held.items())
+        parts = ", ".join(f"{name} {_size(value)}" for name, value in self.parts.items())
         if self.grows:
             return f"{_size(self.total)} per sample and, with the number of steps, what the notes say: {parts}"
         return f"at most {_size(self.total)} per sample, whatever the number of steps: {parts}"

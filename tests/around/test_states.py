@@ -135,6 +135,29 @@ def test_a_snapshot_from_before_the_first_step_clears(make: Callable[[], Any]) -
             assert {k: type(v) for k, v in vars(module).items()} == {k: type(v) for k, v in vars(fresh).items()}
 
 
+@pytest.mark.parametrize("make", MAKES)
+@pytest.mark.parametrize("what", ["cleared", "set"])
+def test_a_snapshot_holds_what_was_put_into_the_model(make: Callable[[], Any], what: str) -> None:
+    net, model, twin = converted(make)
+    x = events(5, 4)
+    for x_t in x[:3]:
+        net(x_t)
+        twin(x_t)
+    for module in (model, twin):
+        cell = module.cell if make is Within else module
+        if what == "cleared":
+            module.clear()
+        else:
+            cell.v = torch.full((4, WIDTH), 0.3)
+            if make is Step:
+                cell.z = torch.zeros(4, WIDTH)
+    start = net.snapshot()
+    wanted = [twin(x_t) for x_t in x]
+    for _ in range(2):
+        assert all(map(torch.equal, [net(x_t) for x_t in x], wanted))
+        net.restore(start)
+
+
 def test_a_state_before_the_first_step_is_gone_on_from() -> None:
     net, model, twin = converted(Alone)
     model.v, twin.v = torch.full((4, WIDTH), 0.3), torch.full((4, WIDTH), 0.3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,8 @@ from support.held import held_for_backward, live_bytes, only_what_is_new
 from support.program import Program, seed
 from support.soundness import Unsound
 from support.values import all_equal, equal, gradients, leaves, loss_of, structure
+from tracecompile import TracedModule
+from tracecompile.self_check.in_order import adding
 
 LAST_PLACES = 2
 GRADIENT_SIZE, CHUNK_SIZE, MEMORY_BATCH = (9, 3), (11, 3), 3
@@ -61,10 +64,15 @@ def require_values(program: Program, convert: Convert) -> None:
         _require_same_predictions(program, pair, *runs[-1])
 
 
+def rounding_aside(net: nn.Module) -> AbstractContextManager[object]:
+    """Adds up in one order what the model multiplies for all steps at once and the net step by step."""
+    return adding(in_order=isinstance(net, TracedModule) and bool(net.program.stepwise))
+
+
 def _require_same_run(program: Program, pair: Pair, steps: int, batch: int, training: bool) -> None:
     drawn = program.drawn(steps, batch)
     where = f"at T={steps}, B={batch}, {'training' if training else 'evaluating'}"
-    with torch.set_grad_enabled(training):
+    with torch.set_grad_enabled(training), rounding_aside(pair.net):
         wanted, state = program.drive(pair.twin, drawn), torch.get_rng_state()
         found, state_of_net = program.drive(pair.net, drawn), torch.get_rng_state()
     if structure(found) != structure(wanted):

@@ -26,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import tracecompile
 from tracecompile.diagnostics.memory import live_state_bytes, saved_bytes
 from tracecompile.errors import InvalidInput
+from tracecompile.self_check.in_order import adding
 
 EXAMPLE_STEPS, EXAMPLE_BATCH = 5, 2
 SIZES = ((6, 3), (11, 1), (5, 4))
@@ -51,8 +52,6 @@ class Entry:
         build_for: Builds the model for a number of steps, where the model fixes it; ``build`` is not used then.
         batch: The only batch size that the model takes, if there is one.
         double: Whether gradients are compared in float64 (to 1e-9), else in float32 (to 1e-6).
-        even: Whether it converts only where the processor rounds a product of many rows as one of few: a layer between
-            two layers over time, whose values a threshold reads.
     """
 
     name: str
@@ -66,7 +65,6 @@ class Entry:
     build_for: Callable[[int], nn.Module] | None = None
     batch: int | None = None
     double: bool = True
-    even: bool = False
 
     def model(self, steps: int = EXAMPLE_STEPS) -> nn.Module:
         """Returns the model, always with the same weights."""
@@ -120,15 +118,19 @@ def run(entry: Entry, module: nn.Module, given: list[tuple[Any, ...]]) -> Any:
 
 
 def check_outputs_and_states(entry: Entry) -> None:
-    """Outputs, their structure, and final states are those of the model, bit for bit."""
+    """Outputs, their structure, and final states are those of the model, bit for bit.
+
+    What the model multiplies for all steps at once, and the net step by step, is added up in one order in both.
+    """
     for training in (True, False):
         for steps, batch in entry.sizes():
             model = entry.model(steps).train(training)
             net = entry.convert(entry.model(steps), steps).train(training)
             given = calls(entry, steps, batch)
-            for _ in range(2):  # a second sequence shows whether the first one left anything behind
-                expected, actual = run(entry, model, given), run(entry, net, given)
-                assert_equal_trees(actual, expected)
+            with adding(in_order=bool(net.program.stepwise)):
+                for _ in range(2):  # a second sequence shows whether the first one left anything behind
+                    expected, actual = run(entry, model, given), run(entry, net, given)
+                    assert_equal_trees(actual, expected)
             if entry.states is not None:
                 live = [value for name, value in net.snapshot().items() if name.startswith("state|")]
                 for state in entry.states(model):
@@ -190,13 +192,6 @@ def check_live(entry: Entry) -> None:
         run(entry, entry.model(steps), calls(entry, steps, batch))
     rate = counter.fired / max(counter.seen, 1)
     assert 0.02 < rate < 0.98, f"{counter.fired} of {counter.seen} thresholds were crossed"
-
-
-def products_are_even(model: nn.Module) -> bool:
-    """Tells whether this processor rounds the model's products of many rows as those of few."""
-    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    values = [(layer, torch.randn(5, 3, layer.in_features, dtype=layer.weight.dtype)) for layer in layers]
-    return all(torch.equal(layer(x), torch.stack([layer(x_t) for x_t in x])) for layer, x in values)
 
 
 def check_untouched(entry: Entry) -> None:

@@ -326,8 +326,7 @@ ENTRIES = [
     entry("SequentialState over time", sequential_over_time),
     entry("still input, encoder inside, layers over time", Cells, still, build_for=Encoded),
     entry("lifted convolution in a SequentialState over time", Lifted, pictures),
-    # One product over all steps rounds otherwise than one a step where a step is a single row; the report says so.
-    entry("residual convolutional net over time", ResidualOverTime, batch=3, even=True),
+    entry("residual convolutional net over time", ResidualOverTime),
     entry("loop over a convolutional SequentialState", LoopOverSequential, pictures),
     entry("convolutional net of the MNIST tutorial", Convolutional, pictures),
 ]  # fmt: skip

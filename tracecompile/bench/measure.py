@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,7 +14,7 @@ from tracecompile.bench.case import Case
 from tracecompile.bench.methods import Method
 from tracecompile.bench.result import Row
 from tracecompile.bench.running import Run, Skipped
-from tracecompile.diagnostics.check import format_bytes
+from tracecompile.diagnostics.cost import format_bytes
 from tracecompile.diagnostics.gradient_table import NO_GRADIENT, compare_tensors
 from tracecompile.diagnostics.held import count_held
 
@@ -85,11 +84,6 @@ def timed(run: Run, device: torch.device) -> float:
     run.step()
     _wait_for(device)
     return time.perf_counter() - start
-
-
-def memory_limit() -> int:
-    """Returns half of the main memory that is free now, in bytes."""
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
 def _refuse_large(method: Method, run: Run, case: Case, limit: int) -> None:

@@ -97,14 +97,21 @@ def truncated(case: Case) -> Run:
     return Run(lambda: copy.deepcopy(looped), body, note=f"windows of {length} steps")
 
 
-def converted(backend: Backend, bins: int, chunk: int | None) -> Callable[[Case], Run]:
-    """A converted copy of the model; skipped with the refusal's words where convert does not take the backend."""
+def converted(backend: Backend, bins: int | None, chunk: int | None) -> Callable[[Case], Run]:
+    """A converted copy of the model; skipped with the refusal's words where convert does not take the backend.
+
+    Args:
+        backend: As ``convert`` takes it.
+        bins: Of the measured rule; None for the exact one.
+        chunk: As ``convert`` takes it.
+    """
+    options: dict[str, Any] = {"rule": "exact"} if bins is None else {"bins": bins}
 
     def make(case: Case) -> Run:
         model = copy.deepcopy(case.model)
         example = case.inputs[0] if isinstance(case.inputs, list) else case.inputs
         try:
-            net = tracecompile.convert(model, example, bins=bins, backend=backend, chunk=chunk)
+            net = tracecompile.convert(model, example, backend=backend, chunk=chunk, **options)
         except ConversionError as refusal:
             if (backend, chunk) == ("eager", 1):
                 raise
@@ -136,6 +143,8 @@ METHODS: tuple[Method, ...] = (
     Method("chunked-4", "converted, eager, chunk 16, K=4", converted("eager", 4, 16)),
     Method("inductor-1", "converted, inductor, K=1", converted("inductor", 1, None)),
     Method("inductor-4", "converted, inductor, K=4", converted("inductor", 4, None)),
+    Method("exact-eager", "converted, eager, exact", converted("eager", None, None), exact=True),
+    Method("exact-inductor", "converted, inductor, exact", converted("inductor", None, None), exact=True),
 )
 BY_KEY: Mapping[str, Method] = {method.key: method for method in METHODS}
 

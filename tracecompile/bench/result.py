@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tracecompile.diagnostics.check import format_bytes
+from tracecompile.diagnostics.cost import format_bytes
 from tracecompile.tables import text_table
 
 BASELINE = "inference"

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 
 from tracecompile.bench.case import Job, open_case
-from tracecompile.bench.measure import measure_case, memory_limit
+from tracecompile.bench.measure import measure_case
 from tracecompile.bench.methods import BY_KEY, METHODS
 from tracecompile.bench.networks import NETWORKS
 from tracecompile.bench.plot import draw, require_matplotlib
 from tracecompile.bench.result import BASELINE, BenchResult, Row
 from tracecompile.bench.worker import measure_peak
+from tracecompile.diagnostics.memory import memory_limit
 from tracecompile.targets import UsageError
 
 STEPS, QUICK_STEPS = (64, 256), (32,)

@@ -7,7 +7,7 @@ from typing import Any
 
 from tracecompile.demo.data import MissingDependency
 from tracecompile.demo.result import DemoResult
-from tracecompile.diagnostics.check import format_bytes
+from tracecompile.diagnostics.cost import format_bytes
 
 THROUGH_TIME, CONVERTED, GREY = "#c2452d", "#1f6f9f", "#6b7280"
 NAMES = ("backpropagation through time", "converted")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tracecompile.diagnostics.check import Cost, format_bytes
+from tracecompile.diagnostics.cost import Cost, format_bytes
 
 BYTES_LIMIT = 2_000_000_000
 """Backpropagation through time is not run where it is predicted to hold more bytes than this."""

@@ -24,7 +24,7 @@ from tracecompile.demo.data import Digits, load_digits, spike_trains
 from tracecompile.demo.network import DigitNet
 from tracecompile.demo.plot import draw, require_matplotlib
 from tracecompile.demo.result import BYTES_LIMIT, DemoResult, Length, Training
-from tracecompile.diagnostics.check import Cost, measure_step
+from tracecompile.diagnostics.cost import Cost, measure_step
 
 BATCH = 64
 Progress = Callable[[str], Any]

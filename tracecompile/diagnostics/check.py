@@ -3,46 +3,41 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from tracecompile.diagnostics.fidelity import GradientComparison, call_or_loop, compare_gradients
-from tracecompile.diagnostics.held import count_held
+from tracecompile.diagnostics.cost import REPETITIONS, Cost, format_bytes, measure_step
+from tracecompile.diagnostics.fidelity import GradientComparison, call_or_loop, compared
 from tracecompile.diagnostics.probe import probe
+from tracecompile.diagnostics.reference import reference_of
+from tracecompile.diagnostics.variants import Variants, compare_variants
 from tracecompile.errors import InvalidInput
 from tracecompile.rules import rule_of
 from tracecompile.runtime.module import TracedModule
 
-REPETITIONS = 3
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What one training step (forward and backward) needs.
-
-    Attributes:
-        bytes: Bytes that are held between forward and backward, parameters and inputs not counted.
-        seconds: Wall time of both.
-    """
-
-    bytes: int
-    seconds: float
-
 
 @dataclass(frozen=True)
 class CheckResult:
-    """Gradient fidelity, cost, and what a probe of the network advises; printing it gives all as text."""
+    """Gradient fidelity, cost, and what to choose; printing it gives all as text.
+
+    Attributes:
+        gradients: Of the converted module, parameter by parameter.
+        bptt: What a step of the model costs; None where its graph over time would not fit.
+        converted: What one of the converted module does.
+        advice: What a probe of the network advises.
+        variants: Other numbers of bins, and the exact rule.
+    """
 
     gradients: GradientComparison
-    bptt: Cost
+    bptt: Cost | None
     converted: Cost
     advice: tuple[str, ...] = ()
+    variants: Variants = field(default_factory=lambda: Variants(()))
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the result as plain JSON values."""
@@ -51,20 +46,33 @@ class CheckResult:
             "parameters": gradients["rows"],
             "worst": gradients["worst"],
             "remarks": gradients["remarks"],
-            "bptt": {"bytes": self.bptt.bytes, "seconds": self.bptt.seconds},
-            "converted": {"bytes": self.converted.bytes, "seconds": self.converted.seconds},
+            "reference": gradients["reference"],
+            "bptt": None if self.bptt is None else asdict(self.bptt),
+            "converted": asdict(self.converted),
             "advice": list(self.advice),
+            "variants": self.variants.to_dict(),
         }
 
     def __str__(self) -> str:
         lines = [str(self.gradients), "", f"{'one training step':<34}{'held for backward':>18}{'time':>12}"]
         for name, cost in (("backpropagation through time", self.bptt), ("converted", self.converted)):
-            lines.append(f"{name:<34}{format_bytes(cost.bytes):>18}{cost.seconds * 1e3:>9.1f} ms")
+            if cost is None:
+                lines.append(f"{name:<34}{'would not fit':>18}{'-':>12}")
+            else:
+                lines.append(f"{name:<34}{format_bytes(cost.bytes):>18}{cost.seconds * 1e3:>9.1f} ms")
+        if self.variants.rows:
+            lines += ["", str(self.variants)]
         lines += ["", *(f"- {sentence}" for sentence in self.advice)] if self.advice else []
         return "\n".join(lines)
 
 
-def check_model(model: nn.Module, net: TracedModule, inputs: tuple[torch.Tensor, ...], steps: int = 100) -> CheckResult:
+def check_model(
+    model: nn.Module,
+    net: TracedModule,
+    inputs: tuple[torch.Tensor, ...],
+    steps: int = 100,
+    say: Callable[[str], Any] = lambda text: None,
+) -> CheckResult:
     """Compares gradients, bytes held for backward and time; ``model`` and the gradients of ``net`` stay as they were.
 
     The loss is a fixed random projection of everything that the model returns, averaged over time and batch.
@@ -74,6 +82,7 @@ def check_model(model: nn.Module, net: TracedModule, inputs: tuple[torch.Tensor,
         net: Its converted form.
         inputs: The arguments of one call.
         steps: For a model that takes one step a call and keeps its state: how often the inputs are repeated.
+        say: Is told what is being done.
     """
     program = net.program
     if program.explicit_states:
@@ -81,8 +90,11 @@ def check_model(model: nn.Module, net: TracedModule, inputs: tuple[torch.Tensor,
             "check cannot tell which state comes first.", "Wrap the step in a module that loops over time."
         )
     sequence: Any = inputs if program.kind == "sequence" else [inputs] * steps
-    gradients = compare_gradients(model, net, sequence, projection_loss)
-    baseline = [measure_step(copy.deepcopy(model), sequence, projection_loss) for _ in range(REPETITIONS)]
+    reference = reference_of(model, net, sequence, projection_loss, call_or_loop)
+    gradients = compared(reference, model, net, sequence, projection_loss, call_or_loop)
+    baseline = []
+    for _ in range(REPETITIONS if reference.by == "bptt" else 0):
+        baseline.append(measure_step(copy.deepcopy(model), sequence, projection_loss))
     held = [parameter.grad for parameter in net.parameters()]
     converted = []
     for _ in range(REPETITIONS):
@@ -91,7 +103,9 @@ def check_model(model: nn.Module, net: TracedModule, inputs: tuple[torch.Tensor,
     for parameter, gradient in zip(net.parameters(), held, strict=True):
         parameter.grad = gradient
     advice = probe(net, sequence).advice if rule_of(net.program.settings).reruns else ()
-    return CheckResult(gradients, min(baseline, key=_seconds), min(converted, key=_seconds), advice)
+    variants = compare_variants(model, net, sequence, projection_loss, reference, say)
+    bptt = min(baseline, key=_seconds) if baseline else None
+    return CheckResult(gradients, bptt, min(converted, key=_seconds), advice, variants)
 
 
 def projection_loss(outputs: Any) -> torch.Tensor:
@@ -105,32 +119,5 @@ def projection_loss(outputs: Any) -> torch.Tensor:
     return total
 
 
-def measure_step(model: nn.Module, inputs: Any, loss_fn: Callable[[Any], torch.Tensor]) -> Cost:
-    """Runs forward and backward once, without an update, and then forward once more to count what it leaves behind.
-
-    The gradients of the model's parameters are None afterwards.
-
-    Args:
-        model: What to run.
-        inputs: A tuple of arguments, or a list of them, one call each.
-        loss_fn: Maps the result (a list of results) to a scalar.
-    """
-    model.zero_grad(set_to_none=True)
-    start = time.perf_counter()
-    loss_fn(call_or_loop(model, inputs)).backward()
-    seconds = time.perf_counter() - start
-    model.zero_grad(set_to_none=True)
-    return Cost(count_held(lambda: loss_fn(call_or_loop(model, inputs))), seconds)
-
-
 def _seconds(cost: Cost) -> float:
     return cost.seconds
-
-
-def format_bytes(count: float) -> str:
-    """Returns a number of bytes with a unit, like ``1.3 MB`` (powers of 1000)."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"

@@ -30,6 +30,7 @@ def describe(program: StepProgram) -> ConversionReport:
         schedule=tuple(_block(program, index) for index in range(len(program.blocks))),
         notes=(
             *program.notes,
+            *_stepwise(program),
             *said_aloud(program),
             *of_hooks(program),
             *_notes(program),
@@ -140,6 +141,14 @@ def _notes(program: StepProgram) -> list[str]:
     if "in graph" in styles:
         notes.append("The reset is differentiated, as in the model's own backpropagation.")
     return notes
+
+
+def _stepwise(program: StepProgram) -> list[str]:
+    return [
+        f"The model computes {name} for all steps at once, this network step by step: equal up to rounding, by which a "
+        "spike may differ where its membrane is within rounding of the threshold."
+        for name in program.stepwise
+    ]
 
 
 def _approximations(program: StepProgram) -> list[str]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol, cast
 
@@ -12,13 +11,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from tracecompile.diagnostics.gradient_table import GradientComparison, GradientRow, compare_tensors
+from tracecompile.diagnostics.reference import LossFunction, Reference, Run, gradients_of, reference_of
 from tracecompile.errors import InvalidInput
 from tracecompile.report import ConversionReport
 
 __all__ = ["GradientComparison", "GradientRow", "compare_gradients"]
-
-Run = Callable[[Any, Any], Any]
-LossFunction = Callable[[Any], Tensor]
 
 
 class Converted(Protocol):
@@ -47,8 +44,9 @@ def compare_gradients(
 ) -> GradientComparison:
     """Compares the gradients of a converted module with ordinary backpropagation through time.
 
-    Both start a new sequence from the same random state. Neither is changed: not the parameters' ``grad``, not the
-    states, buffers or training flags, not the random number generators.
+    Where a graph over time would take more than half of the memory that is free, the reference is the exact rule, which
+    has the same gradients. Both start a new sequence from the same random state. Neither is changed: not the
+    parameters' ``grad``, not the states, buffers or training flags, not the random number generators.
 
     Args:
         model: The model that was converted, with its states as at the start of a sequence.
@@ -66,26 +64,24 @@ def compare_gradients(
     if not isinstance(inputs, (Tensor, tuple, list, Mapping)) and isinstance(inputs, Iterable):
         inputs = list(inputs)
     _require_shared(model, net)
-    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    reference_model = _copy(model)
-    copied = dict(reference_model.named_parameters())
-    reference = _gradients(reference_model, [copied[name] for name in names], inputs, loss_fn, call)
-    if all(gradient is None for gradient in reference):
-        raise InvalidInput(
-            "The loss does not depend on any parameter of the model.",
-            "Check that loss_fn uses the outputs and that nothing detaches them.",
-        )
+    return compared(reference_of(model, net, inputs, loss_fn, call), model, net, inputs, loss_fn, call)
+
+
+def compared(
+    reference: Reference, model: nn.Module, net: nn.Module, inputs: Any, loss_fn: LossFunction, run: Run
+) -> GradientComparison:
+    """Compares the gradients of a converted module with those that are known; see ``compare_gradients``."""
     with _undisturbed(net, model.training):
         cast(Converted, net).reset()
         own = dict(model.named_parameters())
-        gradients = _gradients(net, [own[name] for name in names], inputs, loss_fn, call)
+        gradients = gradients_of(net, [own[name] for name in reference.gradients], inputs, loss_fn, run)
     reported = cast(Converted, net).report.parameters
     rows = []
-    for name, measured, expected in zip(names, gradients, reference, strict=True):
+    for (name, expected), measured in zip(reference.gradients.items(), gradients, strict=True):
         entry = reported.get(name)
         status, reason = (entry.status, entry.reason) if entry else ("", "")
         rows.append(compare_tensors(name, measured, expected, status, reason))
-    return GradientComparison(tuple(rows))
+    return GradientComparison(tuple(rows), reference.by)
 
 
 def call_or_loop(module: Any, inputs: Any) -> Any:
@@ -93,17 +89,6 @@ def call_or_loop(module: Any, inputs: Any) -> Any:
     if isinstance(inputs, list):
         return [call_or_loop(module, step) for step in inputs]
     return module(*inputs) if isinstance(inputs, tuple) else module(inputs)
-
-
-def _gradients(
-    module: Any, parameters: list[nn.Parameter], inputs: Any, loss_fn: LossFunction, run: Run
-) -> tuple[Tensor | None, ...]:
-    devices = sorted({p.device.index or 0 for p in module.parameters() if p.device.type == "cuda"})
-    with torch.random.fork_rng(devices), torch.enable_grad():
-        loss = loss_fn(run(module, inputs))
-        if not loss.requires_grad or not parameters:
-            return (None,) * len(parameters)
-        return torch.autograd.grad(loss, parameters, allow_unused=True)
 
 
 def _require_shared(model: nn.Module, net: nn.Module) -> None:
@@ -120,16 +105,6 @@ def _require_shared(model: nn.Module, net: nn.Module) -> None:
             f"The converted module does not share the parameters of this model: {strange[0]} is not the same in both.",
             "Compare it with the very model that it was made from, and convert that again after a layer was replaced.",
         )
-
-
-def _copy(model: nn.Module) -> nn.Module:
-    """Deep copy of a model, also of one whose states are still part of an autograd graph."""
-    memo: dict[int, Any] = {}
-    for module in model.modules():
-        for leaf in pytree.tree_leaves([dict(vars(module)), dict(module._buffers)]):
-            if isinstance(leaf, Tensor) and not leaf.is_leaf:
-                memo[id(leaf)] = leaf.detach().clone()
-    return copy.deepcopy(model, memo)
 
 
 @contextmanager

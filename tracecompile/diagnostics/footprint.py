@@ -7,6 +7,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from tracecompile.diagnostics.one_step import graph_bytes
 from tracecompile.layers import Accrual
 from tracecompile.program import StepProgram
 from tracecompile.report import Footprint
@@ -14,6 +15,7 @@ from tracecompile.rules import rule_of
 from tracecompile.rules.accumulation import accumulator_dtype
 from tracecompile.rules.measured.horizon import CELLS
 from tracecompile.rules.measured.lines import FROM
+from tracecompile.runtime.engine.choice import COMPILED_CHUNK
 
 _SUM_AND_WEIGHT = 16
 """Bytes of one cell of a profile."""
@@ -47,7 +49,12 @@ def footprint(program: StepProgram, grows: bool = False) -> Footprint:
     states = sum(_bytes(values[carry.placeholder]) for carry in program.carries)
     batch = _batch(program, values)
     states, traces, tangents, responses = (-(-size // batch) for size in (states, *held.values()))
-    return Footprint(states, traces, tangents, responses, profiles, grows)
+    snapshots = piece = 0
+    if rule_of(settings).recomputes:
+        # On top of the snapshots the states before the last piece are kept.
+        snapshots = states * ((settings.snapshots or 0) + 1)
+        piece = -(-graph_bytes(program) // batch) * (settings.chunk or COMPILED_CHUNK)
+    return Footprint(states, traces, tangents, responses, snapshots, piece, profiles, grows)
 
 
 def _slots(accrual: Accrual, variable: str, bins: int, is_current: bool) -> int:

@@ -47,9 +47,11 @@ class GradientComparison:
 
     Attributes:
         rows: One row per trainable parameter, in the model's order.
+        reference: "bptt", or "exact" where a graph over time would not have fitted: the same gradients, recomputed.
     """
 
     rows: tuple[GradientRow, ...]
+    reference: str = "bptt"
 
     @property
     def worst(self) -> GradientRow:
@@ -75,6 +77,8 @@ class GradientComparison:
         broken = [row.parameter for row in self.rows if row.status == NOT_FINITE]
         if broken:
             found.append(f"Nothing to compare for {', '.join(broken)}: a gradient holds nan or infinity.")
+        if self.reference == "exact":
+            found.append("Compared with the exact rule: the graph of backpropagation through time would not fit.")
         return tuple(found)
 
     def __str__(self) -> str:
@@ -94,6 +98,7 @@ class GradientComparison:
         return {
             "rows": rows,
             "worst": self.worst.parameter if self.rows else None,
+            "reference": self.reference,
             "remarks": list(self.remarks),
         }
 

@@ -5,6 +5,7 @@ Bytes are counted per storage, so two views of one tensor count once.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -148,6 +149,13 @@ def peak_resident_bytes() -> int:
         raise RuntimeError("The peak of resident memory can only be read on Linux and macOS.") from error
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # kilobytes everywhere but on macOS
+
+
+def memory_limit(device: torch.device | None = None) -> int:
+    """Returns half of the memory that is free now, in bytes: of a GPU, or of the machine."""
+    if device is not None and device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] // 2
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
 def _key(tensor: Tensor) -> int:

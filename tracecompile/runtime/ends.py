@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -38,7 +38,7 @@ class Ends:
             leaves: The call's leaves.
             given: States that the caller handed in instead of the initial ones.
         """
-        device = next((leaf.device for leaf in leaves if isinstance(leaf, Tensor)), None)
+        device = _device_of(leaves)
         code = self.emitted.prologue if given is None else self.emitted.arguments
         attributes = self.attributes(self.emitted.prologue_attributes, device)
         found = code(*attributes, *leaves)
@@ -66,6 +66,10 @@ class Ends:
                 if name:
                     self.program.resolve(name).copy_(value)
 
+    def read_by_statics(self, leaves: Sequence[Any]) -> list[Any]:
+        """Returns what static values are computed of, as it is now, for a call with these leaves."""
+        return self.attributes(self.static_code.attributes, _device_of(leaves))
+
     def statics(self, prepared: Prepared, stand_ins: StandIns | None = None) -> dict[str, Any]:
         """Returns what does not change over time, with its graph if grad is enabled.
 
@@ -88,7 +92,7 @@ class Ends:
         steps: int = 0,
     ) -> list[Any]:
         """Runs the epilogue; where a rerun is given so that it keeps nothing of all steps for backward."""
-        device = next((s.device for s in (*collected, *states) if isinstance(s, Tensor)), None)
+        device = _device_of((*collected, *states))
         attributes = self.attributes(self.emitted.epilogue_attributes, device)
         given = [*attributes, *collected, *states, *invariants]
         if rerun is None:
@@ -112,6 +116,10 @@ def _stand_in(value: Any, stand_ins: StandIns) -> Any:
     if not learned:
         return value
     return stand_ins.setdefault(value, value.detach().requires_grad_(value.requires_grad))
+
+
+def _device_of(values: Iterable[Any]) -> torch.device | None:
+    return next((value.device for value in values if isinstance(value, Tensor)), None)
 
 
 def _on_device(value: Any, device: torch.device | None) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,10 +22,12 @@ from tracecompile.runtime.bins import Clock, StreamClock
 from tracecompile.runtime.collector import Collector
 from tracecompile.runtime.ends import Ends, apart
 from tracecompile.runtime.engine.choice import Choice
-from tracecompile.runtime.engine.compiled import CompiledEngine, Kernels
+from tracecompile.runtime.engine.compiled import CompiledEngine
+from tracecompile.runtime.engine.kernels import Kernels
 from tracecompile.runtime.engine.scan import Engine
 from tracecompile.runtime.forms import Forms
 from tracecompile.runtime.loop import Loop
+from tracecompile.runtime.opened import Opened
 from tracecompile.runtime.outside import unseen
 from tracecompile.runtime.recompute.sequence import recomputed
 from tracecompile.runtime.recompute.steps import KeptSteps
@@ -47,8 +50,18 @@ class Executor:
         choice: What ran the last recorded sequence.
     """
 
-    def __init__(self, program: StepProgram, kernels: Kernels, turn: Turn) -> None:
-        """Takes a program that has gone through all passes, and what is one for its module, whatever it runs."""
+    def __init__(
+        self, program: StepProgram, kernels: Kernels, turn: Turn, opened: Callable[[], Opened] | None = None
+    ) -> None:
+        """Takes a program that has gone through all passes, and what is one for its module, whatever it runs.
+
+        Args:
+            program: The program.
+            kernels: Compiled code.
+            turn: Of the thread that runs the net.
+            opened: Returns the model as it is at this call; None for one that nobody changes.
+        """
+        self.opened = opened or functools.partial(Opened, program.root, None)
         self.program, self.turn = program, turn
         self.ends = Ends(program)
         self.flow = GradientFlow(program)
@@ -170,7 +183,7 @@ class Executor:
         """Opens a window that begins with the prepared states."""
         stand_ins: StandIns = {}
         statics = self.ends.statics(prepared, stand_ins)
-        window = Window(self.program, self.turn, clock, statics, stand_ins, prepared)
+        window = Window(self.program, self.turn, clock, statics, stand_ins, prepared, self.opened())
         window.loop = self.loop(prepared, statics, window.record)
         return window
 

@@ -118,15 +118,18 @@ class Held:
                 fresh, laid, marks = kept
                 self.places[root] = Place(root, table, key, fresh, {}, templates.get(root), laid, marks)
             self.places[root].states[carry.place] = number
+        self._note()
 
     def assigned(self) -> dict[int, Any]:
         """Returns what the caller has put into places since the last step, by the number of the state."""
         return {number: value for place in self.places.values() for number, value in place.assigned().items()}
 
-    @property
-    def touched(self) -> bool:
-        """Whether the caller has put something into a place, or written into what was left there."""
-        return any(place.touched for place in self.places.values())
+    def written(self) -> bool:
+        """Tells whether the caller has written into what was left in a place; what is put there the watch sees."""
+        for value, version, memory in self._left:
+            if value._version != version or value.data_ptr() != memory:
+                return True
+        return any(place.touched for place in self._containers) if self._containers else False
 
     def lay(self, states: Sequence[Tensor], watch: Watch | None) -> bool:
         """Lays states into their places; tells whether the watch has to look again."""
@@ -134,7 +137,14 @@ class Held:
         for place in self.places.values():
             place.lay(states)
             made |= watch is None or not watch.follow(place.table, place.key, place.now)
+        self._note()
         return made
+
+    def _note(self) -> None:
+        """Notes what stands in the places, for ``written``."""
+        marks = (mark for place in self.places.values() for mark in place.marks)
+        self._left = [mark for mark in marks if not mark[0].is_inference()]
+        self._containers = [place for place in self.places.values() if place.template is not None]
 
     def clear(self, watch: Watch | None) -> None:
         """Leaves every place as it was before the first step."""
@@ -146,6 +156,7 @@ class Held:
             place.leave()
             if watch is not None and place.fresh is not ABSENT:
                 watch.follow(place.table, place.key, place.fresh)
+        self._note()
 
     def fresh(self) -> dict[str, Any]:
         """Returns what the places hold before the first step, by name."""

@@ -21,7 +21,7 @@ from tracecompile.rules.accumulation import accumulator_dtype
 from tracecompile.rules.measured.horizon import CELLS
 from tracecompile.rules.measured.lines import FROM
 from tracecompile.runtime.forms import CoreForm, Form
-from tracecompile.runtime.record import Moment, Record
+from tracecompile.runtime.record import Moment, Record, owned
 
 
 @dataclass(frozen=True)
@@ -70,32 +70,20 @@ class Loop:
         """
         self.record, self.invariants = record, list(invariants)
         self.states = list(states)
-        self._follow(program, form, statics)
+        self.follow(program, form, statics)
         self.since = self.index = 0
         self.last: Last | None = None
         self.accrued: list[Tensor] = []
         self._cells: list[int] | None = None
 
-    def _follow(self, program: StepProgram, form: Form, statics: Mapping[str, Any]) -> None:
+    def follow(self, program: StepProgram, form: Form, statics: Mapping[str, Any]) -> None:
+        """Goes on with another program of the same model, which carries the same: see ``Basis``."""
         self.program, self.form, self.statics = program, form, statics
         self.first_apart = program.first_apart
         assert program.statics is not None
         placeholders = set(program.invariants)
         self.arguments = [statics[name] for name in program.statics.names if name not in placeholders]
         self._run = form.step.forward
-
-    def follow(self, program: StepProgram, form: Form, statics: Mapping[str, Any]) -> None:
-        """Goes on with another program of the same model, such as that of its other mode.
-
-        Raises:
-            InvalidInput: That one carries something else.
-        """
-        if [accrual.name for accrual in form.accruals] != [accrual.name for accrual in self.form.accruals]:
-            raise InvalidInput(
-                "In this mode the model is made of other layers than in the steps before.",
-                "Call backward, or reset() of the converted module, before its mode is changed.",
-            )
-        self._follow(program, form, statics)
 
     def step(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
         """Takes one step, from what ``with_draws`` returns; one that fails leaves everything as it was.
@@ -160,15 +148,15 @@ class Loop:
         record, last = self.record, self.last
         if record is None or last is None or not self.since:
             return None
-        changes, first = {}, {}
+        changes, first, derivatives = {}, {}, {}
         for core in self.form.cores:
-            tangents = record.responses[core.layer].tangents
+            tangents, of_layer = record.responses[core.layer].tangents, last.of_layers[core.index]
             tangents.enter(self.index)
-            changes[core.layer] = tangents.answers(core.answers(last.of_layers[core.index]))
+            changes[core.layer] = owned(tangents.answers(core.answers(of_layer)))
+            derivatives[core.layer] = owned(core.derivatives(of_layer))
             first[core.layer] = tangents.first
-        derivatives = {core.layer: core.derivatives(last.of_layers[core.index]) for core in self.form.cores}
         traces = (accrual.pair for accrual in self.program.traces_kept)
-        values = {pair: _own(value) for pair, value in zip(traces, last.read, strict=True)}
+        values = owned(dict(zip(traces, last.read, strict=True)))
         return Moment(record.clock.steps - 1, self.index, values, changes, first, derivatives)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -226,8 +214,3 @@ def _beginning(accrual: Accrual, states: Mapping[str, Tensor]) -> Tensor:
     state = states[name]
     start = torch.ones_like if variable == f"{FROM}{name}" else torch.zeros_like
     return start(state, dtype=accumulator_dtype(state.dtype))
-
-
-def _own(value: Tensor) -> Tensor:
-    """Returns a tensor in memory of its own, so that the sequence that it is a slice of is not kept."""
-    return value if value.untyped_storage().nbytes() == value.nbytes else value.clone()

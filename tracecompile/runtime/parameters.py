@@ -1,41 +1,12 @@
-"""The Parameters that a window was opened with: those whose gradients backward takes, whatever the model holds then."""
+"""Arguments of a call that are trained like Parameters."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-from torch import Tensor, nn
+from torch import Tensor
 
 from tracecompile.program import StepProgram
 from tracecompile.runtime.anew import read_by_steps
 from tracecompile.runtime.rerun import Prepared
-
-
-class HeldParameters:
-    """What the tables of a model hold at one time.
-
-    ``torch.func.functional_call`` puts other tensors into them while forward runs, and takes them out again before
-    backward does.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        """Notes the Parameters of a model."""
-        tables = [module._parameters for module in model.modules()]
-        self._entries = [(table, name, value) for table in tables for name, value in table.items()]
-
-    @contextmanager
-    def put_back(self) -> Iterator[None]:
-        """Lets the model hold them again while the context is open."""
-        gone = [(table, name, value) for table, name, value in self._entries if table.get(name, value) is not value]
-        now = [(table, name, table[name]) for table, name, _ in gone]
-        try:
-            for table, name, value in gone:
-                table[name] = value
-            yield
-        finally:
-            for table, name, value in now:
-                table[name] = value
 
 
 def learned_arguments(program: StepProgram, start: Prepared) -> list[Tensor]:

@@ -18,7 +18,7 @@ from tracecompile.facts import Facts
 from tracecompile.graphs.copies import copy_graphs
 from tracecompile.own_checks import after_a_call, has_own_checks, sizes_of
 from tracecompile.program import Settings, StepProgram, example_value
-from tracecompile.runtime.engine.compiled import Kernels
+from tracecompile.runtime.engine.kernels import Kernels
 from tracecompile.runtime.executor import Executor
 from tracecompile.runtime.standing import Standing
 from tracecompile.runtime.turn import Turn
@@ -98,7 +98,8 @@ class Programs:
         if self.standing is not None:
             facts = self.standing.look(compiled.program)
             compiled = replace(compiled, facts=facts) if compiled.facts is None else compiled
-        self.compiled, self.executor = compiled, Executor(compiled.program, self.kernels, self.turn)
+        opened = None if self.standing is None else self.standing.opened
+        self.compiled, self.executor = compiled, Executor(compiled.program, self.kernels, self.turn, opened)
         self.programs = [*self.programs[1 - MOST_PROGRAMS :], (self.compiled, self.executor)]
 
     @property
@@ -125,6 +126,10 @@ class Programs:
         """Returns the call that the current program was compiled from."""
         program = self.program
         leaves = [example_value(node) for node in program.prologue.graph.nodes if node.op == "placeholder"]
+        values = {node.name: example_value(node) for node in program.step.graph.nodes if node.op == "placeholder"}
+        handed_in = (values[carry.placeholder] for carry in program.carries if carry.explicit)
+        for place, state in sorted(zip(program.explicit_states, handed_in, strict=True), key=lambda given: given[0]):
+            leaves.insert(place, state)
         args, kwargs = pytree.tree_unflatten(leaves, program.signature)
         return Request(self.model, args, kwargs, self.settings)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -25,6 +25,7 @@ from tracecompile.rules.measured.adjoint import Derivatives
 from tracecompile.runtime.anew import read_by_steps
 from tracecompile.runtime.collector import Collector
 from tracecompile.runtime.loop import Loop
+from tracecompile.runtime.opened import Opened
 from tracecompile.runtime.record import Moment, Record
 from tracecompile.runtime.replay import buffers_kept, drawn_again, random_states
 from tracecompile.runtime.turn import Turn
@@ -61,6 +62,10 @@ class Runs(Protocol):
     def ends(self) -> Prepares:
         """Its prologue."""
 
+    @property
+    def opened(self) -> Callable[[], Opened]:
+        """Returns the model as it is at this call."""
+
     def loop(self, prepared: Prepared, statics: Mapping[str, Any], record: Record | None) -> Loop:
         """Returns a loop that stands before the first step."""
 
@@ -89,6 +94,7 @@ class Rerun:
             drawn: States of torch's generators before the prologue.
         """
         self.executor, self.statics = executor, statics
+        self.opened = executor.opened()
         root = executor.program.root
         self.training = [(module, module.training) for module in root.modules()]
         self.autocast = _autocast_states(prepared.device)
@@ -146,8 +152,8 @@ class Rerun:
 
     @contextlib.contextmanager
     def circumstances(self) -> Iterator[None]:
-        """Runs what follows under the autocast of the first pass; what it moves of the buffers is put back."""
-        with buffers_kept(self.executor.program.root), contextlib.ExitStack() as stack:
+        """Runs what follows under the autocast of the first pass, on the model as it was; moves no buffer."""
+        with self.opened.put_back(), buffers_kept(self.executor.program.root), contextlib.ExitStack() as stack:
             for device, enabled, dtype in self.autocast:
                 stack.enter_context(torch.autocast(device, dtype=dtype, enabled=enabled))
             yield

@@ -17,6 +17,7 @@ from tracecompile.errors import InvalidInput
 from tracecompile.kinds import check_kinds
 from tracecompile.program import Settings, StepProgram
 from tracecompile.runtime.backward.anchors import with_anchors
+from tracecompile.runtime.basis import Basis, goes_through, refuse_change
 from tracecompile.runtime.executor import Executor
 from tracecompile.runtime.faults import explained
 from tracecompile.runtime.held import merged
@@ -26,6 +27,7 @@ from tracecompile.runtime.programs import Compiler, Programs
 from tracecompile.runtime.recompute.steps import KeptSteps
 from tracecompile.runtime.replay import random_states
 from tracecompile.runtime.rerun import Prepared
+from tracecompile.runtime.samples import Samples, check_mask
 from tracecompile.runtime.streams import as_sequences
 from tracecompile.runtime.window import Window
 
@@ -36,6 +38,7 @@ class Session(Programs):
     Attributes:
         live: States and the open window.
         waiting: A snapshot that was restored before the model was captured.
+        basis: What backward of the live window goes by.
     """
 
     def __init__(self, model: nn.Module, settings: Settings, compiler: Compiler, watched: bool = False) -> None:
@@ -43,6 +46,8 @@ class Session(Programs):
         super().__init__(model, settings, compiler, watched)
         self.live = LiveState()
         self.waiting: Mapping[str, Tensor] | None = None
+        self._samples: Samples | None = None
+        self.basis: Basis | None = None
 
     @property
     def window(self) -> Window | None:
@@ -80,6 +85,8 @@ class Session(Programs):
         check_kinds(args, kwargs)
         before = self.compiled
         stands = self.standing is None or self.standing.holds()
+        if self.basis is not None and not stands:
+            self.basis.doubtful = True
         if before is None or not stands or not before.fits(self.model, args, kwargs):
             self.choose(args, kwargs)
             if self.waiting is not None:
@@ -94,11 +101,40 @@ class Session(Programs):
         self.ask_the_model(args, kwargs)
         return executor, call
 
-    def reset(self) -> None:
-        """Forgets states and traces."""
+    def reset(self, samples: object = None) -> None:
+        """Forgets states and traces; see ``TracedModule.reset``."""
+        if samples is not None:
+            self._restart(check_mask(samples))
+            return
         self.live.clear()
         if self.standing is not None:
             self.standing.clear()
+
+    def _restart(self, mask: Tensor) -> None:
+        executor = self.executor
+        if executor is None:
+            return  # no step was made
+        if self.standing is not None:
+            self.standing.require_untouched()
+        with self.turn:
+            if self._samples is None or self._samples.executor is not executor:
+                self._samples = Samples(executor)
+            self._samples.restart(self.live, mask)
+            self._lay()
+
+    def detach(self) -> None:
+        """Begins a new window; see ``TracedModule.detach``."""
+        with self.turn:
+            self.live.detach()
+            self._lay()
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """Returns the live state, with what the caller has put into the model since the last step."""
+        if not self.is_ready:
+            return {}
+        assigned = {} if self.standing is None else self.standing.assigned()
+        live = self.live.with_assigned(assigned, count_states(self.program.carries)) if assigned else self.live
+        return live.snapshot(self.program)
 
     def restore(self, snapshot: Mapping[str, Tensor]) -> None:
         """Goes on from a snapshot; see ``TracedModule.restore``."""
@@ -118,7 +154,7 @@ class Session(Programs):
     def _step(self, executor: Executor, call: Call) -> list[Any]:
         live = self.live
         prepared = self._prepared(executor, call)
-        outputs, states = self._advance(executor, prepared)
+        outputs, states = self._advance(executor, prepared, call.leaves)
         self._lay()
         leaves = executor.ends.finish(outputs, states, prepared.invariants)
         if executor.program.explicit_states:
@@ -129,8 +165,9 @@ class Session(Programs):
         """Returns what a step starts from."""
         program, live = executor.program, self.live
         if call.states is not None or program.explicit_states:
-            return executor.ends.prepare(call.leaves, self._handed_in(call))
+            return executor.ends.prepare(call.leaves, self._handed_in(executor, call))
         given = self._given(program)
+        refuse_change(self._changed(executor, call))
         shapes = [leaf.shape for leaf in call.leaves if isinstance(leaf, Tensor)]
         if given is None or (given is live.states and shapes == live.shapes):
             found = executor.ends.prepare(call.leaves, given)
@@ -143,7 +180,14 @@ class Session(Programs):
     def _given(self, program: StepProgram) -> Sequence[Any] | None:
         return self.live.states if self.standing is None else self.standing.given(program, self.live)
 
-    def _handed_in(self, call: Call) -> Sequence[Tensor] | None:
+    def _changed(self, executor: Executor, call: Call) -> str:
+        """Names what backward of the open window goes by, and has become another thing since; nothing where all is."""
+        window, basis = self.live.window, self.basis
+        if window is None or window.closed or basis is None or not torch.is_grad_enabled():
+            return ""
+        return basis.change(self.ready, lambda: executor.ends.read_by_statics(call.leaves))
+
+    def _handed_in(self, executor: Executor, call: Call) -> Sequence[Tensor] | None:
         """Returns the states to go on from; a state that is not the one returned last begins another sequence."""
         live = self.live
         if call.states is None:
@@ -152,13 +196,20 @@ class Session(Programs):
         carries = self.ready.program.carries
         explicit = [i for i, carry in enumerate(carries) if carry.explicit]
         if live.is_next(call.states, explicit) and live.states is not None:
-            return live.states
+            change = self._changed(executor, call)
+            if not change:
+                return live.states
+            if not goes_through(executor.program, call.states, explicit):
+                refuse_change(change)
+            # Another window learns through the states that the caller holds.
         live.clear()
         if len(explicit) < count_states(carries):
             raise InvalidInput("The model keeps part of its state itself.", "Call reset and begin without a state.")
         return call.states
 
-    def _advance(self, executor: Executor, prepared: Prepared) -> tuple[list[Tensor], list[Tensor]]:
+    def _advance(
+        self, executor: Executor, prepared: Prepared, leaves: Sequence[Any]
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """Runs one step from the prepared states; returns outputs and next states with their anchors."""
         live = self.live
         window: Window | KeptSteps | None = None
@@ -166,6 +217,7 @@ class Session(Programs):
             if live.window is None or live.window.closed or not live.window.goes_on(prepared):
                 live.close_window()
                 live.window = executor.open_steps(self.settings.bins, prepared)
+                self.basis = Basis(self.ready, executor.ends.read_by_statics(leaves), executor.rule.recomputes)
                 live.window.load(live.pending)
                 live.pending = {}
             window = live.window
@@ -191,11 +243,12 @@ class Session(Programs):
             raise InvalidInput("The model is not captured yet.", "Pass example_inputs to convert before streaming.")
         with self.turn:
             executor, call = self.prepared_for(as_sequences(self.executor.program, given), {})
+            refuse_change(self._changed(executor, call))
             prepared = executor.one_step(executor.ends.prepare(call.leaves, None), self.live.states)
-            outputs, _ = self._advance(executor, prepared)
+            outputs, _ = self._advance(executor, prepared, call.leaves)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Returns a copy that shares nothing and stands before the first step."""
-        memo[id(self.live)] = LiveState()
+        memo |= {id(self.live): LiveState(), id(self._samples): None}
         return super().__deepcopy__(memo)

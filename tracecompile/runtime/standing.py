@@ -15,6 +15,7 @@ from tracecompile.own_checks import after_a_call
 from tracecompile.program import StepProgram
 from tracecompile.runtime.held import Held
 from tracecompile.runtime.live import LiveState, count_states
+from tracecompile.runtime.opened import Opened
 from tracecompile.runtime.watch import Watch
 
 
@@ -39,16 +40,35 @@ class Standing:
 
     def holds(self) -> bool:
         """Tells whether the model is as it was at the last call, its states in their places included."""
-        self._as_left = self._watch is not None and self._watch.holds()
-        self._as_left &= self._held is None or not self._held.touched
+        watch, held = self._watch, self._held
+        self._as_left = watch is not None and watch.holds() and not (held is not None and held.written())
         return self._as_left
 
     def look(self, program: StepProgram) -> Facts:
         """Takes the model as it is now for what runs; returns its facts."""
         self._held = Held(self.model, program.carries, self._templates, self._held)
         self._moving = moving(program)
-        self._watch = Watch(self.model, self._moving)
+        self._watch = Watch(self.model, self._moving, self._watch)
         return Facts(self.model)
+
+    def require_untouched(self) -> None:
+        """Refuses to go on with states of which somebody has set one in the model since the last step.
+
+        Raises:
+            InvalidInput: There is one.
+        """
+        if self.assigned():
+            raise InvalidInput(
+                "A state was set from outside since the last step.", "Set the rows of these samples there as well."
+            )
+
+    def opened(self) -> Opened:
+        """Returns the model as it is at this call."""
+        return Opened(self.model, self._watch)
+
+    def assigned(self) -> dict[int, Any]:
+        """Returns what the caller has put into the model since the last step, by the number of the state."""
+        return {} if self._held is None else self._held.assigned()
 
     @contextmanager
     def afresh(self) -> Iterator[None]:
@@ -68,7 +88,7 @@ class Standing:
         Raises:
             InvalidInput: Some states were assigned, and steps that are to be trained came before.
         """
-        assigned = {} if self._held is None or self._as_left else self._held.assigned()
+        assigned = {} if self._as_left else self.assigned()
         if not assigned:
             return live.states
         count = count_states(program.carries)
@@ -88,7 +108,7 @@ class Standing:
     def lay(self, live: LiveState) -> None:
         """Lays the live states into their places in the model."""
         if self._held is not None and live.states is not None and self._held.lay(live.states, self._watch):
-            self._watch = Watch(self.model, self._moving)
+            self._watch = Watch(self.model, self._moving, self._watch)
 
     def clear(self) -> None:
         """Leaves the places of states as they were before the first step."""

@@ -20,7 +20,8 @@ from tracecompile.runtime.backward.learning import Learning, Received, takes_mom
 from tracecompile.runtime.backward.over_time import of_step, of_type, over_time
 from tracecompile.runtime.bins import Clock, StreamClock
 from tracecompile.runtime.loop import Loop
-from tracecompile.runtime.parameters import HeldParameters, learned_arguments
+from tracecompile.runtime.opened import Opened
+from tracecompile.runtime.parameters import learned_arguments
 from tracecompile.runtime.record import Record
 from tracecompile.runtime.rerun import Prepared, Rerun
 from tracecompile.runtime.stored import load_record, record_tensors
@@ -62,6 +63,7 @@ class Window:
         statics: Mapping[str, Any],
         stand_ins: StandIns,
         start: Prepared,
+        opened: Opened,
     ) -> None:
         """Opens a window.
 
@@ -72,6 +74,7 @@ class Window:
             statics: Static values, with their graph.
             stand_ins: The leaves of that graph.
             start: What it begins with.
+            opened: The model as it is.
         """
         self.program, self.turn = program, turn
         self.statics = statics
@@ -88,7 +91,7 @@ class Window:
         self.reran = False
         self.residuals: dict[str, float] = {}
         self.unsettled: dict[str, int] = {}
-        self._held = HeldParameters(program.root)
+        self._opened = opened
         self._versions: list[tuple[Tensor, int]] = []
         self._kept: weakref.ref[Kept] | None = None
         self._inbox: Inbox | None = None
@@ -226,7 +229,7 @@ class Window:
         assert kept is not None, "autograd has freed the graph"
         leaves = self.stand_ins | {value: value for value in self.invariants}
         learning = Learning(self.program, kept.record, self.statics, leaves, self.initial, kept.rerun)
-        with self.turn, self._held.put_back():
+        with self.turn, self._opened.put_back():
             found = learning.run(received, latest, {*inputs, *self.given.names})
         self.record, self.reran = learning.record, learning.reran
         self.residuals, self.unsettled = found.solver.residuals, found.solver.unsettled

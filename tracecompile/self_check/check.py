@@ -15,7 +15,7 @@ from tracecompile.self_check.gradients import require_same_gradients
 from tracecompile.self_check.inputs import Arguments
 from tracecompile.self_check.pair import BuildAgain, ModelRefuses, Pair, detached
 from tracecompile.self_check.sizes import MOST_STEPS, Sizes, example_steps, shortened
-from tracecompile.self_check.verdict import require_same
+from tracecompile.self_check.verdict import decisive, require_same
 
 STEPS = 5
 """Steps of the example over which gradients are compared; values are over ``MOST_STEPS``."""
@@ -60,24 +60,35 @@ def check_against_model(
     with torch.inference_mode(False), generators_kept():
         pair = Pair(session, build_again)
         example = detached(args, kwargs)
-        on_the_example(pair, example)
         sizes = Sizes(pair, example)
+        if on_the_example(pair, example):
+            sizes.rounded.append("the example")
         sizes.compare(memory)
     return Checked(sizes.notes(), frozenset(sizes.batch_axes))
 
 
-def on_the_example(pair: Pair, example: Arguments) -> None:
-    """Compares values and gradients on the first steps of the example, and values over more of it."""
+def on_the_example(pair: Pair, example: Arguments) -> bool:
+    """Compares values and gradients on the first steps of the example, and values over more of it.
+
+    Returns:
+        Whether values are the model's up to rounding.
+
+    Raises:
+        ConversionError: They are not the model's.
+    """
     program, settings = pair.program, pair.settings
     rule = rule_of(settings)
     measured = rule.resolves_steps(settings)
+    rounded = False
     if (
         program.kind == "sequence"
         and program.length is None
         and example_steps(TimeSource(*program.time), *example) > STEPS
     ):
         calls = [shortened(program, *example, MOST_STEPS)]
-        require_same(pair, pair.run(calls, learning=False))
+        run = decisive(pair, calls, learning=False)
+        require_same(pair, run)
+        rounded = run.in_order
     calls = [shortened(program, *example, STEPS)] if program.kind == "sequence" else [example] * CALLS
     try:
         pair.run(calls, learning=False)
@@ -85,7 +96,8 @@ def on_the_example(pair: Pair, example: Arguments) -> None:
         calls = [example]  # too few steps for the model itself
     steps = program.length or example_steps(TimeSource(*program.time), *calls[0]) or STEPS
     exact = measured and steps <= MOST_BINS
-    run = pair.run(calls, settings=replace(settings, bins=steps) if exact else None)
+    run = decisive(pair, calls, settings=replace(settings, bins=steps) if exact else None)
     require_same(pair, run)
     bins = settings.bins if measured else 0
     require_same_gradients(pair, run, exact or rule.is_exact(bins, steps))
+    return rounded or run.in_order

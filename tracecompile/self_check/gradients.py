@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from tracecompile.errors import SelfCheckFailed
 from tracecompile.program import StepProgram
 from tracecompile.rules import rule_of
+from tracecompile.self_check.in_order import adding
 from tracecompile.self_check.pair import Pair, Run
 from tracecompile.self_check.results import layer_of, line_of
 
@@ -28,10 +29,12 @@ def require_same_gradients(pair: Pair, run: Run, exact: bool) -> None:
         SelfCheckFailed: With the line that reads the parameter.
     """
     try:
-        expected = gradients(run.reference, run.expected)
+        with adding(run.in_order):
+            expected = gradients(run.reference, run.expected)
     except RuntimeError:
         return  # the model overwrites in place what autograd needs: it cannot be trained as it is, and so not compared
-    found = gradients(run.converted, run.found)
+    with adding(run.in_order):  # what runs again for its gradient has the values that it had
+        found = gradients(run.converted, run.found)
     report, rule = pair.report, rule_of(pair.settings)
     largest = max((float(gradient.norm()) for gradient in expected.values() if gradient is not None), default=0.0)
     dtypes = dtypes_of(pair.program)

@@ -23,6 +23,7 @@ from tracecompile.program import Settings, StepProgram
 from tracecompile.runtime.executor import Executor
 from tracecompile.runtime.session import Session
 from tracecompile.self_check.generators import Generators, generators_kept
+from tracecompile.self_check.in_order import adding
 from tracecompile.self_check.inputs import Arguments
 
 BuildAgain = Callable[[Session, tuple[Any, ...], dict[str, Any], TimeSource], Compiled]
@@ -43,6 +44,7 @@ class Run:
         fault: What the converted module raised where the model ran.
         drawn_alike: Whether both left torch's generators in the same state.
         learning: Whether it was recorded for training.
+        in_order: Whether products were added up in one order, in both.
     """
 
     reference: nn.Module
@@ -52,6 +54,7 @@ class Run:
     fault: Exception | None = None
     drawn_alike: bool = True
     learning: bool = True
+    in_order: bool = False
 
 
 class Pair:
@@ -76,6 +79,7 @@ class Pair:
         learning: bool = True,
         chunk: int | None = None,
         settings: Settings | None = None,
+        in_order: bool = False,
     ) -> Run:
         """Runs fresh copies of both on the same calls, from the same random numbers.
 
@@ -84,12 +88,13 @@ class Pair:
             learning: Whether the run is recorded for training.
             chunk: How many steps the converted module takes together; None to take one after the other.
             settings: Instead of the module's own.
+            in_order: Whether both add up their products in one order.
 
         Raises:
             ModelRefuses: The model does not run on them.
         """
         reference, converted = share_parameters(self.model), self.rewound(chunk, settings)
-        with generators_kept() as states, undisturbed(learning):
+        with generators_kept() as states, undisturbed(learning), adding(in_order):
             with registries_redirected(reference):
                 expected = self.call(reference, calls, of_model=True)
             after = Generators.now()
@@ -103,9 +108,8 @@ class Pair:
                 raise
             except Exception as error:
                 fault = error
-            return Run(
-                reference, converted.model, expected, found, fault, after.drawn_alike(Generators.now()), learning
-            )
+            alike = after.drawn_alike(Generators.now())
+        return Run(reference, converted.model, expected, found, fault, alike, learning, in_order)
 
     def rewound(self, chunk: int | None = None, settings: Settings | None = None) -> Session:
         """Returns the copy as it was before any run: running statistics, states, and what runs it."""

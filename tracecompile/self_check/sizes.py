@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -19,8 +18,8 @@ from tracecompile.self_check.flat import require_flat_memory
 from tracecompile.self_check.generators import generators_kept
 from tracecompile.self_check.inputs import Arguments, Size, Varied, batch_axes
 from tracecompile.self_check.pair import ModelRefuses, Pair, Run, undisturbed
-from tracecompile.self_check.results import first_difference, relative_error
-from tracecompile.self_check.verdict import require_near, require_same_at
+from tracecompile.self_check.results import relative_error
+from tracecompile.self_check.verdict import decisive, require_near, require_same_at
 from tracecompile.units import one_by_one
 
 MOST_STEPS = 40
@@ -28,7 +27,6 @@ MOST_STEPS = 40
 CHUNK, CHUNKED = 4, 11
 """Steps that are taken together, and how many there are of them: some are left over."""
 ATTEMPTS, ROUNDING = 3, 1e-3
-LAST_PLACES = 64
 LONGER = (23, 11)
 """Numbers of steps that are tried until the model takes one: more than any short trace has."""
 SHORTER = (3, 2, 1)
@@ -99,8 +97,8 @@ class Sizes:
     def compare_chunks(self) -> None:
         """Compares steps that are taken together, where the backend will do so, up to rounding.
 
-        A spike whose membrane is within rounding of its threshold may differ, and all that follows from it: in a run
-        of all, but not in every one of three.
+        A spike whose membrane is within rounding of its threshold may differ, and all that follows from it, but not
+        where products are added up in one order.
         """
         settings = self.program.settings
         together = settings.backend != "eager" or (settings.chunk or 1) > 1
@@ -109,7 +107,8 @@ class Sizes:
         errors = []
         for seed in range(ATTEMPTS):
             try:
-                run = self.pair.run(self.calls(Size(steps=CHUNKED if self.free else None), 1, seed), chunk=CHUNK)
+                calls = self.calls(Size(steps=CHUNKED if self.free else None), 1, seed)
+                run = self.pair.run(calls, chunk=CHUNK, in_order=seed > 0)
             except ModelRefuses:
                 return
             errors.append(relative_error(run.expected, run.found) if run.fault is None else float("inf"))
@@ -144,17 +143,16 @@ class Sizes:
         """Compares both at one size; False where the model refuses it."""
         calls = self.calls(size, STEP_CALLS if learning else CALLS)
         try:
-            run = self.pair.run(calls, learning)
+            run = decisive(self.pair, calls, learning)
         except ModelRefuses as refusal:
             self.refused.setdefault(size.words(), str(refusal))
             return False
         if self.widened(size, run):
             self.refused.setdefault(size.words(), "it answers as many as in the example")
             return False
-        if only_rounded(run):
+        require_same_at(self.pair, run, size, self.steps, calls, self.example)
+        if run.in_order:
             self.rounded.append(size.words())
-        else:
-            require_same_at(self.pair, run, size, self.steps, calls, self.example)
         self.accepted.add(size.words())
         if size.batch is not None and size.axis is not None:
             self.batch_axes.add(size.axis)
@@ -181,21 +179,10 @@ class Sizes:
             if words not in self.accepted
         ]
         rounded = [
-            f"With {words} values are the model's up to rounding: it multiplies whole sequences at once, which torch "
-            "rounds otherwise than single steps."
-            for words in self.rounded
+            f"Values differ from the model's by rounding alone ({', '.join(self.rounded)}): with all products added up "
+            "in one order both are the same, bit for bit."
         ]
-        return (*self.silence, *self.memory, *refused, *rounded)
-
-
-def only_rounded(run: Run) -> bool:
-    """Tells whether results differ, but by no more than the order of additions in a product makes."""
-    if run.fault is not None or first_difference(run.expected, run.found) is None:
-        return False
-    dtypes = [leaf.dtype for leaf in run.expected if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-    return bool(dtypes) and relative_error(run.expected, run.found) <= LAST_PLACES * max(
-        torch.finfo(dtype).eps for dtype in dtypes
-    )
+        return (*self.silence, *self.memory, *refused, *(rounded if self.rounded else []))
 
 
 def shapes(leaves: Sequence[Any]) -> list[Any]:

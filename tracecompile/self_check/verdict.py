@@ -10,6 +10,7 @@ from tracecompile.analysis.parts import parts_of
 from tracecompile.capture.copying.fresh_start import library_of
 from tracecompile.capture.tracing.build import is_random
 from tracecompile.errors import ConversionError, SelfCheckFailed
+from tracecompile.program import Settings
 from tracecompile.self_check.frozen import find_frozen
 from tracecompile.self_check.inputs import Arguments, Size
 from tracecompile.self_check.pair import Pair, Run
@@ -19,6 +20,26 @@ ONCE = (
     "What Python decides from a size or a step number (if, max, len, an index) is decided once, at conversion: compute "
     "it with tensor operations from x.shape, or hand in as an input what changes."
 )
+
+
+def decisive(pair: Pair, calls: Sequence[Arguments], learning: bool = True, settings: Settings | None = None) -> Run:
+    """Runs both, and once more if they differ and rounding may be the reason: with products added up in one order.
+
+    The model computes something for all steps at once and the converted module at each. If that is all the difference,
+    then it is none where the number of rows does not matter.
+
+    Returns:
+        The run to judge by. One in order whose results are the same shows that rounding alone differs.
+
+    Raises:
+        ModelRefuses: The model does not run on the calls.
+    """
+    run = pair.run(calls, learning, settings=settings)
+    if run.fault is not None or not pair.program.stepwise:
+        return run
+    if first_difference(run.expected, run.found) is None and not moved_buffers(pair, run):
+        return run
+    return pair.run(calls, learning, settings=settings, in_order=True)
 
 
 def require_same(pair: Pair, run: Run, at: str = "On the example") -> None:

@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from tracecompile.analysis.pointwise import acts_alone
 from tracecompile.capture.layerwise.asked import Asked
 from tracecompile.capture.layerwise.editing import Editor
+from tracecompile.capture.layerwise.recipe import lays_out
 from tracecompile.capture.layerwise.refusals import mixes_steps, operation
 from tracecompile.capture.layerwise.running import rounds_alike
 from tracecompile.capture.layerwise.stacks import spell_as_stacks
@@ -205,7 +206,7 @@ class _StepByStep:
         self.editor.replace(node, own, keep=own)
 
     def _note(self, node: fx.Node) -> None:
-        """Says in the report what may round otherwise."""
+        """Writes down what may round otherwise."""
         waiting = [node]
         while waiting:
             current = waiting.pop()
@@ -215,9 +216,9 @@ class _StepByStep:
             self.noted.add(current)
             waiting += current.all_input_nodes
             exact = whole.recipe.running and rounds_alike(current.meta["val"])
-            if not acts_alone(current) and whole.recipe.same is None and not exact:
-                what = f"The model computes {operation(current)} for all steps at once, this network step by step"
-                self.tape.notes = tuple(dict.fromkeys([*self.tape.notes, f"{what}: equal up to rounding."]))
+            moves = whole.recipe.same is not None or lays_out(current, self.sequences.prober.module(current))
+            if not acts_alone(current) and not moves and not exact:
+                self.tape.stepwise = tuple(dict.fromkeys([*self.tape.stepwise, operation(current)]))
 
     def _compute_again(self) -> None:
         """Brings the values of the example in line where steps round otherwise than the whole."""

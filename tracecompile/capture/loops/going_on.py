@@ -51,11 +51,15 @@ def going_on(program: StepProgram, plan: LoopPlan, names: Sequence[str]) -> Step
     if sum(kept) != len(left):
         return None
     given = [node.meta["val"] for node in tape.inputs if node is not None]
+    # What the model left, which a program that takes step by step what it does at once has up to rounding alone.
+    read = {str(node.target): node.meta["val"] for node in tape.again.graph.nodes if node.op == "get_attr"}
+    begun = {k: read[place] for k, place in enumerate(places) if place}
     with torch.no_grad():
         _, states = _run(program, given, plan.loop.steps, {})
-        results, _ = _run(program, given, plan.loop.steps, {k: states[k] for k, is_kept in enumerate(kept) if is_kept})
+        results, _ = _run(program, given, plan.loop.steps, begun)
     expected = pytree.tree_leaves(tape.again.results()[0])
-    if not all(_same(one, other) for one, other in zip(results, expected, strict=False)):
+    ended = [(states[k], tape.attributes[place]) for k, place in enumerate(places) if place]
+    if not all(_same(one, other) for one, other in (*ended, *zip(results, expected, strict=False))):
         return None
     carries = tuple(
         replace(carry, kept=place != "", place=place) for carry, place in zip(program.carries, places, strict=True)

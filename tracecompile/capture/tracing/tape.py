@@ -48,7 +48,7 @@ class Tape:
         inputs: Placeholder of each argument leaf (None for a baked constant).
         states: Placeholder of each attribute that was handed in as a state.
         again: The same call once more on what this one left behind, where it left anything.
-        notes: Sentences for the report.
+        stepwise: Names of what the model computes for all steps at once, and this tape at each: it may round otherwise.
         conditions: Comparisons of numbers, in order.
         reads_mode: Whether code that is not torch's own asked a module whether it is in training mode.
         statistics: Those of the written attributes that outlive the sequence with no gradient. Where there are any, the
@@ -67,7 +67,7 @@ class Tape:
     again: Tape | None = None
     conditions: list[Condition] = field(default_factory=list)
     reads_mode: bool = False
-    notes: tuple[str, ...] = ()
+    stepwise: tuple[str, ...] = ()
     statistics: tuple[str, ...] = ()
 
     def states_written(self) -> tuple[str, ...]:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 
 from tracecompile.layers import Layer
+from tracecompile.runtime.backward.twins import on_twins
 
 
 class LocalGraph:
@@ -39,9 +37,9 @@ class LocalGraph:
         self.leaves: list[dict[str, Tensor]] = []
         self.currents: list[tuple[Tensor, ...]] = []
         # Stand-ins, because a hook on a parameter must see its whole gradient once, not the parts of it.
-        owned = {name: p for name, p in _places(local).items() if p.requires_grad}
-        self.parameters: dict[Tensor, Tensor] = {p: p.detach().requires_grad_() for p in owned.values()}
-        stand_ins = {name: self.parameters[p] for name, p in owned.items()}
+        learned = (parameter for parameter in local.parameters() if parameter.requires_grad)
+        self.parameters: dict[Tensor, Tensor] = {p: p.detach().requires_grad_() for p in learned}
+        called = on_twins(local, self.parameters)
         self.statics = {name: statics[name] for name in layer.synapse_statics}
         with torch.enable_grad():
             for given, statistics in zip(means, norms, strict=True):
@@ -50,8 +48,7 @@ class LocalGraph:
                     for name, value in given.items()
                 }
                 self.leaves.append(leaves)
-                given_all = (*leaves.values(), *self.statics.values(), *statistics)
-                self.currents.append(_called(local, stand_ins, given_all) if stand_ins else local(*given_all))
+                self.currents.append(called(*leaves.values(), *self.statics.values(), *statistics))
 
     def upstream(self, index: int, signals: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns the learning signal on the sources of one bin; keeps the graph."""
@@ -91,55 +88,3 @@ def _fitted(signal: Tensor, current: Tensor) -> Tensor:
     if signal.ndim > current.ndim or signal.numel() > current.numel():
         signal = signal.sum_to_size(current.shape)
     return signal.to(current.dtype).expand_as(current)
-
-
-def _places(module: nn.Module) -> dict[str, nn.Parameter]:
-    """Returns all places where parameters are, each under one name: a module may be there under several."""
-    parts = {id(part): (path, part) for path, part in module.named_modules(remove_duplicate=False)}
-    return {
-        f"{path}.{name}" if path else name: parameter
-        for path, part in parts.values()
-        for name, parameter in part._parameters.items()
-        if parameter is not None
-    }
-
-
-def _called(graph: nn.Module, stand_ins: Mapping[str, Tensor], given: tuple[Any, ...]) -> Any:
-    """Calls a graph with other tensors in the places of parameters."""
-    forward = vars(graph).get("forward")
-    if isinstance(forward, partial) and (twin := _twin(forward.args[0], graph, stand_ins)) is not None:
-        return forward.func(twin, *given)
-    # Every place is named: torch would put a stand-in in a second time where a module is there twice, and leave it.
-    return functional_call(graph, dict(stand_ins), given, tie_weights=False)
-
-
-def _twin(root: nn.Module, graph: nn.Module, stand_ins: Mapping[str, Tensor]) -> Any:
-    """Returns a module like the model, which a graph can be called on, with stand-ins in the places of parameters.
-
-    Torch's own layers are called so: others may look at the model meanwhile, in other threads. None where the graph
-    calls anything else that has parameters, which may find its way back to the model itself.
-    """
-    made = _like(root)
-    for path, module in graph.named_modules(remove_duplicate=False):
-        if not module._parameters:
-            continue
-        twin = made
-        for name in path.split("."):
-            part = twin._modules.get(name)
-            if part is None:
-                return None
-            twin._modules[name] = twin = part if "_stand_ins" in vars(part) else _like(part)
-        if root.get_submodule(path) is not module:
-            return None
-        plain = type(module).__module__.startswith("torch.nn.modules") and "forward" not in vars(module)
-        if not plain or module._modules or twin._parameters.keys() != module._parameters.keys():
-            return None
-        names = {name: f"{path}.{name}" for name in module._parameters}
-        twin._parameters = {name: stand_ins.get(place, module._parameters[name]) for name, place in names.items()}
-    return made
-
-
-def _like(module: nn.Module) -> Any:
-    made = object.__new__(type(module))
-    vars(made).update(vars(module), _modules=dict(module._modules), _stand_ins=True)
-    return made

@@ -8,7 +8,6 @@ inductor keeps on disk serves the next run of the same program.
 from __future__ import annotations
 
 import copy
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,20 +15,11 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch._functorch.compile_utils import fx_graph_cse
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from tracecompile.analysis.folding import runs_per_step
 from tracecompile.runtime.engine.flat import Layout, layout_of, precision, shape_pattern
-from tracecompile.runtime.engine.joint import (
-    Backstep,
-    Run,
-    ScanFunction,
-    backward_of,
-    joint_scan,
-    results_of_step,
-    trace_backstep,
-)
+from tracecompile.runtime.engine.joint import Joints
+from tracecompile.runtime.engine.kernels import Kernels, Key
 from tracecompile.runtime.engine.scan import Answers, Engine, ScanResult, Stretch
 from tracecompile.runtime.engine.traced import Traced, Untraceable, agree, trace_step
 from tracecompile.runtime.forms import UnitForm
@@ -40,13 +30,9 @@ chunk is run by a compiled scan of one step."""
 RECURRENT_PIECE = 4
 """Steps of a compiled scan of a recurrent block: its products cannot be fused, so that more of them save nothing but
 calls."""
-OPTIONS: dict[str, Any] = {"emulate_precision_casts": True}
-"""In 16 bits, values are rounded wherever they are in the model: else membranes near the threshold fall differently."""
-
 PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device, torch.Size)
 """What a compiled step may take for a constant."""
 
-Key = tuple[Any, ...]
 Made = TypeVar("Made")
 
 
@@ -57,48 +43,6 @@ class _Ready:
     layout: Layout
     run: Callable[..., Sequence[Tensor]]
     traced: Traced
-
-
-class Kernels:
-    """What is compiled for one module, whichever programs it is captured as.
-
-    Attributes:
-        seconds: Spent on compiling.
-        count: Compiled scans.
-    """
-
-    def __init__(self) -> None:
-        """Compiles nothing yet."""
-        self.seconds = 0.0
-        self.count = 0
-        self._compiled: dict[Key, Callable[..., Sequence[Tensor]]] = {}
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Kernels:
-        """Returns one that compiles for itself: what is compiled cannot be copied."""
-        return Kernels()
-
-    def get(self, key: Key, code: Callable[..., Any], arguments: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]]:
-        """Returns compiled code, compiled now if there is none for the key.
-
-        Args:
-            key: All that the compiled code depends on.
-            code: Flat tensors to flat tensors.
-            arguments: What it will be called with, or the like.
-        """
-        if key not in self._compiled:
-            start = time.perf_counter()
-            with warnings.catch_warnings():
-                # torch warns of its own deprecated calls, which would be errors where a program makes warnings errors.
-                warnings.simplefilter("ignore", DeprecationWarning)
-                unrolled = make_fx(code, tracing_mode="symbolic")(*arguments)
-                unrolled.graph = fx_graph_cse(unrolled.graph)
-                unrolled.recompile()
-                run = torch.compile(unrolled, dynamic=True, fullgraph=True, options=OPTIONS)
-                run(*(value.clone() for value in arguments))
-            self._compiled[key] = run
-            self.count += 1
-            self.seconds += time.perf_counter() - start
-        return self._compiled[key]
 
 
 class CompiledEngine(Engine):
@@ -117,15 +61,12 @@ class CompiledEngine(Engine):
         self._ready: dict[Key, _Ready] = {}
         self._checked: set[tuple[int, ...]] = set()
         """Units whose compiled code was compared in this sequence."""
-        self._backsteps: dict[Key, Backstep] = {}
-        self._backstepped: set[Key] = set()
-        """Steps backward that were compared in this sequence."""
-        self._joints: dict[Key, Run] = {}
+        self.joints = Joints(kernels)
 
     def begin(self) -> None:
         """See Engine."""
         self._checked = set()
-        self._backstepped = set()
+        self.joints.begin()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CompiledEngine:
         """Returns one that starts anew, for the copy of its kernels: it refers to layouts by identity."""
@@ -155,9 +96,10 @@ class CompiledEngine(Engine):
             if ready is not None and layers not in self._checked:
                 ready = self._up_to_date(ready, given.steps, arguments)
             if ready is not None and torch.is_grad_enabled():
-                differentiated = self._differentiated(ready, given.steps, arguments)
-                if differentiated is not None:
-                    return differentiated
+                run, traced = ready.run, ready.traced
+                joint = self._attempt(layout, lambda: self.joints.get(layout, run, traced, given.steps, arguments))
+                if joint is not None:
+                    return layout.result(joint.apply(run, arguments), [(0, 0)] * len(traced.counts))
             elif ready is not None:
                 found = layout.result(ready.run(*arguments), ready.traced.counts)
                 if answers == "means":
@@ -211,55 +153,6 @@ class CompiledEngine(Engine):
             return anew
         self._refuse(layout.form, "its step does not compute the same twice from the same values")
         return None
-
-    def _differentiated(self, ready: _Ready, steps: int, arguments: Sequence[Tensor]) -> ScanResult | None:
-        """Runs a scan whose derivative is compiled as well; None where that cannot be."""
-        layout = ready.layout
-        unit = layout.form.unit
-        first, last = len(unit.values), len(unit.values) + len(unit.carries)
-        wanted = tuple(
-            place
-            for place, value in enumerate(arguments)
-            if value.requires_grad or (first <= place < last and value.is_floating_point())
-        )
-        joint = self._attempt(layout, lambda: self._joint_for(ready, steps, arguments, wanted))
-        if joint is None:
-            return None
-        count = len(unit.outputs) + len(unit.carries)
-        results = ScanFunction.apply(ready.run, joint, wanted, count, *arguments)
-        return layout.result(results, [(0, 0)] * len(ready.traced.counts))
-
-    def _joint_for(self, ready: _Ready, steps: int, arguments: Sequence[Tensor], wanted: tuple[int, ...]) -> Run:
-        layout = ready.layout
-        with torch.no_grad():
-            plain = [value.detach() for value in arguments]
-            back = self._backstep(layout, plain, wanted)
-            alike = tuple((value.dtype, value.device) for value in plain)
-            patterns = shape_pattern(plain), precision(plain[0].device)
-            key = ("joint", back.text, ready.traced.text, layout.structure(), steps, wanted, patterns, alike)
-            run = self._joints.get(key)
-            if run is None:
-                results = ready.run(*plain)[: len(layout.form.unit.outputs) + len(layout.form.unit.carries)]
-                given = [*plain, *(torch.ones_like(value) for value in results)]
-                run = self.kernels.get(key, joint_scan(layout, ready.traced.step, back, steps), given)
-                self._joints[key] = run
-        return run
-
-    def _backstep(self, layout: Layout, arguments: Sequence[Tensor], wanted: tuple[int, ...]) -> Backstep:
-        """Returns a step backward as it is now, compared with autograd once in every sequence."""
-        alike = tuple((value.shape, value.dtype) for value in arguments)
-        key = (id(layout), wanted, precision(arguments[0].device), alike)
-        back = self._backsteps.get(key)
-        if back is not None and key not in self._backstepped:
-            self._backstepped.add(key)
-            given = layout.first_step(arguments)
-            signals = [torch.ones_like(value) for value in results_of_step(layout.step_of(*given))]
-            if not agree(back.step(*given, *signals), backward_of(layout, wanted)(*given, *signals)):
-                back = None
-        if back is None:
-            back = self._backsteps[key] = trace_backstep(layout, arguments, wanted)
-            self._backstepped.add(key)
-        return back
 
     def _prepare(self, layout: Layout, steps: int, arguments: Sequence[Tensor]) -> _Ready:
         traced = trace_step(layout, arguments)

@@ -1,140 +1,127 @@
-"""A scan with its derivative, compiled: forward as any scan, and one call that runs it again and goes backward."""
+"""Scans with their derivatives, compiled: forward as any scan, and one call that runs it again and goes backward."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor, fx
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch import Tensor
 
-from tracecompile.rules.written import draws_random_numbers
-from tracecompile.runtime.engine.flat import Layout
-from tracecompile.runtime.engine.traced import Untraceable, written_out
-
-Run = Callable[..., Sequence[Tensor]]
+from tracecompile.analysis.differentiable import differentiable
+from tracecompile.runtime.engine.backstep import (
+    Backstep,
+    Run,
+    backward_of,
+    joint_scan,
+    results_of_step,
+    trace_backstep,
+)
+from tracecompile.runtime.engine.flat import Layout, precision, shape_pattern
+from tracecompile.runtime.engine.kernels import Kernels, Key
+from tracecompile.runtime.engine.traced import Traced, agree
 
 
 @dataclass(frozen=True)
-class Backstep:
-    """One step of a unit backward, in elementary operations.
+class Joint:
+    """One scan backward.
 
     Attributes:
-        step: (*arguments of the step, *cotangents of its outputs and next carries) to the gradients of the wanted ones.
-        text: The same for steps that compute the same.
-        wanted: Positions of the arguments whose gradients these are.
+        run: (*arguments, *cotangents) to the gradients of the wanted arguments.
+        wanted: Positions of these.
+        count: How many results of the scan forward have cotangents.
     """
 
-    step: fx.GraphModule
-    text: str
+    run: Run
     wanted: tuple[int, ...]
+    count: int
+
+    def apply(self, forward: Run, arguments: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Runs the scan forward; autograd will run this one."""
+        results: Sequence[Tensor] = ScanFunction.apply(forward, self, *arguments)
+        return results
 
 
-def trace_backstep(layout: Layout, arguments: Sequence[Tensor], wanted: Sequence[int]) -> Backstep:
-    """Writes one step of a unit backward, surrogate derivatives and all; at arguments of a scan."""
-    given = layout.first_step(arguments)
-    cotangents = [torch.ones_like(value) for value in results_of_step(layout.step_of(*given))]
-    step = make_fx(backward_of(layout, wanted), tracing_mode="symbolic")(*given, *cotangents)
-    if draws_random_numbers(step.graph):
-        raise Untraceable("it draws random numbers, which compiled code would draw otherwise")
-    return Backstep(step, written_out(step), tuple(wanted))
+class Joints:
+    """The scans backward of one program."""
 
+    def __init__(self, kernels: Kernels) -> None:
+        """Compiles nothing yet."""
+        self.kernels = kernels
+        self._backsteps: dict[Key, Backstep] = {}
+        self._checked: set[Key] = set()
+        """Steps backward that were compared in this sequence."""
+        self._made: dict[Key, Joint] = {}
 
-def backward_of(layout: Layout, wanted: Sequence[int]) -> Callable[..., list[Tensor]]:
-    """Returns one step backward as autograd does it: (*arguments, *cotangents) to the gradients of the wanted ones."""
-    count = len(layout.form.unit.values) + len(layout.form.unit.carries)
-    count += len(layout.form.unit.step_statics) - len(layout.constants) + len(layout.held)
+    def begin(self) -> None:
+        """Says that a sequence begins."""
+        self._checked = set()
 
-    def run(*flat: Tensor) -> list[Tensor]:
-        given, cotangents = list(flat[:count]), flat[count:]
-        for place in wanted:
-            given[place] = given[place].detach().requires_grad_()
-        sources = [given[place] for place in wanted]
-        with torch.enable_grad():
-            results = results_of_step(layout.step_of(*given))
-        pairs = [(value, signal) for value, signal in zip(results, cotangents, strict=True) if value.requires_grad]
-        found: Sequence[Tensor | None] = [None] * len(sources)
-        if pairs:
-            values, signals = zip(*pairs, strict=True)
-            found = torch.autograd.grad(values, sources, signals, allow_unused=True)
-        return [torch.zeros_like(s) if g is None else g for s, g in zip(sources, found, strict=True)]
+    def get(self, layout: Layout, run: Run, traced: Traced, steps: int, arguments: Sequence[Tensor]) -> Joint:
+        """Returns the scan backward for arguments like some, compiled now if there is none.
 
-    return run
+        Args:
+            layout: Of the unit.
+            run: The scan forward.
+            traced: A step of it.
+            steps: How many it has.
+            arguments: Of the scan, with their graph.
+        """
+        unit, plain = layout.form.unit, [value.detach() for value in arguments]
+        first, last = len(unit.values), len(unit.values) + len(unit.carries)
+        wanted = tuple(
+            place
+            for place, value in enumerate(arguments)
+            # A state that starts without a gradient has one from the second step on.
+            if value.requires_grad or (first <= place < last and differentiable(value))
+        )
+        back = self._backstep(layout, plain, wanted)
+        alike = tuple((value.dtype, value.device) for value in plain)
+        patterns = shape_pattern(plain), precision(plain[0].device)
+        key = ("joint", back.text, traced.text, layout.structure(), steps, wanted, patterns, alike)
+        if key not in self._made:
+            count = len(unit.outputs) + len(unit.carries)
+            given = [*plain, *(torch.ones_like(value) for value in run(*plain)[:count])]
+            compiled = self.kernels.get(key, joint_scan(layout, traced.step, back, steps), given)
+            self._made[key] = Joint(compiled, wanted, count)
+        return self._made[key]
 
-
-def joint_scan(layout: Layout, step: Run, back: Backstep, steps: int) -> Callable[..., list[Tensor]]:
-    """Returns a scan of some steps backward, from what it starts with.
-
-    Args:
-        layout: Of the unit.
-        step: One step forward.
-        back: One step backward.
-        steps: How many.
-
-    Returns:
-        (*arguments of the scan, *cotangents of its outputs (steps, *shape) and last carries) to the gradients of the
-        wanted arguments.
-    """
-    unit = layout.form.unit
-    first, last = len(unit.values), len(unit.values) + len(unit.carries)
-
-    def run(*flat: Tensor) -> list[Tensor]:
-        left = iter(flat)
-        values, carries = list(islice(left, first)), list(islice(left, last - first))
-        shared = list(islice(left, len(unit.step_statics) - len(layout.constants) + len(layout.held)))
-        signals, states = list(islice(left, len(unit.outputs))), list(left)
-        before = []
-        for time in range(steps):
-            before.append([*(value[time] for value in values), *carries])
-            carries = list(step(*before[-1], *shared)[1])
-        rows: dict[int, list[Tensor]] = {place: [] for place in back.wanted if place < first}
-        sums: dict[int, Tensor] = {}
-        for time in reversed(range(steps)):
-            found = back.step(*before[time], *shared, *(signal[time] for signal in signals), *states)
-            of = dict(zip(back.wanted, found, strict=True))
-            states = [of.get(place, state) for place, state in enumerate(states, first)]
-            for place, gradient in of.items():
-                if place < first:
-                    rows[place].append(gradient)
-                elif place >= last:
-                    sums[place] = sums[place] + gradient if place in sums else gradient
-        moved = dict(enumerate(states, first))
-        return [
-            torch.stack(rows[place][::-1]) if place < first else moved[place] if place < last else sums[place]
-            for place in back.wanted
-        ]
-
-    return run
+    def _backstep(self, layout: Layout, arguments: Sequence[Tensor], wanted: tuple[int, ...]) -> Backstep:
+        """Returns a step backward as it is now, compared with autograd once in every sequence."""
+        alike = tuple((value.shape, value.dtype) for value in arguments)
+        key = (id(layout), wanted, precision(arguments[0].device), alike)
+        back = self._backsteps.get(key)
+        if back is not None and key not in self._checked:
+            given = layout.first_step(arguments)
+            signals = [torch.ones_like(value) for value in results_of_step(layout.step_of(*given))]
+            if not agree(back.step(*given, *signals), backward_of(layout, wanted)(*given, *signals)):
+                back = None
+        self._checked.add(key)
+        if back is None:
+            back = self._backsteps[key] = trace_backstep(layout, arguments, wanted)
+        return back
 
 
 class ScanFunction(torch.autograd.Function):
     """A compiled scan whose derivative is compiled as well."""
 
     @staticmethod
-    def forward(ctx: Any, run: Run, joint: Run, wanted: Sequence[int], count: int, *arguments: Tensor) -> Any:
+    def forward(ctx: Any, forward: Run, joint: Joint, *arguments: Tensor) -> Any:
         """Returns the flat results of the scan: its outputs, and its last carries."""
         # Without their graph: the compiler of compiled code looks at it, though nothing is followed here.
-        results = tuple(run(*(value.detach() for value in arguments)))[:count]
-        ctx.joint, ctx.wanted, ctx.count = joint, wanted, len(arguments)
+        results = tuple(forward(*(value.detach() for value in arguments)))[: joint.count]
+        ctx.joint, ctx.count = joint, len(arguments)
         ctx.save_for_backward(*arguments)
-        ctx.mark_non_differentiable(*(value for value in results if not value.is_floating_point()))
+        ctx.mark_non_differentiable(*(value for value in results if not differentiable(value)))
         return results
 
     @staticmethod
     def backward(ctx: Any, *signals: Tensor) -> Any:
         """Runs the scan again, and backward."""
         given = (value.detach() for value in (*ctx.saved_tensors, *signals))
-        found = ctx.joint(*(value.contiguous() for value in given))
+        found = ctx.joint.run(*(value.contiguous() for value in given))
         gradients: list[Tensor | None] = [None] * ctx.count
-        for place, gradient in zip(ctx.wanted, found, strict=True):
+        for place, gradient in zip(ctx.joint.wanted, found, strict=True):
             gradients[place] = gradient
-        return None, None, None, None, *gradients
-
-
-def results_of_step(made: Any) -> list[Tensor]:
-    """Returns the outputs and next carries of a unit's step."""
-    outputs, carries, *_ = made
-    return [*outputs, *carries]
+        return None, None, *gradients

@@ -1,0 +1,57 @@
+"""What autograd keeps of one time step, found by taking one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tracecompile.program import StepProgram, example_value
+
+
+def graph_bytes(program: StepProgram) -> int:
+    """Returns the bytes that the graph of one step holds, on values like the example's, for all its samples.
+
+    Parameters and the step's inputs are not counted: they are there anyway.
+    """
+    assert program.emitted is not None
+    assert program.statics is not None
+    given = [example_value(node) for node in program.step.graph.nodes if node.op == "placeholder"]
+    known = len(program.inputs) + len(program.invariants)
+    invariants = given[len(program.inputs) : known]
+    statics = program.statics.graph(*(program.resolve(path) for path in program.statics.attributes), *invariants)
+    named = zip(program.statics.names, statics, strict=True)
+    arguments = [value for name, value in named if name not in program.invariants]
+    aside = [*given[:known], *statics, *program.root.parameters(), *program.root.buffers()]
+    excluded = {_key(value) for value in aside if isinstance(value, Tensor)}
+    found: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if _key(tensor) not in excluded:
+            found[_key(tensor)] = tensor.detach()
+        return tensor.detach()
+
+    states = [_state(value) for value in given[known:]]
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.random.fork_rng(devices={v.device for v in states if isinstance(v, Tensor) and v.is_cuda}),
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+    ):
+        _, following, *_ = program.emitted.plain(*given[:known], *states, *arguments)
+        for state, after in zip(states, following, strict=True):
+            # A state that is kept is what the step before has made: counted as what this one makes.
+            if isinstance(after, Tensor) and found.pop(_key(state), None) is not None:
+                found[_key(after)] = after.detach()
+        del following
+    return sum(tensor.untyped_storage().nbytes() for tensor in found.values())
+
+
+def _state(value: Any) -> Any:
+    """Returns a state as a piece of a sequence begins with it."""
+    return value.detach().clone().requires_grad_(value.is_floating_point()) if isinstance(value, Tensor) else value
+
+
+def _key(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
