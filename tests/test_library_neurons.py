@@ -258,8 +258,8 @@ def test_a_dropout_of_torchs_has_a_mask_for_every_step_beside_one_of_the_library
         def __init__(self) -> None:
             super().__init__()
             neurons = sj.neuron.LIFNode(), sj.neuron.LIFNode()
-            self.below = nn.Sequential(nn.Linear(6, 8), neurons[0], nn.Dropout(0.3))
-            self.above = nn.Sequential(sj.layer.Dropout(0.3), nn.Linear(8, 4), neurons[1])
+            self.below = nn.Sequential(nn.Linear(6, 8), neurons[0], sj.layer.Dropout(0.3))
+            self.above = nn.Sequential(nn.Dropout(0.3), nn.Linear(8, 4), neurons[1])
 
         def forward(self, x: Tensor) -> Tensor:
             sj.functional.reset_net(self)
