@@ -17,13 +17,13 @@ def graph_bytes(program: StepProgram) -> int:
     """
     assert program.emitted is not None
     assert program.statics is not None
-    given = [example_value(node) for node in program.step.graph.nodes if node.op == "placeholder"]
-    known = len(program.inputs) + len(program.invariants)
-    invariants = given[len(program.inputs) : known]
+    given = {node.name: example_value(node) for node in program.step.graph.nodes if node.op == "placeholder"}
+    invariants = [given[name] for name in program.invariants]
     statics = program.statics.graph(*(program.resolve(path) for path in program.statics.attributes), *invariants)
     named = zip(program.statics.names, statics, strict=True)
     arguments = [value for name, value in named if name not in program.invariants]
-    aside = [*given[:known], *statics, *program.root.parameters(), *program.root.buffers()]
+    aside = [*(given[x.name] for x in program.inputs), *invariants, *statics]
+    aside += [*program.root.parameters(), *program.root.buffers()]
     excluded = {_key(value) for value in aside if isinstance(value, Tensor)}
     found: dict[int, Tensor] = {}
 
@@ -32,17 +32,20 @@ def graph_bytes(program: StepProgram) -> int:
             found[_key(tensor)] = tensor.detach()
         return tensor.detach()
 
-    states = [_state(value) for value in given[known:]]
+    names = [carry.placeholder for carry in program.carries]
+    states = [_state(given[name]) for name in names]
+    before = [value for name, value in given.items() if name not in names]
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
         torch.random.fork_rng(devices={v.device for v in states if isinstance(v, Tensor) and v.is_cuda}),
         torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
     ):
-        _, following, *_ = program.emitted.plain(*given[:known], *states, *arguments)
+        _, following, *_ = program.emitted.plain(*before, *states, *arguments)
         for state, after in zip(states, following, strict=True):
             # A state that is kept is what the step before has made: counted as what this one makes.
-            if isinstance(after, Tensor) and found.pop(_key(state), None) is not None:
+            tensors = isinstance(state, Tensor) and isinstance(after, Tensor)
+            if tensors and found.pop(_key(state), None) is not None:
                 found[_key(after)] = after.detach()
         del following
     return sum(tensor.untyped_storage().nbytes() for tensor in found.values())
