@@ -43,15 +43,15 @@ def difference(pairs: Iterable[tuple[fx.Node, fx.Node]], known: Mapping[fx.Node,
             if one in twins or other in taken:
                 return f"{one.name} has become {other.name}"
             twins[one], taken[other] = other, one
-        sources, shape = _taken_apart(one)
-        others, other_shape = _taken_apart(other)
+        sources, shape = taken_apart(one)
+        others, other_shape = taken_apart(other)
         if (one.op, one.target, shape) != (other.op, other.target, other_shape):
             return f"{one.format_node()} has become {other.format_node()}"
         waiting += zip(sources, others, strict=True)
     return None
 
 
-def _taken_apart(node: fx.Node) -> tuple[list[fx.Node], Any]:
+def taken_apart(node: fx.Node) -> tuple[list[fx.Node], Any]:
     """Returns the nodes among a node's arguments, in order, and the arguments with holes where these were."""
     sources: list[fx.Node] = []
 

@@ -8,14 +8,15 @@ from typing import ClassVar
 
 from torch import fx
 
+from tracecompile.analysis.crossed import crossed_recurrence
 from tracecompile.analysis.graph_view import StepView
-from tracecompile.analysis.linearity import refuse_random
+from tracecompile.analysis.linearity import operation_name
 from tracecompile.analysis.moving import Moving
 from tracecompile.analysis.pointwise import is_pointwise
 from tracecompile.analysis.sides import with_both_sides
 from tracecompile.analysis.spikes import spike_nodes
 from tracecompile.analysis.statics import holds_tensors, static_nodes
-from tracecompile.errors import NoSpikingLayer
+from tracecompile.errors import NoSpikingLayer, UnsupportedOperation
 from tracecompile.layers import Core
 from tracecompile.passes.base import Pass
 from tracecompile.program import StepProgram, is_tensor
@@ -34,26 +35,30 @@ class FindSpikingLayers(Pass):
         before: cur = fc(x); mem_1 = beta * mem + cur; spk = spike_0(mem_1 - 1.0); mem_2 = mem_1 - spk
         after:  core (mul, mem_1, sub, spk, mem_2) with state mem and spikes (spk,)
 
+    A rule that takes every neuron by itself refuses what comes back to itself in another way, and does not spike.
     Mixing operations (products, convolutions, norms) are taken out of the cyclic graph of the step. What is still
-    strongly connected then is a neuron's recurrence; elementwise nodes below it join it up to its spikes.
+    strongly connected then is a neuron's recurrence; elementwise nodes below it join it up to its spikes. What a random
+    number does to a neuron is of its core: a mask on its spikes, noise on its current or its threshold. Where it acts
+    on no neuron, such as a mask on an input, it is a core without a state, so that its readers read masked values.
     """
 
     name: ClassVar[str] = "find_spiking_layers"
 
     def run(self, program: StepProgram) -> StepProgram:
         """See the class."""
-        if rule_of(program.settings).records:
-            refuse_random(program)
         finder = _CoreFinder(program)
         program = with_both_sides(program, finder.may_join, finder.spikes)
         finder = _CoreFinder(program)
         for nodes, cyclic in finder.view.components(finder.may_join):
             finder.place(nodes, cyclic)
+        finder.place_masked()
         cores = finder.cores()
-        if not any(core.spikes or core.states for core in cores):
+        if rule_of(program.settings).by_neuron:
+            _refuse_crossed(program, finder, cores)
+        if not finder.view.delayed and not any(core.spikes for core in cores):
             raise NoSpikingLayer(
                 "The model keeps no state from one time step to the next and nothing in it spikes.",
-                "Convert a model that has at least one neuron with a membrane.",
+                "Convert a model that has at least one neuron with a membrane, or another recurrence over time.",
             )
         return program.evolve(cores=cores)
 
@@ -72,6 +77,20 @@ class FindSpikingLayers(Pass):
             if not finder.view.is_convex([nodes[name] for name in core.nodes]):
                 return f"the core of {core.nodes[-1]} is not convex"
         return _not_of_a_core(finder, owner) or _no_spike(finder, owner) or _in_no_state(finder, owner)
+
+
+def _refuse_crossed(program: StepProgram, finder: _CoreFinder, cores: tuple[Core, ...]) -> None:
+    """Refuses a recurrence without spikes that is not computed neuron by neuron."""
+    names = {name for core in cores if core.spikes for name in (*core.nodes, *core.states)}
+    spiking = {node for node in finder.view.nodes if node.name in names}
+    mixing = crossed_recurrence(program, finder.view, finder.may_join, spiking)
+    if mixing is not None:
+        raise UnsupportedOperation(
+            f"{operation_name(program, mixing)} mixes the units of a state that comes back to it at every step, and "
+            f"nothing in between spikes: the {program.settings.rule} rule takes the slope of every unit by itself.",
+            'Convert it with rule="exact", which takes any recurrence.',
+            mixing.meta.get("where"),
+        )
 
 
 def _not_of_a_core(finder: _CoreFinder, owner: Mapping[fx.Node, Core]) -> str | None:
@@ -114,8 +133,18 @@ class _CoreFinder:
         """Sizes, and tensors that are made from sizes alone."""
         self.core_of: dict[fx.Node, int] = {}
         self.members: dict[int, list[fx.Node]] = {}
+        self.drawn = self._drawn(program)
+        """Random numbers, and what is computed from nothing else that changes over time."""
         self.cut = set(self.spikes)
         """Nodes whose readers do not join the core: spikes, and what is computed from spikes alone."""
+
+    def _drawn(self, program: StepProgram) -> set[fx.Node]:
+        found = {node for node in self.view.nodes if node.op == "placeholder" and node.name in program.draws.names}
+        for node in self.view.nodes:
+            sources = set(node.all_input_nodes) - self.static - self.shaping
+            if node in self.pointwise and node not in self.spikes and sources and sources <= found:
+                found.add(node)
+        return found
 
     def may_join(self, node: fx.Node) -> bool:
         """Tells whether a node can be part of a core at all."""
@@ -125,9 +154,10 @@ class _CoreFinder:
 
     def place(self, nodes: list[fx.Node], cyclic: bool) -> None:
         """Puts a component into a core of its own, into the one that feeds it, or into none."""
-        if not cyclic and (nodes[0].op == "placeholder" or nodes[0] in self.shaping or nodes[0] in self.moving):
+        apart = self.shaping | self.moving | self.drawn
+        if not cyclic and (nodes[0].op == "placeholder" or nodes[0] in apart):
             return
-        sources = {source for node in nodes for source in node.all_input_nodes} - set(nodes) - self.static
+        sources = {source for node in nodes for source in node.all_input_nodes} - set(nodes) - self.static - self.drawn
         owners = {self.core_of.get(source) for source in sources}
         feeding = {self.core_of[source] for source in sources if source in self.core_of and source not in self.cut}
         if not cyclic and len(owners) == 1 and None not in owners:
@@ -138,6 +168,19 @@ class _CoreFinder:
             return
         if cyclic or nodes[0] in self.spikes:
             self._open(nodes)
+
+    def place_masked(self) -> None:
+        """Puts what random numbers meet outside the cores into the core that reads it, or into one of its own."""
+        met: set[fx.Node] = set()
+        for node in self.view.nodes:
+            meets = node in self.drawn or any(source in met or source in self.drawn for source in node.all_input_nodes)
+            if meets and node in self.pointwise - self.static - self.moving - self.core_of.keys():
+                met.add(node)
+        for node in sorted(met, key=self.view.position.__getitem__, reverse=True):
+            cores = {self.core_of.get(user) for user in node.users if user not in self.moving}
+            (core,) = cores if len(cores) == 1 else (None,)
+            if (core is None or not self._join([core], [node])) and node not in self.drawn:
+                self._open([node])
 
     def _join(self, cores: list[int], nodes: list[fx.Node]) -> bool:
         merged = [node for core in cores for node in self.members[core]] + nodes

@@ -47,7 +47,7 @@ class InsertInputTraces(Pass):
         readers: dict[tuple[str, float | None], list[str]] = {}
         for layer in program.layers:
             for source in layer.sources:
-                _refuse_integers(nodes[source.value])
+                _refuse_without_mean(nodes[source.value], program.settings.rule)
                 readers.setdefault((source.value, decays[layer.name]), []).append(layer.name)
         traces = tuple(Trace(value, decay, tuple(names)) for (value, decay), names in readers.items())
         taken, kept = set(nodes), []
@@ -107,9 +107,15 @@ def unused(name: str, taken: Collection[str]) -> str:
     return name
 
 
-def _refuse_integers(source: fx.Node) -> None:
+def _refuse_without_mean(source: fx.Node, rule: str) -> None:
     """Refuses a source that has no mean: indices of an embedding, say. Of a truth it is the share of the steps."""
     value = example_value(source)
+    if value.is_complex():
+        raise UnsupportedOperation(
+            f"The time step reads {source.name} as {value.dtype}, and the {rule} rule carries real numbers alone.",
+            'Write its real and its imaginary part as two real tensors, or convert it with rule="exact".',
+            next(iter(source.users), source).meta.get("where"),
+        )
     if not value.is_floating_point() and value.dtype != torch.bool:
         reader = next(iter(source.users), source)
         raise UnsupportedOperation(

@@ -46,6 +46,7 @@ class InsertRateInversion(Pass):
             return program
         trainable = trainable_statics(program)
         layers = tuple(_with_response(program, layer, trainable) for layer in program.layers)
+        rule_of(program.settings).refuse(program.evolve(layers=layers))
         taken = {node.name for node in program.step.graph.nodes}
         statistics = [trace for layer in layers for trace in _of_norms(layer, taken)]
         traces = (*program.traces_kept, *statistics)

@@ -19,7 +19,7 @@ from tracecompile.program import StepProgram, is_tensor, step_results
 class PartitionLayers(Pass):
     """Gives every node of the step to exactly one layer and extracts the local graphs.
 
-    requires: cores.
+    requires: cores, where anything spikes.
     ensures: every node that changes over time is in exactly one layer, or only moves statistics. A layer computes from
         nothing but inputs, static values, its own states, and what it or a layer before it has made. It says what it
         is, what each of its states is, and how its reset meets the gradient. Glued back together, the layers are the
@@ -34,7 +34,7 @@ class PartitionLayers(Pass):
 
     def requires(self, program: StepProgram) -> str | None:
         """See the class."""
-        return None if program.cores else "no core was found"
+        return None if program.cores or not spike_nodes(program) else "no core was found"
 
     def run(self, program: StepProgram) -> StepProgram:
         """See the class."""
@@ -78,7 +78,11 @@ def _makers_first(program: StepProgram) -> str | None:
     """Returns which layer reads what is not made yet, or was not where and when it says."""
     following = zip(program.carries, step_results(program.step)[1], strict=True)
     handed_on = {carry.placeholder: node.name for carry, node in following if not carry.statistic}
-    made = {x.name for x in program.inputs} | {carry.placeholder for carry in program.carries if carry.statistic}
+    made = (
+        {x.name for x in program.inputs}
+        | set(program.draws.names)
+        | {carry.placeholder for carry in program.carries if carry.statistic}
+    )
     for layer in program.layers:
         for source in layer.sources:
             origin = source.value

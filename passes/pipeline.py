@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tracecompile.passes.base import Pass
+from tracecompile.passes.draw_ahead import DrawAhead
 from tracecompile.passes.emit_module import EmitModule
 from tracecompile.passes.find_spiking_layers import FindSpikingLayers
 from tracecompile.passes.insert_input_traces import InsertInputTraces
@@ -13,6 +14,7 @@ from tracecompile.printing import Stages
 from tracecompile.program import StepProgram
 
 PIPELINE: tuple[Pass, ...] = (
+    DrawAhead(),
     FindSpikingLayers(),
     PartitionLayers(),
     InsertInputTraces(),

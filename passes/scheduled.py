@@ -111,7 +111,7 @@ def _fault_of_unit(program: StepProgram, unit: Unit) -> str | None:
         return f"what is computed of {names} for many steps at once takes {taken_by(unit.below)}"
     nodes = {node.name: node for node in program.step.graph.nodes}
     currents = {current for layer in layers for current in layer.currents}
-    if not unit.recurrent and set(unit.values) != currents and all(is_tensor(nodes[name]) for name in currents):
+    if not unit.recurrent and set(unit.made) != currents and all(is_tensor(nodes[name]) for name in currents):
         return f"what {names} reads could be computed for many steps at once, and is not"
     if unit.accruals != tuple(accrual for layer in layers for accrual in accruals_of(layer)):
         return f"the unit of {names} does not carry what its layers do"

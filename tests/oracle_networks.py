@@ -19,6 +19,7 @@ LATERALS = ("none", "linear", "two", "conv")
 """What a layer's own spikes return through: nothing, one matrix, two of them, a convolution over the neurons."""
 DELAYS = ("none", "locals", "list", "deque")
 """What holds the spikes of the last ``delay`` steps."""
+CHANCES = ("current", "spikes", "noise")
 LOSSES = ("every step", "last step", "window", "mean", "maximum")
 
 
@@ -53,6 +54,8 @@ class OracleSpec:
     pool: str = "none"
     norm: str = "none"
     mask: bool = False
+    chance: str = "none"
+    """What the first layer draws at every step: a mask on its "current" or its "spikes", "noise" on its current."""
     readout: bool = False
     frozen: bool = False
     loss: str = "every step"
@@ -133,6 +136,11 @@ def render(spec: OracleSpec) -> str:
         currents[0] += " + self.second(u[t])"
     if spec.norm != "none":
         currents[0] = f"self.norm({currents[0]})"
+    if spec.chance == "noise":
+        currents[0] += " + 0.3 * torch.randn_like(mem0)"
+    elif spec.chance == "current":
+        made += ["self.drop = nn.Dropout(0.3)"]
+        currents[0] = f"self.drop({currents[0]})"
     if spec.top_down and two:
         made += [f"self.down = nn.Linear({width}, {width}, bias=False)"]
         currents[0] += " + self.down(z1)"
@@ -145,6 +153,8 @@ def render(spec: OracleSpec) -> str:
         body += _update(index, layer, currents[index], shared=spec.shared == "layers")
         if index == 0 and spec.mask:
             body += ["s0 = s0 * mask"]
+        if index == 0 and spec.chance == "spikes":
+            body += ["s0 = F.dropout(s0, 0.3, self.training)"]
     body += _shift(spec) + [f"z{index} = s{index}" for index in range(len(spec.layers))]
     top = "s1" if two else "s0"
     if two and spec.merge == "residual":

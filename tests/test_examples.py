@@ -48,9 +48,17 @@ def recordings(tmp_path: Path) -> Path:
 
 
 def test_every_example_is_tested() -> None:
-    tested = {"spoken_digits", "make_spoken_digits", "evidence_accumulation", "own_neuron", "fidelity", "long_memory"}
+    tested = {"spoken_digits", "make_spoken_digits", "evidence_accumulation", "own_neuron", "fidelity"}
+    tested |= {"long_memory", "ragged"}
     tested |= {"fidelity_networks", "fidelity_baselines"}  # parts of fidelity.py
     assert {path.stem for path in EXAMPLES.glob("*.py")} == tested
+
+
+def test_ragged_batches_are_trained_as_single_recordings(capsys: pytest.CaptureFixture[str]) -> None:
+    results = example("ragged").main(["--batches", "15", "--batch", "16", "--hidden", "24"])
+    assert set(results) == {"mean", "last", "each"}
+    assert min(results.values()) > 0.6  # a guess is right in a quarter
+    assert capsys.readouterr().out.count("as if it were alone: True") == 3
 
 
 def test_recordings_become_features(recordings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -114,10 +114,6 @@ REFUSED = [
     (TimesTheStep, UnrollableLoop),
     (ParameterPerStep, UnrollableLoop),
     (BranchOnData, UnsupportedControlFlow),
-    (DropoutPerStep, UnsupportedOperation),
-    (FunctionalDropoutPerStep, UnsupportedOperation),
-    (NoisePerStep, UnsupportedOperation),
-    (NoisyThreshold, UnsupportedOperation),
     (KeywordName, UnsupportedOperation),
 ]
 
@@ -133,13 +129,30 @@ def test_refused_at_the_line(kind: type[nn.Module], error: type[ConversionError]
     assert caught.value.advice
 
 
-@pytest.mark.parametrize("kind", [DropoutPerStep, FunctionalDropoutPerStep])
-def test_dropout_is_no_obstacle_in_evaluation(kind: type[nn.Module]) -> None:
-    model, x = kind().eval(), torch.randn(10, 3, 6)
-    net = tracecompile.convert(model, x)
-    assert torch.equal(net(x), copy.deepcopy(model)(x))
-    with pytest.raises(UnsupportedOperation):
-        net.train()(x)
+DRAWING = [DropoutPerStep, FunctionalDropoutPerStep, NoisePerStep, NoisyThreshold]
+
+
+@pytest.mark.parametrize("kind", DRAWING)
+def test_the_analytic_rule_refuses_what_is_drawn_at_its_line(kind: type[nn.Module]) -> None:
+    model, x = kind(), torch.randn(10, 3, 6)
+    with refused(model, UnsupportedOperation) as caught:
+        tracecompile.convert(model, x, rule="analytic")
+    assert caught.value.where is not None
+    assert caught.value.where.source.endswith("# the line to blame")
+
+
+@pytest.mark.parametrize("kind", DRAWING)
+@pytest.mark.parametrize("training", [True, False])
+def test_what_is_drawn_is_no_obstacle(kind: type[nn.Module], training: bool) -> None:
+    model, x = kind().train(training), torch.randn(10, 3, 6)
+    net, found = tracecompile.convert(model, x), []
+    twin = copy.deepcopy(model)
+    for mode in (training, True):
+        for module in (net.train(mode), twin.train(mode)):
+            torch.manual_seed(0)
+            found.append(module(x))
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[2], found[3])
 
 
 class LaterOn(Loop):

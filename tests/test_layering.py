@@ -12,7 +12,19 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 ORDER = (
-    ("version", "errors", "operations", "kinds", "exact", "neuron_step", "layers", "units", "emitted", "program"),
+    (
+        "version",
+        "errors",
+        "operations",
+        "kinds",
+        "exact",
+        "drawn",
+        "neuron_step",
+        "layers",
+        "units",
+        "emitted",
+        "program",
+    ),
     ("tables",),
     ("report", "arguments", "nn", "analysis"),
     ("capture", "rules", "settings", "facts", "own_checks", "refused"),

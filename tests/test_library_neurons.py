@@ -253,6 +253,31 @@ def test_a_dropout_has_one_mask_until_reset(sj: Any) -> None:
     assert all(torch.equal(converted(x), net(x)) for x in inputs)
 
 
+def test_a_dropout_of_torchs_has_a_mask_for_every_step_beside_one_of_the_librarys(sj: Any) -> None:
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            neurons = sj.neuron.LIFNode(), sj.neuron.LIFNode()
+            self.below = nn.Sequential(nn.Linear(6, 8), neurons[0], sj.layer.Dropout(0.3))
+            self.above = nn.Sequential(nn.Dropout(0.3), nn.Linear(8, 4), neurons[1])
+
+        def forward(self, x: Tensor) -> Tensor:
+            sj.functional.reset_net(self)
+            return torch.stack([self.above(self.below(x_t)) for x_t in x])
+
+    torch.manual_seed(0)
+    model = Mixed().double()
+    twin, x = copy.deepcopy(model), 5 * torch.rand(9, 3, 6).double()
+    net, found = tracecompile.convert(model, 5 * torch.rand(5, 2, 6).double(), bins=9), []
+    for module, owner in ((twin, twin), (net, model)):
+        torch.manual_seed(1)
+        outputs = module(x)
+        outputs.sin().sum().backward()
+        found.append((outputs, torch.get_rng_state(), *(p.grad for p in owner.parameters())))
+    assert all(torch.allclose(one, other, rtol=1e-9, atol=1e-12) for one, other in zip(*found, strict=True))
+    assert torch.equal(found[0][0], found[1][0])
+
+
 def test_membranes_kept_of_a_whole_sequence(sj: Any) -> None:
     class Membrane(nn.Module):
         def __init__(self) -> None:

@@ -11,11 +11,27 @@ if TYPE_CHECKING:
     from tracecompile.rules.rule import CoreRule
 
 LayerKind = Literal["spiking", "readout", "stateless", "junction"]
-"""spiking: has a state and emits spikes. readout: has a state and none. stateless: spikes without a state. junction: a
-value without a core that several layers, a delay line or the user reads."""
+"""spiking: has a state and emits spikes. readout: has a state and none. stateless: spikes, or meets random numbers,
+without a state. junction: a value without a core that several layers, a delay line or the user reads."""
 
 StateKind = Literal["membrane", "current", "adaptation", "spikes", "state"]
 """See ``tracecompile.analysis.roles``; "state" where no part can be told."""
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random numbers of one step, which are drawn before it is computed.
+
+    Attributes:
+        names: Of the arguments of the step that take them, in the order in which the model draws.
+        graph: (*inputs, *invariants, *states) -> what is drawn; None where nothing is.
+    """
+
+    names: tuple[str, ...] = ()
+    graph: fx.GraphModule | None = None
+
+
+NO_DRAWS = Draws()
 
 
 @dataclass(frozen=True)
@@ -119,7 +135,7 @@ class Layer:
         currents: Nodes through which the synapse enters the core.
         core: (*currents, *states, *statics) -> (outputs, next states); None for a junction, whose output is its
             current.
-        core_statics: Names of the static values that the core takes.
+        core_statics: Names of the static values that the core takes, and of what is drawn for it at every step.
         states: Placeholders of the states.
         state_kinds: What each state is.
         outputs: Nodes of this layer that another layer or the user reads.

@@ -8,7 +8,7 @@ A program is one time step as a pure function, with what runs before the loop ov
     epilogue(*collected, *final states, *invariants) -> leaves of the user's return value
 
 Every group is a tuple. Every node carries ``meta["where"]`` (a SourceLine or None) and every node of the step
-``meta["val"]``, the value that it had while the model was captured.
+``meta["val"]``, its value while the model was captured. A step may take random numbers behind its inputs.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import fx, nn
+
+from tracecompile.layers import NO_DRAWS, Draws
 
 if TYPE_CHECKING:
     from torch.utils._pytree import TreeSpec
@@ -138,27 +140,26 @@ class StepProgram:
         length: Number of steps where the model fixes it, else None (read off the first sequence input).
         signature: Pytree of the user's (args, kwargs) at capture.
         result: Pytree of the user's return value; its leaves are what the epilogue returns.
-        explicit_states: Where the caller of a step model holds the states: their positions among the leaves of the
-            arguments, in the order of the explicit carries.
-        explicit_results: Positions of their successors among the leaves of the result, in the same order.
+        explicit_states: Where the caller of a step model holds them: their places among the leaves of the arguments.
+        explicit_results: Places of their successors among the leaves of the result, in the same order.
         notes: Sentences for the report.
         stepwise: Names of what the model computes for all steps at once, the program at each: it may round otherwise.
         left_over: States that start from the rows of an earlier call, with the user's line that reads each.
-        time: Axis of the first tensor argument, and position of a number among the leaves of the arguments, that say
-            how many steps there are (None where they do not).
+        time: Axis of the first tensor, and place among the leaves of a number, that say how many steps there are.
         reads_mode: Whether the user's code branches on ``training``, so that the other mode is another program.
         length_bound: Whether the program is that of one number of time steps: a call with another is another program.
         epilogue_again: The line of the epilogue whose derivative needs all steps, if one does: backward runs it again.
         pinned: Positions, among the leaves of the arguments, of numbers that the program has built in.
         written: Names of the attributes that the model writes: states of the converted module, and not of the model.
-        statistics: Names of attributes that a sequence moves for the model itself: what they hold at the end are last
-            among the results of the epilogue. Those that the steps of a step model move are among the carries alone.
-        cores, statics, layers, traces, blocks, units: Annotations, filled by the passes in this order; a unit a block.
+        statistics: Names of the attributes that a sequence moves for the model itself: what they hold at the end are
+            the last results of the epilogue. Those that the steps of a step model move are among the carries alone.
+        cores, statics, layers, traces, blocks, units: Annotations of the passes, in this order; a unit per block.
         traces_kept: The traces as they are carried, those of batch statistics included.
         trainable: Names of the static values that depend on a Parameter, or on an argument of the model.
         first_apart: Whether a state begins in another shape or precision than it goes on with.
         ports: What the user can read of the outputs, then of the final states, see ``tracecompile.analysis.ports``.
         emitted: What emit_module makes.
+        draws: What makes the random numbers that the step takes.
     """
 
     kind: Literal["sequence", "step"]
@@ -199,6 +200,7 @@ class StepProgram:
     first_apart: bool = False
     ports: tuple[Port | None, ...] = ()
     emitted: Emitted | None = None
+    draws: Draws = NO_DRAWS
 
     def evolve(self, **changes: Any) -> StepProgram:
         """Returns a copy with some attributes replaced."""
@@ -206,9 +208,7 @@ class StepProgram:
 
     def resolve(self, target: str) -> Any:
         """Returns the module, parameter or buffer that a node's target names."""
-        value: Any = self.leaves.get(target)
-        if value is None:
-            value = self.constants.get(target)
+        value: Any = self.leaves.get(target, self.constants.get(target))
         if value is None:
             value = self.root
             for part in target.split("."):

@@ -49,7 +49,8 @@ class Unit:
         sources: Values that its synapses read from outside the block.
         below: (*sources, *below_statics) -> (values, inputs of batch normalisations): what depends on nothing else.
         below_statics: Names of the static values that it takes.
-        values: Names of the nodes that it makes.
+        values: Names of the nodes that it makes, then of the random numbers that the cores take.
+        drawn: How many of these there are.
         below_norms: Names of the normalisations whose inputs it returns.
         fold: How ``below`` is computed for all steps of a piece at once; None where its steps are taken one at a time.
         alone: Why they are; empty where there is a fold.
@@ -85,6 +86,12 @@ class Unit:
     outputs: tuple[str, ...]
     recurrent: bool
     moves: Moves | None = None
+    drawn: int = 0
+
+    @property
+    def made(self) -> tuple[str, ...]:
+        """Names of the nodes that ``below`` makes."""
+        return self.values[: len(self.values) - self.drawn]
 
 
 def one_by_one(units: Iterable[Unit]) -> bool:

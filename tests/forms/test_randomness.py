@@ -1,4 +1,4 @@
-"""Random numbers: a step that draws is refused at its line, whoever draws and whether or not the draw is used."""
+"""Random numbers: what is drawn in a step and before it, and what is refused at its line."""
 
 from __future__ import annotations
 
@@ -131,15 +131,22 @@ class DiscardedAfterLoop(PythonDrawBeforeLoop):
 
 
 REFUSED: list[type[nn.Module]] = [
-    FilledInPlace, FilledByInit, SameForAllSamples, FromDistribution, Gumbel, RandomSlopes, DropoutFunction,
-    DiscardedDraw, DiscardedDropout, PythonDraw, NumpyDraw, DiscardedPythonDraw, PythonDrawBeforeLoop,
-    DiscardedAfterLoop, CountedFromNothing,
+    FilledByInit, Gumbel, RandomSlopes, DiscardedDraw, DiscardedDropout, PythonDraw, NumpyDraw, DiscardedPythonDraw,
+    PythonDrawBeforeLoop, DiscardedAfterLoop,
+]  # fmt: skip
+DRAWN: list[type[nn.Module]] = [
+    FilledInPlace, SameForAllSamples, FromDistribution, DropoutFunction, CountedFromNothing,
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("model", REFUSED, ids=lambda model: model.__name__)
 def test_is_refused_at_its_line(model: type[nn.Module]) -> None:
     require_refused(Program(model), line="# drawn")
+
+
+@pytest.mark.parametrize("model", DRAWN, ids=lambda model: model.__name__)
+def test_is_drawn_as_the_model_draws_it(model: type[nn.Module]) -> None:
+    require_right(Program(model))
 
 
 def test_other_generators_are_left_where_they_are() -> None:
@@ -174,9 +181,8 @@ def test_is_converted(model: type[nn.Module]) -> None:
     require_right(Program(model))
 
 
-@pytest.mark.parametrize("model", [DiscardedDropout, DropoutFunction])
-def test_a_dropout_in_evaluation_is_nothing_until_it_is_trained(model: type[nn.Module]) -> None:
-    module = model().eval()
+def test_a_dropout_whose_value_nobody_reads_is_nothing_until_it_is_trained() -> None:
+    module = DiscardedDropout().eval()
     x = 2 * torch.randn(6, 2, 6)
     net = tracecompile.convert(module, (x,), backend="eager")
     assert torch.equal(net(x), module(x))
@@ -184,8 +190,9 @@ def test_a_dropout_in_evaluation_is_nothing_until_it_is_trained(model: type[nn.M
         net.train()(x)
 
 
-def test_rule_bptt_draws_what_the_model_draws() -> None:
-    module = SameForAllSamples()
+@pytest.mark.parametrize("model", [SameForAllSamples, DropoutFunction, Gumbel, RandomSlopes])
+def test_rule_bptt_draws_what_the_model_draws(model: type[nn.Module]) -> None:
+    module = model()
     x = 2 * torch.randn(6, 2, 6)
     net = tracecompile.convert(module, (x,), rule="bptt", backend="eager")
     torch.manual_seed(5)

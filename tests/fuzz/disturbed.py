@@ -19,6 +19,8 @@ NOISE = (
     "{c} = {c} + 0.05 * torch.randn_like({c})",
     "{c} = F.dropout({c}, 0.2, self.training)",
     "unused = torch.rand(1)",
+    "{c} = {c} * torch.bernoulli(torch.full_like({c}, 0.8))",
+    "{c} = {c} * (torch.rand({c}.shape) < 0.9)",
 )
 
 

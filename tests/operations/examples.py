@@ -55,6 +55,7 @@ ARGUMENTS: dict[str, Arguments] = dict.fromkeys(
 ) | {
     **dict.fromkeys("eq ne logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor".split(), _truths),
     **dict.fromkeys("logical_not bitwise_not".split(), lambda x, y: (x > 0,)),
+    **dict.fromkeys("bernoulli poisson".split(), lambda x, y: (x.sigmoid(),)),
     **dict.fromkeys("bitwise_left_shift bitwise_right_shift".split(), _whole),
     **dict.fromkeys("zeros ones empty rand randn".split(), _size),
     **dict.fromkeys("new_zeros new_ones new_empty".split(), lambda x, y: (x, x.shape)),

@@ -25,6 +25,7 @@ class DropsALayer(PartitionLayers):
 
 def test_the_order() -> None:
     assert NAMES == [
+        "draw_ahead",
         "find_spiking_layers",
         "partition_layers",
         "insert_input_traces",
@@ -49,13 +50,15 @@ def test_every_pass_keeps_its_promises(name: str, rule: str) -> None:
 
 
 def test_an_error_names_the_passes_that_ran_before() -> None:
-    passes = (PIPELINE[0], DropsALayer(), *PIPELINE[2:])
-    with pytest.raises(PassError, match=r"^Pass drops_a_layer broke .*\. It ran after find_spiking_layers\."):
+    passes = (*PIPELINE[:2], DropsALayer(), *PIPELINE[3:])
+    with pytest.raises(
+        PassError, match=r"^Pass drops_a_layer broke .*\. It ran after draw_ahead, find_spiking_layers\."
+    ):
         run_pipeline(hand_built("lateral"), passes)
     with pytest.raises(
-        PassError, match=r"^Pass emit_module cannot run: .* after find_spiking_layers, partition_layers\."
+        PassError, match=r"^Pass emit_module cannot run: .* after draw_ahead, find_spiking_layers, partition_layers\."
     ):
-        run_pipeline(hand_built("lateral"), (*PIPELINE[:2], PIPELINE[-1]))
+        run_pipeline(hand_built("lateral"), (*PIPELINE[:3], PIPELINE[-1]))
 
 
 def test_no_passes_change_nothing() -> None:

@@ -26,11 +26,16 @@ def called(node: fx.Node, module: Callable[..., Any] | None = None) -> Any:
     """Runs a node's operation on its example values, without a graph and without moving a random generator."""
     args, kwargs = fx.map_arg((node.args, node.kwargs), example_value)
     with unheard():
-        if module is not None:
-            return module(*args, **kwargs)
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        return node.target(*args, **kwargs)  # type: ignore[operator]
+        return applied(node, args, kwargs, module)
+
+
+def applied(node: fx.Node, args: Any, kwargs: Any, module: Callable[..., Any] | None = None) -> Any:
+    """Runs a node's operation on other arguments than its own."""
+    if module is not None:
+        return module(*args, **kwargs)
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
 @contextmanager
@@ -92,9 +97,7 @@ def _decomposes_elementwise(node: fx.Node, module: Callable[..., Any] | None) ->
         for place, tensor in zip(places, tensors, strict=True):
             given[place] = tensor
         args, kwargs = pytree.tree_unflatten(given, spec)
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        return (module or node.target)(*args, **kwargs)  # type: ignore[operator]
+        return applied(node, args, kwargs, module)
 
     try:
         with unheard():

@@ -25,6 +25,8 @@ class Cuts:
     Attributes:
         node: Nodes of the step by name.
         static: Nodes that do not change over time.
+        drawn: Arguments of the step that are random numbers. A core takes them as they are; a synapse that reads them
+            has them among its sources.
         roots: In an order in which each can be computed from those before it.
     """
 
@@ -34,7 +36,8 @@ class Cuts:
         self.view = StepView(program)
         self.node = {node.name: node for node in self.view.nodes}
         self.static = static_nodes(program)
-        self._inputs = {self.node[x.name] for x in program.inputs}
+        self.drawn = {self.node[name] for name in program.draws.names}
+        self._inputs = {self.node[x.name] for x in program.inputs} | self.drawn
         self._inputs |= {self.node[carry.placeholder] for carry in program.carries if carry.statistic}
         self.moving = Moving(program)
         self._core_of = {
@@ -89,7 +92,7 @@ class Cuts:
         """Returns the nodes through which a root's synapse enters it."""
         if isinstance(root, fx.Node):
             return [root]
-        inside = {self.node[name] for name in (*root.nodes, *root.states)}
+        inside = {self.node[name] for name in (*root.nodes, *root.states)} | self.drawn
         sources = (source for name in root.nodes for source in self.node[name].all_input_nodes)
         return self.ordered(source for source in sources if source not in inside and source not in self.static)
 

@@ -58,8 +58,9 @@ class GradientFlow:
 
     def _followed(self, inputs: Flags, invariants: Flags, states: Flags, steps: int) -> tuple[Flags, Flags]:
         collected = [False] * len(self.outputs)
+        drawn = [False] * len(self.program.draws.names)
         for _ in range(steps):
-            flags = self._of_step([*inputs, *invariants, *states])
+            flags = self._of_step([*inputs, *drawn, *invariants, *states])
             for index, (node, output) in enumerate(zip(self.outputs, self.program.outputs, strict=True)):
                 kept = collected[index] and output.collect in ("stack", "sum")
                 collected[index] = kept or flags[node]
@@ -77,7 +78,7 @@ class GradientFlow:
             else:
                 value = example_value(node)
                 cut = has(node, CUTS)
-                cut |= isinstance(value, (int, float)) or (isinstance(value, Tensor) and not value.is_floating_point())
+                cut |= isinstance(value, (int, float)) or (isinstance(value, Tensor) and not differentiable(value))
                 flags[node] = not cut and (any(flags[source] for source in node.all_input_nodes) or self._learns(node))
         return flags
 
@@ -88,3 +89,8 @@ class GradientFlow:
 
 def _requires(value: object) -> bool:
     return value if isinstance(value, bool) else isinstance(value, Tensor) and value.requires_grad
+
+
+def differentiable(value: Tensor) -> bool:
+    """Tells whether a tensor is of a type that has gradients: real or complex numbers."""
+    return value.is_floating_point() or value.is_complex()

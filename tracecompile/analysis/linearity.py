@@ -52,7 +52,7 @@ def _is_linear(program: StepProgram, node: fx.Node, varying: set[fx.Node]) -> bo
 
 
 def refuse_random(program: StepProgram) -> None:
-    """Refuses a step that draws random numbers: its local graph, which runs once, cannot draw the same ones.
+    """Refuses a step that draws random numbers, for a rule that computes its slopes from mean inputs alone.
 
     Raises:
         UnsupportedOperation: With the user's line.
@@ -61,7 +61,7 @@ def refuse_random(program: StepProgram) -> None:
         if node.meta.get("draws") and node.op != "call_module":
             raise UnsupportedOperation(
                 f"The step draws random numbers ({operation_name(program, node)}) at every time step.",
-                "Draw them once per sequence, before the loop, and use the same in every step.",
+                'Use another rule than "analytic", or draw them once per sequence, before the loop.',
                 node.meta.get("where"),
             )
 
@@ -83,7 +83,7 @@ def _may_drop(module: nn.Module) -> bool:
 
 
 def refuse_active_dropout(program: StepProgram) -> None:
-    """Refuses, in training mode, a module that draws new random numbers, such as a dropout's mask, in every step.
+    """Refuses, in training mode, a layer that draws new random numbers in every step, from where nothing takes them.
 
     Raises:
         UnsupportedOperation: With the user's line.
@@ -93,7 +93,8 @@ def refuse_active_dropout(program: StepProgram) -> None:
             module: Any = program.resolve(str(node.target))
             if any(part.training and _may_drop(part) for part in module.modules()):
                 raise UnsupportedOperation(
-                    f"The layer {node.target} draws a new mask in every step, which no mean over time reproduces.",
-                    "Draw one mask per sequence before the loop (F.dropout of ones) and multiply by it, or set p to 0.",
+                    f"The layer {node.target} draws a new mask in every step, which this rule does not know.",
+                    'Drop with a layer of its own (nn.Dropout) and another rule than "analytic"; or draw one mask per '
+                    "sequence before the loop (F.dropout of ones), or set p to 0.",
                     node.meta.get("where"),
                 )

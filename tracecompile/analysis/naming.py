@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import fx
 
 from tracecompile.analysis.cuts import Cuts, Root
-from tracecompile.layers import LayerKind, StateKind
+from tracecompile.layers import Core, LayerKind, StateKind
 
 
 def layer_kind(root: Root) -> LayerKind:
@@ -29,7 +29,7 @@ def layer_names(cuts: Cuts, kinds: Sequence[Sequence[StateKind]]) -> list[str]:
     carries = {carry.placeholder: carry.name for carry in cuts.program.carries}
     names: list[str] = []
     for root, parts in zip(cuts.roots, kinds, strict=True):
-        node = root if isinstance(root, fx.Node) else cuts.node[root.nodes[-1]]
+        node = root if isinstance(root, fx.Node) else _last(cuts, root)
         where = node.meta.get("where")
         path = where.module_path if where is not None else ""
         if not path and not isinstance(root, fx.Node) and root.states:
@@ -39,3 +39,9 @@ def layer_names(cuts: Cuts, kinds: Sequence[Sequence[StateKind]]) -> list[str]:
         name = path or node.name
         names.append(name if name not in names else f"{name}#{sum(n.split('#')[0] == name for n in names) + 1}")
     return names
+
+
+def _last(cuts: Cuts, core: Core) -> fx.Node:
+    """Returns the last node of a core that meets no random number, if one does not: a mask is not what it masks."""
+    nodes = [cuts.node[name] for name in core.nodes]
+    return next((node for node in reversed(nodes) if cuts.drawn.isdisjoint(node.all_input_nodes)), nodes[-1])

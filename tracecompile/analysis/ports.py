@@ -37,7 +37,7 @@ def find_ports(program: StepProgram) -> tuple[Port | None, ...]:
     """Returns the ports of the outputs, then of the final states; None for whole numbers and what nobody reads."""
     view = StepView(program)
     made = {output for layer in program.layers for output in layer.outputs}
-    direct = {x.name for x in program.inputs} | static_names(program)
+    direct = {x.name for x in program.inputs} | set(program.draws.names) | static_names(program)
     outputs, states = step_results(program.step)
     times = ["each" if output.chosen is not None else _TIMES[output.collect] for output in program.outputs]
     wanted = [(node, when, True) for node, when in zip(outputs, times, strict=True)]

@@ -24,7 +24,7 @@ def without_side_effects(program: StepProgram) -> fx.GraphModule:
             values[node] = values[node.all_input_nodes[0]]
         else:
             values[node] = graph.node_copy(node, values.__getitem__)
-            if node not in by_value and _takes_parameters(program, node):
+            if node not in by_value and is_tensor(node) and _takes_parameters(program, node):
                 values[node] = graph.call_method("detach", (values[node],))
     return program.graph_module(graph, "Prologue")
 
@@ -37,10 +37,12 @@ def _has_side_effects(program: StepProgram, node: fx.Node) -> bool:
 
 
 def _takes_parameters(program: StepProgram, node: fx.Node) -> bool:
+    if operation_of(node).name == "getitem" and not is_tensor(node.all_input_nodes[0]):
+        return _takes_parameters(program, node.all_input_nodes[0])  # a module may return several tensors
     if node.op == "call_module":
         return any(True for _ in program.resolve(str(node.target)).parameters())
     own = (source for source in node.all_input_nodes if source.op == "get_attr")
-    return is_tensor(node) and any(isinstance(program.resolve(str(source.target)), nn.Parameter) for source in own)
+    return any(isinstance(program.resolve(str(source.target)), nn.Parameter) for source in own)
 
 
 def _read_by_value(graph: fx.Graph) -> set[fx.Node]:

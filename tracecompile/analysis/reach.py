@@ -72,7 +72,8 @@ def _before(program: StepProgram, parameters: list[nn.Parameter], taken: list[bo
     copies = _learning(parameters, memo)
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
         inputs, invariants, states = prologue(*values)
-    roots = [value for value, is_taken in zip((*inputs, *invariants, *states), taken, strict=True) if is_taken]
+    given = (*inputs, *(None for _ in program.draws.names), *invariants, *states)
+    roots = [value for value, is_taken in zip(given, taken, strict=True) if is_taken]
     found = _dependencies(roots, copies)
     return {parameter for parameter, is_reached in zip(parameters, found, strict=True) if is_reached}
 

@@ -22,6 +22,7 @@ def _check_step(program: StepProgram) -> str | None:
     placeholders = [node.name for node in program.step.graph.nodes if node.op == "placeholder"]
     expected = [
         *(x.name for x in program.inputs),
+        *program.draws.names,
         *program.invariants,
         *(carry.placeholder for carry in program.carries),
     ]
@@ -39,7 +40,7 @@ def _check_step(program: StepProgram) -> str | None:
 def _check_layers(program: StepProgram) -> str | None:
     nodes = {node.name for node in program.step.graph.nodes}
     made = {output for layer in program.layers for output in layer.outputs} | {x.name for x in program.inputs}
-    made |= {carry.placeholder for carry in program.carries if carry.statistic}
+    made |= {carry.placeholder for carry in program.carries if carry.statistic} | set(program.draws.names)
     for layer in program.layers:
         unknown = [name for name in (*layer.nodes, *layer.states, *layer.outputs) if name not in nodes]
         if unknown:

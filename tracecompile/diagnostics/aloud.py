@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import fx
 
 from tracecompile.analysis.norms import is_norm
+from tracecompile.analysis.parts import parts_of
 from tracecompile.analysis.pointwise import is_surrogate
 from tracecompile.analysis.reach import reached_parameters
 from tracecompile.analysis.spikes import adds
@@ -120,7 +121,7 @@ def _in_training(program: StepProgram, node: fx.Node) -> bool:
 def _reading(program: StepProgram, name: str) -> list[fx.Node]:
     """Returns the nodes that read a parameter."""
     module = name.rpartition(".")[0]
-    nodes = (node for part in (program.prologue, program.step, program.epilogue) for node in part.graph.nodes)
+    nodes = (node for part in parts_of(program) for node in part.graph.nodes)
     targets = {"get_attr": name, "call_module": module}
     return [node for node in nodes if node.op in targets and str(node.target) == targets[node.op]]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tracecompile.analysis.parts import parts_of
 from tracecompile.program import StepProgram
 from tracecompile.rules import rule_of
 
@@ -13,8 +14,7 @@ BACKWARD = ("_backward_hooks", "_backward_pre_hooks")
 
 def of_hooks(program: StepProgram) -> list[str]:
     """Returns sentences about hooks that are not called, or not as the model calls them."""
-    parts = (program.prologue, program.step, program.epilogue)
-    called = {str(node.target) for part in parts for node in part.graph.nodes if node.op == "call_module"}
+    called = {str(node.target) for part in parts_of(program) for node in part.graph.nodes if node.op == "call_module"}
     forward, backward = _hooked(program, FORWARD), _hooked(program, BACKWARD)
     silent = [name for name in forward if not _is_called(name, called)]
     found = []

@@ -50,7 +50,7 @@ def extract_statics(program: StepProgram) -> Statics:
 def _layer(cuts: Cuts, root: Root, name: str, spikes: set[fx.Node], kinds: tuple[StateKind, ...]) -> Layer:
     cone, currents = cuts.cone(root), cuts.currents(root)
     sources = [cuts.source(value) for value in cuts.sources(root)]
-    synapse, synapse_statics = _extract(cuts, cone, [s.value for s in sources], tuple(currents))
+    synapse, synapse_statics = _extract(cuts, cone, [s.value for s in sources], tuple(currents), cuts.static)
     states = () if isinstance(root, fx.Node) else root.states
     outputs = cuts.read_outside(root)
     core: fx.GraphModule | None = None
@@ -59,7 +59,11 @@ def _layer(cuts: Cuts, root: Root, name: str, spikes: set[fx.Node], kinds: tuple
         next_states = tuple(cuts.view.delayed[cuts.node[state]] for state in states)
         taken = [*(current.name for current in currents), *states]
         core, core_statics = _extract(
-            cuts, [cuts.node[node] for node in root.nodes], taken, (tuple(cuts.node[o] for o in outputs), next_states)
+            cuts,
+            [cuts.node[node] for node in root.nodes],
+            taken,
+            (tuple(cuts.node[o] for o in outputs), next_states),
+            cuts.static | cuts.drawn,
         )
     core_nodes = () if isinstance(root, fx.Node) else root.nodes
     return Layer(
@@ -83,13 +87,13 @@ def _layer(cuts: Cuts, root: Root, name: str, spikes: set[fx.Node], kinds: tuple
 
 
 def _extract(
-    cuts: Cuts, nodes: list[fx.Node], taken: list[str], results: Any
+    cuts: Cuts, nodes: list[fx.Node], taken: list[str], results: Any, given: set[fx.Node]
 ) -> tuple[fx.GraphModule, tuple[str, ...]]:
     graph, values = fx.Graph(), dict[fx.Node, fx.Node]()
     for name in taken:
         values[cuts.node[name]] = graph.placeholder(name)
     needed = {source for node in nodes for source in node.all_input_nodes}
-    statics = cuts.ordered(node for node in needed if node in cuts.static)
+    statics = cuts.ordered(node for node in needed if node in given)
     for node in statics:
         values[node] = graph.placeholder(node.name)
     for node in nodes:

@@ -65,7 +65,9 @@ class Glue:
         for node in nodes:
             if node.op in ("placeholder", "output"):
                 continue
-            self.made[node.name] = self._copy(layer.synapse, node, {n: self.made[n.name] for n in node.all_input_nodes})
+            if node.name not in self.made:  # what returns several tensors is of every synapse that reads one of them
+                given = {source: self.made[source.name] for source in node.all_input_nodes}
+                self.made[node.name] = self._copy(layer.synapse, node, given)
             if count and node.name in layer.norms:
                 argument = self.made[node.all_input_nodes[0].name]
                 self.norms[node.name] = self.added(OF_NORMS, batch_statistics, argument)

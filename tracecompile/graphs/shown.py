@@ -10,7 +10,7 @@ from tracecompile.program import StepProgram
 
 
 def shown(program: StepProgram, names: Iterable[str]) -> fx.GraphModule:
-    """Returns (*inputs, *invariants, *states) -> values of some nodes of the step, and computes no more than these."""
+    """Returns (*inputs, *drawn, *invariants, *states) -> values of some nodes of the step, and no more."""
     graph, values = fx.Graph(), dict[str, fx.Node]()
     for node in program.step.graph.nodes:
         if node.op != "output":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
@@ -57,14 +58,15 @@ class _Cutter:
         cut = {node.name: node for layer in self.layers for node in self._cut(layer, parts)}
         below, below_statics, sources, below_norms = self._below_graph(parts, tuple(cut))
         fold = find_fold(self.program, below.graph, sources)
+        drawn = self._drawn(cut)
         has_step = self.block.recurrent or self.layers[0].core is not None
-        step, step_statics, step_norms = self._step_graph(parts, tuple(cut)) if has_step else (None, (), ())
+        step, step_statics, step_norms = self._step_graph(parts, (*cut, *drawn)) if has_step else (None, (), ())
         return Unit(
             self.block.layers,
             sources,
             below,
             below_statics,
-            tuple(cut),
+            (*cut, *drawn),
             below_norms,
             fold if isinstance(fold, Fold) else None,
             fold if isinstance(fold, str) else "",
@@ -76,7 +78,13 @@ class _Cutter:
             self._accruals(),
             tuple(output for layer in self.layers for output in layer.outputs),
             self.block.recurrent,
+            drawn=len(drawn),
         )
+
+    def _drawn(self, cut: Collection[str]) -> list[str]:
+        """Returns the random numbers that the cores take, and nothing else of what is stepped."""
+        names = (name for layer in self.layers for name in layer.core_statics)
+        return [name for name in dict.fromkeys(names) if name in self.program.draws.names and name not in cut]
 
     def _below(self, layer: Layer) -> set[fx.Node]:
         """Returns the nodes of a synapse that read nothing of the block itself."""

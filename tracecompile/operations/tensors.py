@@ -23,5 +23,6 @@ TENSORS = (
     *alike("tensor as_tensor asarray", Fact.OF_NUMBERS | Fact.TAKES_SIZE),
     *alike("new arange eye", Fact.TAKES_SIZE),
     *alike("rand randn randint normal", Fact.RANDOM | Fact.TAKES_SIZE),
+    *alike("bernoulli poisson", Fact.RANDOM),
     *alike("rand_like randn_like randint_like", Fact.RANDOM | Fact.LIKE),
 )

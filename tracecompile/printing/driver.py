@@ -14,7 +14,7 @@ from tracecompile.program import StepProgram
 
 LOCALS = (
     *("carried", "inputs", "invariants", "states", "unchanging", "steps", "outputs", "leaves", "leaf", "t", "value"),
-    *("record", "length", "bins", "accrued"),
+    *("record", "length", "bins", "accrued", "drawn"),
 )
 """The variables of ``run``; an argument of the same name gets a number."""
 
@@ -35,10 +35,11 @@ class Driver:
         statics: Function | None,
         epilogue: Function,
         records: bool,
+        draws: Function | None,
     ) -> None:
         """Notes what ``run`` imports and reads; its lines are written when all functions have their names."""
         self.page, self.program = page, program
-        self.prologue, self.statics, self.epilogue = prologue, statics, epilogue
+        self.prologue, self.statics, self.epilogue, self.draws = prologue, statics, epilogue, draws
         self.arguments = CallArguments(program)
         self.records = records
         if records and program.kind == "sequence":
@@ -49,7 +50,7 @@ class Driver:
         self.kept = [place for place, keeps in enumerate(kept[: self.states]) if keeps]
         if self.arguments.nested:
             page.imports.take(TREES, "tree_leaves")
-        if self.moved or program.statistics or program.kind == "sequence":
+        if self.moved or program.statistics or program.kind == "sequence" or draws is not None:
             page.imports.modules.add("torch")
         emitted = program.emitted
         self.before = [self._attribute(path) for path in (emitted.prologue_attributes if emitted else ())]
@@ -139,15 +140,18 @@ class Driver:
         program = self.program
         static = ["*unchanging"] if self.statics is not None else []
         rest = ["*invariants", "*states", *static]
+        drawn = ["*drawn"] if self.draws is not None else []
         if program.kind == "step":
             begun = ["*start(*states)"]
-            one, traced = ([*given, "*inputs", *rest] for given in (model, traced_model))
-            return self._one_step(one, [*traced, *begun], [], [f"{INDENT * 2}fold(record, accrued)"], 1)
+            one, traced = ([*given, "*inputs", *drawn, *rest] for given in (model, traced_model))
+            return self._drawn(["*inputs"], 1) + self._one_step(
+                one, [*traced, *begun], [], [f"{INDENT * 2}fold(record, accrued)"], 1
+            )
         slices = [f"inputs[{i}].select({x.dim}, t)" for i, x in enumerate(program.inputs)]
         length = str(program.length)
         if program.length is None:
             length = f"inputs[0].shape[{program.inputs[0].dim}]"
-        one, traced = ([*given, *slices, *rest] for given in (model, traced_model))
+        one, traced = ([*given, *slices, *drawn, *rest] for given in (model, traced_model))
         lines = []
         if self.records:
             bins = f"Bins.over(length, {program.settings.bins})"
@@ -157,8 +161,16 @@ class Driver:
         begins, ends = (" or t == 1", " or t == 0") if program.first_apart else ("", "")
         begin = [f"{INDENT * 3}if t in bins.edges{begins}:", f"{INDENT * 4}accrued = start(*states)"]
         end = [f"{INDENT * 3}if t + 1 in bins.edges{ends}:", f"{INDENT * 4}fold(record, accrued)"]
+        lines += self._drawn(slices, 2)
         lines += self._one_step(one, [*traced, "*accrued"], begin, end, 2)
         return [*lines, f"{INDENT * 2}steps.append(outputs)"]
+
+    def _drawn(self, inputs: list[str], depth: int) -> list[str]:
+        """Returns the lines that draw what the next step takes."""
+        if self.draws is None:
+            return []
+        given = self.draws.call([*inputs, "*invariants", "*states"])
+        return [f"{INDENT * depth}with torch.no_grad():", *statement("drawn = ", given, depth + 1)]
 
     def _one_step(self, one: list[str], traced: list[str], begin: list[str], end: list[str], depth: int) -> list[str]:
         """Returns a call of the step; of that in trace form, between its begin and its end, where there is a record."""

@@ -19,6 +19,7 @@ from tracecompile.printing.variables import variable_of
 from tracecompile.program import StepProgram
 from tracecompile.rules import rule_of
 
+OF_DRAWS = "# In the order of the model. Of what it computes besides only the shapes are read."
 IN_TRACE_FORM = "# The same in trace form: what is carried beside the states is summed from fold to fold."
 
 
@@ -64,6 +65,10 @@ class _Stage:
             self.statics = self.page.add(graph, "statics", _attributes(graph, program.statics.attributes))
             first.append(self.statics)
         self._section("before the first step", first)
+        self.draws: Function | None = None
+        if program.draws.graph is not None:
+            self.draws = self.page.add(program.draws.graph, "draws", None, (OF_DRAWS,))
+            self._section("what one time step draws", [self.draws])
         self.glue = Glue(self.page, program)
         for heading, functions in self._middle():
             self._section(heading, functions)
@@ -126,7 +131,7 @@ class _Stage:
         written = ("step", "traced_step") if self.step is None else ()
         for name in (*written, *(HELPERS if records else ())):
             page.scope.reserve(name)
-        run = Driver(page, self.program, self.prologue, self.statics, self.epilogue, records)
+        run = Driver(page, self.program, self.prologue, self.statics, self.epilogue, records, self.draws)
         page.close()
         parts = [
             self._titled(heading, [page.print(function) for function in group]) for heading, group in self.sections

@@ -100,7 +100,7 @@ class StepText:
         counts = self.tracing and bool(unit.below_norms)
         norms = unit.below_norms if counts else ()
         inputs = [Written(self.body.scope.take(f"{self.glue.carried.called(norm)}_input")) for norm in norms]
-        self._assign([unit.values, inputs if counts else "_"], below, [*unit.sources, *unit.below_statics])
+        self._assign([unit.made, inputs if counts else "_"], below, [*unit.sources, *unit.below_statics])
         for norm, value in zip(norms, inputs, strict=True):
             (pair,) = self._norms([norm])
             self.body.lines += statement(f"{', '.join(pair)} = ", call("batch_statistics", names([value])))

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor, fx
 
+from tracecompile.errors import UnsupportedOperation
 from tracecompile.layers import Accrual, Layer, Pair
 from tracecompile.program import Settings, StepProgram, example_value
 from tracecompile.rules.curve_graph import curve_graph, spike_argument
-from tracecompile.rules.rates import subtractive_rate, zero_reset_rate
+from tracecompile.rules.rates import linear_core, subtractive_rate, zero_reset_rate
 from tracecompile.rules.rule import Rule, Signals
 
 if TYPE_CHECKING:
@@ -34,10 +35,25 @@ class Analytic(Rule):
 
     name: ClassVar[str] = "analytic"
     records: ClassVar[bool] = True
+    draws: ClassVar[bool] = False
+    by_neuron: ClassVar[bool] = True
 
     def core(self, program: StepProgram, layer: Layer, trainable: frozenset[str]) -> RateCurve:
         """See Rule."""
         return rate_curve(program, layer)
+
+    def refuse(self, program: StepProgram) -> None:
+        """See Rule: a recurrence without spikes has a curve where it is a leaky integrator."""
+        layers = [layer for layer in program.layers if layer.states] or list(program.layers)
+        others = [layer for layer in layers if getattr(layer.response, "curve", None) != "integrator"]
+        if others and not any(core.spikes for core in program.cores):
+            name, made = others[0].name, others[0].outputs
+            raise UnsupportedOperation(
+                f"Nothing spikes, and {name} is no leaky integrator: the analytic rule knows no curve of its mean "
+                "output.",
+                'Convert it with rule="measured", which measures the slope, or with rule="exact".',
+                next((node.meta.get("where") for node in program.step.graph.nodes if node.name in made), None),
+            )
 
     def has_flat_parts(self) -> bool:
         """See Rule: so have rate curves."""
@@ -108,7 +124,7 @@ class RateCurve:
         if self.curve == "replay":
             return self._replay(given, values)
         (current,) = given
-        leak, gain, offset = _linear_core(self._next_state, torch.zeros_like(current), values)
+        leak, gain, offset = linear_core(self._next_state, torch.zeros_like(current), values)
         drive = gain * current + offset
         if self.curve == "integrator":
             return {self.layer.outputs[0]: drive / (1 - leak).clamp_min(1e-6)}
@@ -182,16 +198,6 @@ class AnalyticResponse:
         return torch.autograd.grad(outputs, inputs, pulls, retain_graph=True, allow_unused=True)
 
 
-def _linear_core(next_state: object, zero: Tensor, statics: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns (leak, gain, offset) of v' = leak v + gain I + offset near rest, differentiable in the statics."""
-    assert callable(next_state)
-    small = torch.full_like(zero, 2.0**-10)
-    offset = next_state(zero, zero, statics)
-    leak = (next_state(zero, small, statics) - offset) / small
-    gain = (next_state(small, zero, statics) - offset) / small
-    return leak, gain, offset
-
-
 def rate_curve(program: StepProgram, layer: Layer) -> RateCurve:
     """Chooses the curve of a core by evaluating it, on the example, far below and far above its threshold."""
     replay = RateCurve(layer, "replay", None)
@@ -213,16 +219,19 @@ def rate_curve(program: StepProgram, layer: Layer) -> RateCurve:
 def _is_integrator(layer: Layer, zero: Tensor, statics: list[Tensor]) -> bool:
     assert layer.core is not None
     curve = RateCurve(layer, "integrator", None)
-    leak, gain, offset = _linear_core(curve._next_state, zero, statics)
-    (output,), (state,) = layer.core(torch.full_like(zero, 3.0), torch.full_like(zero, 5.0), *statics)
-    linear = 5 * leak + 3 * gain + offset
-    return torch.equal(output, state) and torch.allclose(state, linear, rtol=1e-3) and bool((leak < 1).all())
+    leak, gain, offset = linear_core(curve._next_state, zero, statics)
+    for sign in (1, -1):
+        (output,), (state,) = layer.core(torch.full_like(zero, 3.0 * sign), torch.full_like(zero, 5.0 * sign), *statics)
+        linear = sign * (5 * leak + 3 * gain) + offset
+        if not torch.equal(output, state) or not torch.allclose(state, linear, rtol=1e-3):
+            return False
+    return bool((leak < 1).all())
 
 
 def _classify(curve: RateCurve, zero: Tensor, statics: list[Tensor]) -> RateCurve:
     layer = curve.layer
     assert layer.core is not None
-    leak, gain, offset = _linear_core(curve._next_state, zero, statics)
+    leak, gain, offset = linear_core(curve._next_state, zero, statics)
     threshold = curve._threshold(zero, gain, statics)
     above = 3 * threshold / leak
     (spikes,), (state,) = layer.core(zero, above, *statics)

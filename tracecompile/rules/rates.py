@@ -33,3 +33,13 @@ def zero_reset_rate(drive: Tensor, leak: Tensor, threshold: Tensor) -> Tensor:
 
 def _soft_clamp(rate: Tensor) -> Tensor:
     return F.softplus(rate, beta=SHARPNESS) - F.softplus(rate - 1, beta=SHARPNESS)
+
+
+def linear_core(next_state: object, zero: Tensor, statics: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns (leak, gain, offset) of v' = leak v + gain I + offset near rest, differentiable in the statics."""
+    assert callable(next_state)
+    small = torch.full_like(zero, 2.0**-10)
+    offset = next_state(zero, zero, statics)
+    leak = (next_state(zero, small, statics) - offset) / small
+    gain = (next_state(small, zero, statics) - offset) / small
+    return leak, gain, offset

@@ -94,6 +94,8 @@ class Rule:
     Attributes:
         name: As ``convert`` takes it.
         records: Whether a sequence that is trained is recorded, and leaves autograd nothing of its steps.
+        draws: Whether a step may draw random numbers.
+        by_neuron: Whether it takes the slope of every neuron by itself: what recurs without a spike must do so as well.
         reruns: Whether a sequence may be run once more, for learning signals that its bins do not resolve.
         recomputes: Whether the steps of a sequence are run once more in backward, piece by piece from snapshots.
         through_time: Whether autograd follows the steps from the first to the last, and keeps all of them.
@@ -101,6 +103,8 @@ class Rule:
 
     name: ClassVar[str]
     records: ClassVar[bool] = False
+    draws: ClassVar[bool] = True
+    by_neuron: ClassVar[bool] = False
     reruns: ClassVar[bool] = False
     recomputes: ClassVar[bool] = False
     through_time: ClassVar[bool] = False
@@ -108,6 +112,13 @@ class Rule:
     def core(self, program: StepProgram, layer: Layer, trainable: frozenset[str]) -> CoreRule:
         """Returns a CoreRule for the core of a layer."""
         raise NotImplementedError
+
+    def refuse(self, program: StepProgram) -> None:
+        """Refuses a program to whose layers, which have their responses, it does not apply.
+
+        Raises:
+            UnsupportedOperation: With the user's line.
+        """
 
     def resolves_steps(self, settings: Settings) -> bool:
         """Tells whether learning signals on single steps are answered by these, and K = T bins are exact."""

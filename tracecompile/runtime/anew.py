@@ -13,9 +13,10 @@ from tracecompile.program import StepProgram
 
 
 def read_by_steps(program: StepProgram) -> set[str]:
-    """Returns the names of the placeholders that the steps read."""
-    placeholders = itertools.takewhile(lambda node: node.op == "placeholder", program.step.graph.nodes)
-    return {node.name for node in placeholders if node.users}
+    """Returns the names of what the steps take that they read, or that decides what they draw."""
+    graphs = [program.step, *([program.draws.graph] if program.draws.graph is not None else [])]
+    nodes = (itertools.takewhile(lambda node: node.op == "placeholder", graph.graph.nodes) for graph in graphs)
+    return {node.name for node in itertools.chain.from_iterable(nodes) if node.users}
 
 
 def made_anew(program: StepProgram) -> frozenset[int]:

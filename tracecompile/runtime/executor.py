@@ -26,7 +26,7 @@ from tracecompile.runtime.engine.compiled import CompiledEngine
 from tracecompile.runtime.engine.kernels import Kernels
 from tracecompile.runtime.engine.scan import Engine
 from tracecompile.runtime.forms import Forms
-from tracecompile.runtime.loop import Loop, form_for
+from tracecompile.runtime.loop import Loop
 from tracecompile.runtime.opened import Opened
 from tracecompile.runtime.outside import unseen
 from tracecompile.runtime.recompute.sequence import recomputed
@@ -149,7 +149,7 @@ class Executor:
         """Returns a loop that stands before the first step, and leads nowhere."""
         values = dict(zip(statics, _detached(statics.values()), strict=True))
         states, known = _detached(prepared.initial), _detached(prepared.invariants)
-        return Loop(self.program, form_for(self.forms, record), record, states, values, known)
+        return Loop(self.program, self.forms.asked(record), record, states, values, known)
 
     def _plain(self, prepared: Prepared) -> Loop:
         """Returns a loop over the step as the model has it, through which autograd may find its way."""
@@ -161,7 +161,7 @@ class Executor:
         # The reference calls the user's functions as they are; writing them down takes longer than a few steps do.
         with in_sequence([] if self.stepped else [loop.form.step]):
             for time in range(self._length(sequences)):
-                inputs = self._slices(sequences, time)
+                inputs = loop.with_draws(self._slices(sequences, time))
                 if self.observer is not None and loop.record is not None:
                     self.observer((*inputs, *loop.invariants, *loop.states))
                 yield loop.step(inputs)
@@ -218,15 +218,15 @@ class Executor:
         loop = self._plain(prepared) if window is None else window.loop
         assert loop is not None
         if window is None:
-            outputs = loop.step(prepared.inputs)
+            outputs = loop.step(loop.with_draws(prepared.inputs))
         else:
             with torch.no_grad(), unseen():
                 if loop.program is not self.program:
                     statics = self.ends.statics(prepared)
                     values = dict(zip(statics, _detached(statics.values()), strict=True))
-                    loop.follow(self.program, form_for(self.forms, loop.record), values)
+                    loop.follow(self.program, self.forms.asked(loop.record), values)
                 loop.states, loop.invariants = _detached(prepared.initial), _detached(prepared.invariants)
-                inputs = _detached(prepared.inputs)
+                inputs = loop.with_draws(_detached(prepared.inputs))
                 if self.observer is not None:
                     self.observer((*inputs, *loop.invariants, *loop.states))
                 outputs = loop.step(inputs)

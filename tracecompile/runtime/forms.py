@@ -6,7 +6,7 @@ import copy
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx
@@ -16,7 +16,11 @@ from tracecompile.layers import Accrual, Pair
 from tracecompile.program import StepProgram
 from tracecompile.rules.measured.lines import FROM
 from tracecompile.rules.measured.profiles import GAIN
+from tracecompile.runtime.draws import Drawer
 from tracecompile.units import Unit
+
+if TYPE_CHECKING:
+    from tracecompile.runtime.record import Record
 
 
 @dataclass(frozen=True)
@@ -86,11 +90,12 @@ class Form:
     Attributes:
         step: The step of the program; ``accruals`` what it carries, traces first.
         cores: By layer.
+        drawer: Draws what the step takes.
     """
 
-    def __init__(self, program: StepProgram, step: fx.GraphModule, accruals: Sequence[Accrual]) -> None:
+    def __init__(self, program: StepProgram, step: fx.GraphModule, accruals: Sequence[Accrual], drawer: Drawer) -> None:
         """Takes a step that carries less than that of the program, and what it carries."""
-        self.program, self.step, self.accruals = program, step, tuple(accruals)
+        self.program, self.step, self.accruals, self.drawer = program, step, tuple(accruals), drawer
         self.kept = {accrual.name for accrual in accruals}
         self.cores = self._cores(range(len(program.layers)))
 
@@ -126,14 +131,23 @@ class Forms:
     made: dict[frozenset[str], Form] = field(default_factory=dict)
 
     @cached_property
+    def drawer(self) -> Drawer:
+        """Draws the random numbers of its steps."""
+        return Drawer(self.program)
+
+    @cached_property
     def plain(self) -> Form:
         """The step as the model has it, under which autograd may follow it."""
         assert self.program.emitted is not None
-        return Form(self.program, self.program.emitted.plain, ())
+        return Form(self.program, self.program.emitted.plain, (), self.drawer)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Forms:
         """Returns that of the copied program, with nothing made yet."""
         return Forms(copy.deepcopy(self.program, memo))
+
+    def asked(self, record: Record | None) -> Form:
+        """Returns the form that carries what a record asks for; without one, derivatives alone."""
+        return self.without(_dropped(self.program, record))
 
     def without(self, dropped: Collection[str]) -> Form:
         """Returns the form that leaves some accruals out, by name."""
@@ -141,5 +155,24 @@ class Forms:
         if key not in self.made:
             emitted = self.program.emitted
             assert emitted is not None
-            self.made[key] = Form(self.program, *pruned(emitted.traced, emitted.accruals, key))
+            self.made[key] = Form(self.program, *pruned(emitted.traced, emitted.accruals, key), self.drawer)
         return self.made[key]
+
+
+def _dropped(program: StepProgram, record: Record | None) -> set[str]:
+    """Returns the names of the accruals that nobody asks for."""
+    emitted = program.emitted
+    assert emitted is not None
+    if record is None:
+        return {accrual.name for accrual in emitted.accruals}
+    # What acts through the states of the last fold counts only if there is one before the end, or a start that learns.
+    whole = record.clock.capacity == 1 and not program.first_apart and not record.learns_starts
+    found = set()
+    for accrual in emitted.accruals:
+        if accrual.role == "trace":
+            continue
+        variable = accrual.pair[1] if accrual.role == "response" else accrual.pair[0]
+        wanted = record.responses[accrual.layer].tangents.slots
+        if whole if variable.startswith(FROM) else variable not in wanted:
+            found.add(accrual.name)
+    return found

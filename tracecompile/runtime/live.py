@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -91,6 +92,33 @@ class LiveState:
         if self.window is not None:
             self.window.close()
         self.window = None
+
+    def detach(self) -> None:
+        """Goes on from the same states, to which no gradient comes back any more."""
+        self.close_window()
+        self.pending, self.flags = {}, None
+        self.states = None if self.states is None else [state.detach() for state in self.states]
+
+    def with_assigned(self, assigned: Mapping[int, Any], count: int) -> LiveState:
+        """Returns what a step would go on from, where the caller has put states into the model.
+
+        Args:
+            assigned: By the number of the state: a tensor, or anything else for a fresh one.
+            count: Number of states.
+
+        Raises:
+            InvalidInput: Some are cleared, and others go on.
+        """
+        left = self.states
+        found = [assigned.get(number, None if left is None else left[number]) for number in range(count)]
+        live = LiveState()
+        live.states = [value for value in found if isinstance(value, Tensor)] or None
+        if live.states is not None and len(live.states) < count:
+            raise InvalidInput(
+                "Some states were cleared, and others go on: a snapshot holds all of them or none.",
+                "Clear or set all of them, or take the snapshot after the next step.",
+            )
+        return live
 
     def snapshot(self, program: StepProgram) -> dict[str, Tensor]:
         """Returns copies of the live tensors of a net by name, and their layout."""

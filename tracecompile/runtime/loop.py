@@ -20,8 +20,8 @@ from tracecompile.program import StepProgram
 from tracecompile.rules.accumulation import accumulator_dtype
 from tracecompile.rules.measured.horizon import CELLS
 from tracecompile.rules.measured.lines import FROM
-from tracecompile.runtime.forms import CoreForm, Form, Forms
-from tracecompile.runtime.record import Moment, Record
+from tracecompile.runtime.forms import CoreForm, Form
+from tracecompile.runtime.record import Moment, Record, owned
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Loop:
 
         Args:
             program: After all passes.
-            form: Of the program, see ``form_for``.
+            form: Of the program, see ``Forms.asked``.
             record: Takes what accrues; None to carry nothing beside the states.
             states: Initial ones.
             statics: Static values by name.
@@ -86,7 +86,11 @@ class Loop:
         self._run = form.step.forward
 
     def step(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Takes one step; returns its outputs. One that fails leaves everything as it was."""
+        """Takes one step, from what ``with_draws`` returns; one that fails leaves everything as it was.
+
+        Returns:
+            Its outputs.
+        """
         before = self._beginnings() if self._begins() else self.accrued
         given = (*inputs, *self.invariants, *self.states, *self.arguments)
         outputs, states, accrued, read, of_layers = self._run(*given, *before)
@@ -97,6 +101,10 @@ class Loop:
             for core in self.form.cores:
                 self.note(core, core.profiled(of_layers[core.index]), 0, 1)
         return list(outputs)
+
+    def with_draws(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Returns what the next step takes beside invariants and states: its inputs, and what it draws."""
+        return [*inputs, *self.form.drawer.draw((*inputs, *self.invariants, *self.states))]
 
     def enter(self, steps: int) -> None:
         """Says that so many steps come, all of one bin; folds where another bin has ended."""
@@ -140,15 +148,15 @@ class Loop:
         record, last = self.record, self.last
         if record is None or last is None or not self.since:
             return None
-        changes, first = {}, {}
+        changes, first, derivatives = {}, {}, {}
         for core in self.form.cores:
-            tangents = record.responses[core.layer].tangents
+            tangents, of_layer = record.responses[core.layer].tangents, last.of_layers[core.index]
             tangents.enter(self.index)
-            changes[core.layer] = tangents.answers(core.answers(last.of_layers[core.index]))
+            changes[core.layer] = owned(tangents.answers(core.answers(of_layer)))
+            derivatives[core.layer] = owned(core.derivatives(of_layer))
             first[core.layer] = tangents.first
-        derivatives = {core.layer: core.derivatives(last.of_layers[core.index]) for core in self.form.cores}
         traces = (accrual.pair for accrual in self.program.traces_kept)
-        values = {pair: _own(value) for pair, value in zip(traces, last.read, strict=True)}
+        values = owned(dict(zip(traces, last.read, strict=True)))
         return Moment(record.clock.steps - 1, self.index, values, changes, first, derivatives)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -198,30 +206,6 @@ class Loop:
             responses.note(key, means, cells, CELLS)
 
 
-def form_for(forms: Forms, record: Record | None) -> Form:
-    """Returns the form of a program that carries what a record asks for; without one, derivatives alone."""
-    return forms.without(_dropped(forms.program, record))
-
-
-def _dropped(program: StepProgram, record: Record | None) -> set[str]:
-    """Returns the names of the accruals that nobody asks for."""
-    emitted = program.emitted
-    assert emitted is not None
-    if record is None:
-        return {accrual.name for accrual in emitted.accruals}
-    # What acts through the states of the last fold counts only if there is one before the end, or a start that learns.
-    whole = record.clock.capacity == 1 and not program.first_apart and not record.learns_starts
-    found = set()
-    for accrual in emitted.accruals:
-        if accrual.role == "trace":
-            continue
-        variable = accrual.pair[1] if accrual.role == "response" else accrual.pair[0]
-        wanted = record.responses[accrual.layer].tangents.slots
-        if whole if variable.startswith(FROM) else variable not in wanted:
-            found.add(accrual.name)
-    return found
-
-
 def _beginning(accrual: Accrual, states: Mapping[str, Tensor]) -> Tensor:
     """Returns what nothing has accrued to: a tangent has the shape of its state, a sum takes that of what is added."""
     if accrual.role != "tangent":
@@ -230,8 +214,3 @@ def _beginning(accrual: Accrual, states: Mapping[str, Tensor]) -> Tensor:
     state = states[name]
     start = torch.ones_like if variable == f"{FROM}{name}" else torch.zeros_like
     return start(state, dtype=accumulator_dtype(state.dtype))
-
-
-def _own(value: Tensor) -> Tensor:
-    """Returns a tensor in memory of its own, so that the sequence that it is a slice of is not kept."""
-    return value if value.untyped_storage().nbytes() == value.nbytes else value.clone()

@@ -150,9 +150,27 @@ class TracedModule(nn.Module):
 
     # State over time.
 
-    def reset(self) -> None:
-        """Forgets states and traces: the next call starts a new sequence."""
-        self._session.reset()
+    def reset(self, samples: Tensor | None = None) -> None:
+        """Forgets states and traces: the next call starts a new sequence.
+
+        Args:
+            samples: (batch,), boolean: the samples that start afresh, None for all. The others go on. What the steps
+                before have taught of these samples still comes with the next backward, as in a model that multiplies
+                its states by ``~samples``; steps of a synapse that reads earlier ones (lateral weights, a delay) have
+                to be backpropagated or detached before. A net that takes whole sequences starts afresh at every call,
+                so that it is for a stream, a model of one step, and one that keeps its states from call to call.
+
+        Raises:
+            InvalidInput: It is no mask of this batch, or what it asks for cannot be done; everything stays as it was.
+        """
+        self._session.reset(samples)
+
+    def detach(self) -> None:
+        """Begins a new window of gradients: the states stay, and nothing that comes teaches the steps before.
+
+        ``backward`` through what these steps have returned remains possible.
+        """
+        self._session.detach()
 
     def stream(self, steps: Iterable[Any]) -> Iterator[Any]:
         """Runs a sequence model one step at a time, in memory that does not grow with their number.

@@ -44,7 +44,7 @@ def pieces(loop: Loop, engine: Engine, inputs: Mapping[str, Tensor], size: int) 
 
 
 def run_piece(loop: Loop, engine: Engine, inputs: Mapping[str, Tensor], steps: int) -> list[Tensor]:
-    """Runs the next steps of a loop as one piece; returns their outputs, (steps, *shape) each.
+    """Draws what the next steps of a loop take, and runs them as one piece; returns their outputs, (steps, *shape).
 
     Args:
         loop: Stands before them.
@@ -52,7 +52,16 @@ def run_piece(loop: Loop, engine: Engine, inputs: Mapping[str, Tensor], steps: i
         inputs: Of these steps, by placeholder, (steps, *shape) each.
         steps: How many.
     """
-    return _Piece(loop, engine, dict(inputs), steps).run()
+    return _Piece(loop, engine, {**inputs, **_drawn(loop, inputs, steps)}, steps).run()
+
+
+def _drawn(loop: Loop, inputs: Mapping[str, Tensor], steps: int) -> dict[str, Tensor]:
+    """Draws for some steps, one after the other; the states have the shapes that they begin with."""
+    names = loop.program.draws.names
+    if not names:
+        return {}
+    rows = [loop.with_draws([value[time] for value in inputs.values()])[len(inputs) :] for time in range(steps)]
+    return {name: torch.stack(drawn) for name, drawn in zip(names, zip(*rows, strict=True), strict=True)}
 
 
 def lengths(edges: Sequence[int], size: int, first_apart: bool) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -140,3 +141,12 @@ def fine_clock(clock: Clock) -> Clock:
     if isinstance(clock, StreamClock):
         return StreamClock(CELLS)
     return SequenceClock(Bins.over(clock.bins.edges[-1], CELLS))
+
+
+def owned(values: Mapping[Pair, Any]) -> dict[Pair, Any]:
+    """Returns values in memory of their own, so that the sequences that they are slices of are not kept."""
+    return {pair: value.clone() if _is_part(value) else value for pair, value in values.items()}
+
+
+def _is_part(value: object) -> bool:
+    return isinstance(value, Tensor) and value.untyped_storage().nbytes() != value.nbytes

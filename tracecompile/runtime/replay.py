@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def random_states() -> list[Tensor]:
@@ -26,6 +26,19 @@ def drawn_again(states: Sequence[Tensor]) -> Iterator[None]:
         yield
     finally:
         set_random_states(present)
+
+
+@contextmanager
+def buffers_kept(root: nn.Module) -> Iterator[None]:
+    """Puts back the buffers that steps move, such as running statistics: they were counted the first time."""
+    kept = [(buffer, buffer.clone()) for buffer in root.buffers() if not buffer.is_inference()]
+    try:
+        yield
+    finally:
+        for buffer, value in kept:
+            # Batch normalisation moves its statistics without counting a version, and its derivative would miss one.
+            if not torch.equal(buffer, value):
+                buffer.data.copy_(value)
 
 
 def set_random_states(states: Sequence[Tensor]) -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tracecompile.layers import Layer
 from tracecompile.program import StepProgram
@@ -27,7 +27,7 @@ from tracecompile.runtime.collector import Collector
 from tracecompile.runtime.loop import Loop
 from tracecompile.runtime.opened import Opened
 from tracecompile.runtime.record import Moment, Record
-from tracecompile.runtime.replay import drawn_again
+from tracecompile.runtime.replay import buffers_kept, drawn_again, random_states
 from tracecompile.runtime.turn import Turn
 
 
@@ -103,6 +103,7 @@ class Rerun:
         # Inputs that the prologue has computed are not kept: it is run again, with the same random numbers.
         self.leaves, self.computed = list(leaves), not _are_views(prepared.inputs, leaves)
         self.drawn = drawn
+        self.drawn_by_steps = random_states() if executor.program.draws.names else []
         # What the epilogue alone reads may be as long as the sequence.
         read = read_by_steps(executor.program)
         named = zip(executor.program.invariants, prepared.invariants, strict=True)
@@ -152,7 +153,7 @@ class Rerun:
     @contextlib.contextmanager
     def circumstances(self) -> Iterator[None]:
         """Runs what follows under the autocast of the first pass, on the model as it was; moves no buffer."""
-        with self.opened.put_back(), restored(self.executor.program.root), contextlib.ExitStack() as stack:
+        with self.opened.put_back(), buffers_kept(self.executor.program.root), contextlib.ExitStack() as stack:
             for device, enabled, dtype in self.autocast:
                 stack.enter_context(torch.autocast(device, dtype=dtype, enabled=enabled))
             yield
@@ -170,8 +171,9 @@ class Rerun:
             prepared = dataclasses.replace(prepared, initial=self.prepared.initial)
             loop = executor.loop(prepared, self.statics, record)
             inputs = [value.detach() for value in prepared.inputs]
-            for outputs in executor.steps(loop, inputs):
-                yield loop, outputs
+            with drawn_again(self.drawn_by_steps):
+                for outputs in executor.steps(loop, inputs):
+                    yield loop, outputs
             loop.settle()
         if self.final is not None and not _same(loop.states, self.final):
             warnings.warn(
@@ -211,16 +213,3 @@ def _are_views(inputs: Sequence[Tensor], leaves: Sequence[Any]) -> bool:
 def _autocast_states(device: torch.device | None) -> list[tuple[str, bool, torch.dtype]]:
     kinds = {"cpu"} | ({device.type} if device is not None else set())
     return [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in sorted(kinds)]
-
-
-@contextlib.contextmanager
-def restored(root: nn.Module) -> Iterator[None]:
-    """Puts back the buffers that the steps move: the running statistics were counted the first time."""
-    kept = [(buffer, buffer.clone()) for buffer in root.buffers() if not buffer.is_inference()]
-    try:
-        yield
-    finally:
-        for buffer, value in kept:
-            # Batch normalisation moves its statistics without counting a version, and its derivative would miss one.
-            if not torch.equal(buffer, value):
-                buffer.data.copy_(value)

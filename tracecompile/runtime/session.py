@@ -27,6 +27,7 @@ from tracecompile.runtime.programs import Compiler, Programs
 from tracecompile.runtime.recompute.steps import KeptSteps
 from tracecompile.runtime.replay import random_states
 from tracecompile.runtime.rerun import Prepared
+from tracecompile.runtime.samples import Samples, check_mask
 from tracecompile.runtime.streams import as_sequences
 from tracecompile.runtime.window import Window
 
@@ -45,14 +46,15 @@ class Session(Programs):
         super().__init__(model, settings, compiler, watched)
         self.live = LiveState()
         self.waiting: Mapping[str, Tensor] | None = None
+        self._samples: Samples | None = None
         self.basis: Basis | None = None
 
     @property
     def window(self) -> Window | None:
         """The window of the last whole sequence as long as its outputs live, or the open one of a stream."""
         sequence = None if self.live.sequence is None else self.live.sequence()
-        live = self.live.window if isinstance(self.live.window, Window) else None
-        return live if sequence is None else sequence
+        is_record = sequence is None and isinstance(self.live.window, Window)
+        return self.live.window if is_record else sequence  # type: ignore[return-value]
 
     # Calls.
 
@@ -99,27 +101,38 @@ class Session(Programs):
         self.ask_the_model(args, kwargs)
         return executor, call
 
-    def reset(self) -> None:
-        """Forgets states and traces."""
+    def reset(self, samples: object = None) -> None:
+        """Forgets states and traces; see ``TracedModule.reset``."""
+        if samples is not None:
+            self._restart(check_mask(samples))
+            return
         self.live.clear()
         if self.standing is not None:
             self.standing.clear()
+
+    def _restart(self, mask: Tensor) -> None:
+        if (executor := self.executor) is None:
+            return  # no step was made
+        with self.turn:
+            if self.standing is not None:
+                self.standing.require_untouched()
+            if self._samples is None or self._samples.executor is not executor:
+                self._samples = Samples(executor)
+            self._samples.restart(self.live, mask)
+            self._lay()
+
+    def detach(self) -> None:
+        """Begins a new window; see ``TracedModule.detach``."""
+        with self.turn:
+            self.live.detach()
+            self._lay()
 
     def snapshot(self) -> dict[str, Tensor]:
         """Returns the live state, with what the caller has put into the model since the last step."""
         if not self.is_ready:
             return {}
-        live, assigned = self.live, {} if self.standing is None else self.standing.assigned()
-        if assigned:
-            live, left = LiveState(), live.states
-            numbers = range(count_states(self.program.carries))
-            found = [assigned.get(number, None if left is None else left[number]) for number in numbers]
-            live.states = [value for value in found if isinstance(value, Tensor)] or None
-            if live.states is not None and len(live.states) < len(found):
-                raise InvalidInput(
-                    "Some states were cleared, and others go on: a snapshot holds all of them or none.",
-                    "Clear or set all of them, or take the snapshot after the next step.",
-                )
+        assigned = {} if self.standing is None else self.standing.assigned()
+        live = self.live.with_assigned(assigned, count_states(self.program.carries)) if assigned else self.live
         return live.snapshot(self.program)
 
     def restore(self, snapshot: Mapping[str, Tensor]) -> None:
@@ -185,17 +198,14 @@ class Session(Programs):
             change = self._changed(executor, call)
             if not change:
                 return live.states
-            if not goes_through(executor.program, call.states, explicit):
-                refuse_change(change)
+            refuse_change("" if goes_through(executor.program, call.states, explicit) else change)
             # Another window learns through the states that the caller holds.
         live.clear()
         if len(explicit) < count_states(carries):
             raise InvalidInput("The model keeps part of its state itself.", "Call reset and begin without a state.")
         return call.states
 
-    def _advance(
-        self, executor: Executor, prepared: Prepared, leaves: Sequence[Any]
-    ) -> tuple[list[Tensor], list[Tensor]]:
+    def _advance(self, executor: Executor, prepared: Prepared, leaves: Sequence[Any]) -> tuple[list[Tensor], ...]:
         """Runs one step from the prepared states; returns outputs and next states with their anchors."""
         live = self.live
         window: Window | KeptSteps | None = None
@@ -210,7 +220,7 @@ class Session(Programs):
         else:
             live.close_window()
         before = live.flags_of(prepared.initial)
-        drawn = random_states() if window is not None and window.draws else ()
+        drawn = random_states() if window is not None and window.draws else []
         outputs, states = executor.step(prepared, window)
         lasting = states[: count_states(executor.program.carries)]
         live.states = [state if executor.rule.through_time else state.detach() for state in lasting]
@@ -236,5 +246,5 @@ class Session(Programs):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Returns a copy that shares nothing and stands before the first step."""
-        memo[id(self.live)] = LiveState()
+        memo |= {id(self.live): LiveState(), id(self._samples): None}
         return super().__deepcopy__(memo)

@@ -64,6 +64,7 @@ class Span:
     def _block(self, form: UnitForm) -> None:
         unit = form.unit
         cut = self._below(unit)
+        cut.update({name: self.value(name) for name in unit.values[len(unit.made) :]})
         if form.step is None:
             self.values.update(cut)
             return
@@ -153,7 +154,7 @@ class Span:
             values = [torch.stack(rows) for rows in zip(*(found for found, _ in each), strict=True)]
             statistics = [_statistics(torch.stack(rows)) for rows in zip(*(normed for _, normed in each), strict=True)]
         self.norms.update(zip(unit.below_norms, statistics, strict=True))
-        return dict(zip(unit.values, values, strict=True))
+        return dict(zip(unit.made, values, strict=True))
 
     def _move(self, moves: Moves) -> None:
         """Moves statistics step by step."""

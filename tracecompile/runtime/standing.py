@@ -51,6 +51,17 @@ class Standing:
         self._watch = Watch(self.model, self._moving, self._watch)
         return Facts(self.model)
 
+    def require_untouched(self) -> None:
+        """Refuses to go on with states of which somebody has set one in the model since the last step.
+
+        Raises:
+            InvalidInput: There is one.
+        """
+        if self.assigned():
+            raise InvalidInput(
+                "A state was set from outside since the last step.", "Set the rows of these samples there as well."
+            )
+
     def opened(self) -> Opened:
         """Returns the model as it is at this call."""
         return Opened(self.model, self._watch)

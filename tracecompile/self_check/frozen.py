@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from tracecompile.analysis.parts import parts_of
 from tracecompile.capture.copying.copies import share_parameters
 from tracecompile.capture.loops.loop_body import leaves_of
 from tracecompile.capture.loops.places import place_key, visits_of
@@ -98,7 +99,7 @@ def operands_of(program: StepProgram) -> dict[tuple[Any, int], bool]:
     """Tells for each operand (expression, position) that the program has whether it is computed in each call."""
     return {
         (place_key(node), position): isinstance(operand, fx.Node)
-        for part in (program.prologue, program.step, program.epilogue)
+        for part in parts_of(program)
         for node in part.graph.nodes
         for position, operand in enumerate(leaves_of((node.args, node.kwargs)))
     }

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, fx
 
+from tracecompile.analysis.parts import parts_of
 from tracecompile.capture.copying.fresh_start import library_of
 from tracecompile.capture.tracing.build import is_random
 from tracecompile.errors import ConversionError, SelfCheckFailed
@@ -117,8 +118,7 @@ def maker(pair: Pair, position: int) -> fx.Node | None:
 
 def drawn_at(pair: Pair) -> fx.Node | None:
     """Returns where the program draws random numbers, if it does."""
-    parts = (pair.program.prologue, pair.program.step, pair.program.epilogue)
-    return next((node for part in parts for node in part.graph.nodes if is_random(node)), None)
+    return next((node for part in parts_of(pair.program) for node in part.graph.nodes if is_random(node)), None)
 
 
 def require_near(pair: Pair, run: Run, chunk: int) -> None:

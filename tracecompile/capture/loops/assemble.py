@@ -52,7 +52,7 @@ class Assembler(LoopPlan):
                 *(SequenceInput(name, 0) for name in self.learned.values()),
             ),
             invariants=tuple(self.invariants.values()),
-            carries=tuple(Carry(name, name, statistic=self.statistic(past)) for past, name in self.carries.items()),
+            carries=self.carries_of(step),
             outputs=tuple(StepOutput(name, collect, chosen) for (_, collect, chosen), name in self.outputs.items()),
             length=length,
             signature=self.signature,
@@ -66,6 +66,13 @@ class Assembler(LoopPlan):
         if self.loop.irregular:
             require_same_values(program, self)
         return program
+
+    def carries_of(self, step: fx.GraphModule) -> tuple[Carry, ...]:
+        """Returns the states, with the names that the graph of the step gives their placeholders: it has its own ways
+        with capital letters and with what Python calls so."""
+        placed = [node.name for node in step.graph.nodes if node.op == "placeholder"]
+        named = zip(self.carries.items(), placed[len(placed) - len(self.carries) :], strict=True)
+        return tuple(Carry(name, place, statistic=self.statistic(past)) for (past, name), place in named)
 
     def demand(self, length: int | None) -> None:
         """Lets step and epilogue say which invariants and outputs they read."""

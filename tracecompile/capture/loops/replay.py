@@ -26,27 +26,25 @@ def require_same_values(program: StepProgram, owner: LoopPlan) -> None:
     if any(is_random(node) or is_dropout(node, owner.root) for node in program.step.graph.nodes):
         return  # no step draws what another one drew
     given = [node.meta["val"] for node in loop.tape.inputs if node is not None]
-    with torch.no_grad():
-        sequences, invariants, states = evaluate(
-            program.prologue.graph, given, owner.root, owner.leaves, remember=False, as_drawn=True
+    # With autograd, as the model ran: torch may round otherwise where nothing is to be differentiated.
+    sequences, invariants, states = evaluate(
+        program.prologue.graph, given, owner.root, owner.leaves, remember=False, as_drawn=True
+    )
+    for step in range(loop.steps):
+        now = [whole.select(item.dim, step) for whole, item in zip(sequences, program.inputs, strict=True)]
+        for position, stream in enumerate(owner.inputs):
+            # Where the model took it: a product may round by where its operand begins in memory.
+            if same(stream.taken(step), now[position]):
+                now[position] = stream.taken(step)
+        outputs, states = evaluate(
+            program.step.graph, [*now, *invariants, *states], owner.root, owner.leaves, remember=False
         )
-        for step in range(loop.steps):
-            now = [whole.select(item.dim, step) for whole, item in zip(sequences, program.inputs, strict=True)]
-            for position, stream in enumerate(owner.inputs):
-                # Where the model took it: a product may round by where its operand begins in memory.
-                if same(stream.taken(step), now[position]):
-                    now[position] = stream.taken(step)
-            outputs, states = evaluate(
-                program.step.graph, [*now, *invariants, *states], owner.root, owner.leaves, remember=False
-            )
-            found = [(site, value) for (site, _, _), value in zip(owner.outputs, outputs, strict=True)]
-            found += [
-                (past.site, value) for past, value in zip(owner.carries, states, strict=True) if past.distance == 1
-            ]
-            for site, value in found:
-                node = loop.at(site, step)
-                if node is not None and not same(node.meta["val"], value):
-                    raise different_start(node, owner)
+        found = [(site, value) for (site, _, _), value in zip(owner.outputs, outputs, strict=True)]
+        found += [(past.site, value) for past, value in zip(owner.carries, states, strict=True) if past.distance == 1]
+        for site, value in found:
+            node = loop.at(site, step)
+            if node is not None and not same(node.meta["val"], value):
+                raise different_start(node, owner)
 
 
 def same(first: Any, second: Any) -> bool:

@@ -15,7 +15,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from tracecompile.capture.tracing.build import cone, find, is_random
+from tracecompile.capture.tracing.build import cone, find, is_dropout, is_random
 from tracecompile.capture.tracing.source import INSTALLED, PACKAGE, TORCH, source_line
 from tracecompile.capture.tracing.tape import Tape
 from tracecompile.errors import SourceLine, UnsupportedOperation
@@ -114,12 +114,16 @@ def with_all_draws(program: StepProgram, root: nn.Module, *tapes: Tape) -> StepP
         root: The model that they were recorded from.
         tapes: What was recorded.
     """
+    for tape in tapes:
+        _refuse_one_after_the_other(program, root, tape)
     graphs = (program.prologue.graph, program.step.graph, program.epilogue.graph)
     kept = {_spelt(node) for graph in graphs for node in graph.nodes}
     for tape in tapes:
         live = cone([*pytree.tree_leaves(tape.result), *tape.attributes.values()])
+        # What the last step draws for the next one is drawn with every step, and used by none.
+        drawn = {_spelt(node) for node in live} & {_spelt(node) for node in program.step.graph.nodes}
         for node in tape.graph.nodes:
-            if node in live and _spelt(node) in kept:
+            if _spelt(node) in (kept if node in live else drawn):
                 continue
             if is_random(node):
                 raise UnsupportedOperation(
@@ -131,6 +135,27 @@ def with_all_draws(program: StepProgram, root: nn.Module, *tapes: Tape) -> StepP
                 drops = has(node, Fact.DROPS, find(root, str(node.target)))
                 program = program.evolve(reads_mode=program.reads_mode or drops)
     return program
+
+
+def _refuse_one_after_the_other(program: StepProgram, root: nn.Module, tape: Tape) -> None:
+    """Refuses a model that draws something for all steps before it draws something else for any: a step draws both."""
+    steps = {_spelt(node) for node in program.step.graph.nodes if is_random(node) or is_dropout(node, root)}
+    visits: dict[tuple[Any, ...], list[int]] = {}
+    lines: dict[tuple[Any, ...], fx.Node] = {}
+    for place, node in enumerate(tape.graph.nodes):
+        if _spelt(node) in steps:
+            visits.setdefault(_spelt(node), []).append(place)
+            lines.setdefault(_spelt(node), node)
+    for one, before in visits.items():
+        for other, after in visits.items():
+            if min(len(before), len(after)) > 1 and before[-1] < after[0]:
+                first: SourceLine | None = lines[one].meta.get("where")
+                raise UnsupportedOperation(
+                    "Random numbers are drawn here for all time steps after others were"
+                    f"{'' if first is None else f' ({first.file}:{first.line})'}, while a net computes step by step.",
+                    "Draw both in one loop over time, or hand one of them in.",
+                    lines[other].meta.get("where"),
+                )
 
 
 def _spelt(node: fx.Node) -> tuple[Any, ...]:

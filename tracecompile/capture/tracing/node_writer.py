@@ -127,6 +127,12 @@ class NodeWriter(fx.Tracer):
             return super().create_arg(a.item())
         if isinstance(a, numpy.ndarray):
             return self.node_of(torch.from_numpy(a.copy()))
+        if isinstance(a, torch.Generator):
+            raise self.refusal(
+                UnsupportedOperation,
+                "Random numbers come from a generator object, whose state nothing outside the model can set.",
+                "Leave generator= out, and seed with torch.manual_seed; or draw before the model and hand it in.",
+            )
         return super().create_arg(a)
 
     def lowered(self, arguments: Any) -> Any:

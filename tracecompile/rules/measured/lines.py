@@ -14,7 +14,7 @@ alone, and the bins themselves are touched once each, when a bin ends (see ``tra
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,14 +62,15 @@ def measured(program: StepProgram, layer: Layer, trainable: frozenset[str]) -> M
     assert layer.core is not None
     parameters = [name for name in layer.core_statics if name in trainable]
     variables = frozenset([*layer.currents, *layer.states, *parameters])
-    return _Writer(layer, differentiate(program, layer.core, variables), parameters).written()
+    jacobian = differentiate(program, layer.core, variables)
+    return _Writer(layer, jacobian, parameters, program.draws.names).written()
 
 
 class _Writer:
     """Writes the lines of one layer behind those of its Jacobian."""
 
-    def __init__(self, layer: Layer, jacobian: Jacobian, parameters: list[str]) -> None:
-        self.layer, self.jacobian, self.decay = layer, jacobian, layer.decay
+    def __init__(self, layer: Layer, jacobian: Jacobian, parameters: list[str], drawn: Collection[str]) -> None:
+        self.layer, self.jacobian, self.drawn, self.decay = layer, jacobian, drawn, layer.decay
         floating = {node.name for node in layer.core.graph.nodes if is_differentiable(node)} if layer.core else set()
         self.states = [state for state in layer.states if state in floating]
         self.alike = _alike(layer, jacobian.rows)
@@ -112,7 +113,7 @@ class _Writer:
         results = ((outputs, states), (*moved, *sums), tuple(answers), derivatives)
         self.graph.output(results)
         module = fx.GraphModule(self.jacobian.graph, self.graph, "Measured")
-        invariant = _is_invariant(self.layer, self.jacobian)
+        invariant = _is_invariant(self.layer, self.jacobian, self.drawn)
         return MeasuredLines(module, self.jacobian.rows, tangents, responses, self.alike, invariant)
 
     def _copy(self, source: fx.Graph, output: fx.Node) -> None:
@@ -232,11 +233,12 @@ def _alike(layer: Layer, rows: dict[Pair, int | float]) -> dict[str, str]:
     return found
 
 
-def _is_invariant(layer: Layer, jacobian: Jacobian) -> bool:
+def _is_invariant(layer: Layer, jacobian: Jacobian, drawn: Collection[str]) -> bool:
     """Tells whether a core's derivatives by its currents and states are the same at every step."""
     graph = jacobian.graph.graph
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     varying: set[fx.Node] = set(placeholders[: len(layer.currents) + len(layer.states)])
+    varying.update(node for node in placeholders if node.name in drawn)
     for node in graph.nodes:
         if any(source in varying for source in node.all_input_nodes):
             varying.add(node)

@@ -21,6 +21,7 @@ class MeasuredRule(Rule):
 
     name: ClassVar[str] = "measured"
     records: ClassVar[bool] = True
+    by_neuron: ClassVar[bool] = True
     reruns: ClassVar[bool] = True
 
     def core(self, program: StepProgram, layer: Layer, trainable: frozenset[str]) -> MeasuredCore:
@@ -57,7 +58,29 @@ class MeasuredRule(Rule):
                 "A loss that reads single steps (a maximum over time, a first spike) makes backward run the sequence "
                 "forward once more, from the same inputs (twice, if it reads neurons that spike)."
             )
-        return notes
+        return notes + _without_spikes(program)
+
+
+def _without_spikes(program: StepProgram) -> list[str]:
+    """Says, of a model in which nothing spikes, what a bin forgets."""
+    if any(core.spikes for core in program.cores):
+        return []
+    units = [(layer.name, layer.response) for layer in program.layers if layer.states]
+    same = [name for name, made in units if isinstance(made, MeasuredCore) and made.invariant]
+    other = [name for name, made in units if name not in same]
+    notes = []
+    if same:
+        notes.append(
+            f"Nothing spikes in {', '.join(same)}: the slope is measured as that of a neuron is, and is the same at "
+            "every step. A bin forgets how its inputs move within it, and nothing else."
+        )
+    if other:
+        notes.append(
+            f"Nothing spikes in {', '.join(other)}: the slope is measured as that of a neuron is, and changes from "
+            "step to step, as that of a gate does. A bin keeps its mean and forgets what slope and input do together "
+            "within it: tracecompile.compare_gradients tells how near that comes to backpropagation through time."
+        )
+    return notes
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tracecompile.analysis.differentiable import differentiable
 from tracecompile.runtime.engine.backstep import (
     Backstep,
     Run,
@@ -73,7 +74,7 @@ class Joints:
             place
             for place, value in enumerate(arguments)
             # A state that starts without a gradient has one from the second step on.
-            if value.requires_grad or (first <= place < last and value.is_floating_point())
+            if value.requires_grad or (first <= place < last and differentiable(value))
         )
         back = self._backstep(layout, plain, wanted)
         alike = tuple((value.dtype, value.device) for value in plain)
@@ -112,7 +113,7 @@ class ScanFunction(torch.autograd.Function):
         results = tuple(forward(*(value.detach() for value in arguments)))[: joint.count]
         ctx.joint, ctx.count = joint, len(arguments)
         ctx.save_for_backward(*arguments)
-        ctx.mark_non_differentiable(*(value for value in results if not value.is_floating_point()))
+        ctx.mark_non_differentiable(*(value for value in results if not differentiable(value)))
         return results
 
     @staticmethod

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tracecompile.analysis.differentiable import differentiable
 from tracecompile.program import StepProgram
 
 Pair = tuple[Tensor, Tensor]
@@ -75,7 +76,7 @@ class Cotangents:
     def leaves(self, states: Sequence[Tensor], inputs: Sequence[Tensor]) -> Leaves:
         """Returns the leaves of a piece; every state is one that can be."""
         moving = zip(states, self.program.carries, strict=True)
-        learns = [(state.detach(), state.is_floating_point() and not carry.statistic) for state, carry in moving]
+        learns = [(state.detach(), differentiable(state) and not carry.statistic) for state, carry in moving]
         return Leaves(
             [state.requires_grad_(wanted) for state, wanted in learns],
             [value.detach().requires_grad_(wanted) for value, wanted in zip(inputs, self.wanted, strict=True)],

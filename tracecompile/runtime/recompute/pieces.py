@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,8 @@ from tracecompile.runtime.piece import run_piece
 from tracecompile.runtime.recompute.cotangents import Cotangents
 from tracecompile.runtime.recompute.stand_ins import in_place_of_parameters
 from tracecompile.runtime.replay import drawn_again, random_states, set_random_states
+
+Change = Callable[[Sequence[Tensor]], list[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class Pieces:
         invariants: Values of the call that do not change over time; likewise.
         learned: Parameters of modules within the step; likewise.
         drawn: States of torch's generators before every step, where it is not known what was drawn between them.
+        changes: What is done to the states before a step, by its number.
         runs: Pieces that were run so far, with a graph or without.
     """
 
@@ -73,9 +76,10 @@ class Pieces:
         statics: Mapping[str, Any],
         invariants: Sequence[Any],
         drawn: Sequence[tuple[Tensor, ...]] = (),
+        changes: Mapping[int, Change] | None = None,
     ) -> None:
         """Takes the attributes."""
-        self.how, self.edges, self.drawn = how, tuple(edges), drawn
+        self.how, self.edges, self.drawn, self.changes = how, tuple(edges), drawn, changes or {}
         self.statics, self.invariants = dict(statics), list(invariants)
         self.learned = [parameter for parameter in how.form.step.parameters() if parameter.requires_grad]
         self.draws = draws_in_steps(how.program)
@@ -151,12 +155,14 @@ class Pieces:
         for time in range(begin, end):
             if self.draws and self.drawn:
                 set_random_states(self.drawn[time])
-            yield loop.step([value.select(axis, time - begin) for _, axis, value in named])
+            if time in self.changes:
+                loop.states = self.changes[time](loop.states)
+            yield loop.step(loop.with_draws([value.select(axis, time - begin) for _, axis, value in named]))
 
 
 def draws_in_steps(program: StepProgram) -> bool:
     """Tells whether a step draws random numbers."""
-    return any(draws_random(program, node) for node in program.step.graph.nodes)
+    return bool(program.draws.names) or any(draws_random(program, node) for node in program.step.graph.nodes)
 
 
 def edges_of(lengths: Sequence[int]) -> list[int]:

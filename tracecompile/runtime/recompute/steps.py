@@ -21,10 +21,11 @@ from tracecompile.runtime.engine.choice import COMPILED_CHUNK
 from tracecompile.runtime.loop import Loop
 from tracecompile.runtime.outside import unseen
 from tracecompile.runtime.recompute.cotangents import Cotangents
-from tracecompile.runtime.recompute.pieces import How, Moment, Pieces, draws_in_steps, edges_of
+from tracecompile.runtime.recompute.pieces import Change, How, Moment, Pieces, draws_in_steps, edges_of
 from tracecompile.runtime.recompute.schedule import reverse
 from tracecompile.runtime.recompute.stand_ins import require_unchanged
-from tracecompile.runtime.rerun import Prepared, restored
+from tracecompile.runtime.replay import buffers_kept
+from tracecompile.runtime.rerun import Prepared
 
 if TYPE_CHECKING:
     from tracecompile.runtime.executor import Executor
@@ -37,10 +38,12 @@ class Kept:
         inputs: Of every step, with the version of each.
         drawn: States of torch's generators before every step, where the steps draw random numbers.
         moments: By the piece that begins there, the first one among them.
+        changes: What was done to the states before a step, by its number.
     """
 
     def __init__(self) -> None:
         """Holds nothing yet."""
+        self.changes: dict[int, Change] = {}
         self.inputs: list[list[tuple[Tensor, int]]] = []
         self.drawn: list[tuple[Tensor, ...]] = []
         self.moments: list[tuple[int, Moment]] = []
@@ -114,6 +117,16 @@ class KeptSteps:
         inputs = zip(self.program.inputs, prepared.inputs, strict=True)
         self._given.take(number, {x.name: value for x, value in inputs})
 
+    def change(self, change: Change) -> Sequence[Tensor]:
+        """Does something to the states that the next step begins with, and once more when the steps are run again."""
+        kept = self._held
+        assert kept is not None
+        number, before = len(kept.inputs), kept.changes.get(len(kept.inputs))
+        kept.changes[number] = change if before is None else lambda states: change(before(states))
+        with torch.no_grad():
+            self._last = change(self._last)
+        return self._last
+
     def _require_same_invariants(self, prepared: Prepared) -> None:
         for name, first, now in zip(self.program.invariants, self.start.invariants, prepared.invariants, strict=True):
             same = torch.equal(first, now) if isinstance(now, Tensor) and isinstance(first, Tensor) else first == now
@@ -165,7 +178,7 @@ class KeptSteps:
             )
         steps, program = len(kept.inputs), self.program
         lengths = [min(self.size, steps - begin) for begin in range(0, steps, self.size)]
-        pieces = Pieces(self._how, edges_of(lengths), self.statics, self.start.invariants, kept.drawn)
+        pieces = Pieces(self._how, edges_of(lengths), self.statics, self.start.invariants, kept.drawn, kept.changes)
         wanted = [x.name in self._given.names for x in program.inputs]
         shared = (self.statics, self.start.invariants, self._learned)
         cotangents = Cotangents(program, self._how.axes, steps, shared, wanted)
@@ -178,7 +191,7 @@ class KeptSteps:
         def backward(piece: int, moment: Moment) -> None:
             pieces.backward(moment, piece, inputs, cotangents)
 
-        with self.executor.turn, self._opened.put_back(), restored(program.root), unseen():
+        with self.executor.turn, self._opened.put_back(), buffers_kept(program.root), unseen():
             reverse(kept.moments, pieces.count, self.snapshots or pieces.count, forward, backward)
         found = cotangents.gradients()
         by_name = {x.name: gradient for x, gradient in zip(program.inputs, found, strict=False)}
