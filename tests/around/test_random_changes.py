@@ -33,6 +33,6 @@ def test_a_net_lives_through_changes_as_its_model(first: int) -> None:
             raise
         rounds.update(all=len(spec.rounds), refused=lived.refused, seen=lived.seen, moved=lived.moved)
         vacuity.count(torch.cat([each.flatten() for each in lived.outputs]), lived.trained > 0)
-    vacuity.check(0.7)
+    vacuity.check(0.6)
     assert rounds["refused"] <= 0.2 * rounds["all"], rounds
     assert rounds["moved"] >= 0.3 * rounds["seen"] > 0, rounds
