@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tracecompile.program import StepProgram, example_value
+from tracecompile.runtime.replay import buffers_kept
 
 
 def graph_bytes(program: StepProgram) -> int:
@@ -36,6 +37,7 @@ def graph_bytes(program: StepProgram) -> int:
     states = [_state(given[name]) for name in names]
     before = [value for name, value in given.items() if name not in names]
     with (
+        buffers_kept(program.root),
         torch.inference_mode(False),
         torch.enable_grad(),
         torch.random.fork_rng(devices={v.device for v in states if isinstance(v, Tensor) and v.is_cuda}),
