@@ -1,9 +1,9 @@
-"""Random numbers drawn again as they were: what is random before a loop is not kept for a second pass."""
+"""The circumstances of steps that are run again: random numbers drawn as they were, autocast, and buffers put back."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,25 @@ def drawn_again(states: Sequence[Tensor]) -> Iterator[None]:
         yield
     finally:
         set_random_states(present)
+
+
+Autocast = Sequence[tuple[str, bool, torch.dtype]]
+"""For each kind of device whether autocast is on, and to what."""
+
+
+def autocast_states(device: torch.device | None) -> Autocast:
+    """Returns how autocast is set: for the CPU, and for a device."""
+    kinds = {"cpu"} | ({device.type} if device is not None else set())
+    return [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in sorted(kinds)]
+
+
+@contextmanager
+def autocast_as(states: Autocast) -> Iterator[None]:
+    """Sets autocast as it was while the context is open."""
+    with ExitStack() as stack:
+        for device, enabled, dtype in states:
+            stack.enter_context(torch.autocast(device, dtype=dtype, enabled=enabled))
+        yield
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from tracecompile.runtime.collector import Collector
 from tracecompile.runtime.loop import Loop
 from tracecompile.runtime.opened import Opened
 from tracecompile.runtime.record import Moment, Record
-from tracecompile.runtime.replay import buffers_kept, drawn_again, random_states
+from tracecompile.runtime.replay import autocast_as, autocast_states, buffers_kept, drawn_again, random_states
 from tracecompile.runtime.turn import Turn
 
 
@@ -97,7 +97,7 @@ class Rerun:
         self.opened = executor.opened()
         root = executor.program.root
         self.training = [(module, module.training) for module in root.modules()]
-        self.autocast = _autocast_states(prepared.device)
+        self.autocast = autocast_states(prepared.device)
         self.final: Sequence[Tensor] | None = None
         """The last states, to see whether the second pass comes to the same; None where it may round differently."""
         # Inputs that the prologue has computed are not kept: it is run again, with the same random numbers.
@@ -153,9 +153,7 @@ class Rerun:
     @contextlib.contextmanager
     def circumstances(self) -> Iterator[None]:
         """Runs what follows under the autocast of the first pass, on the model as it was; moves no buffer."""
-        with self.opened.put_back(), buffers_kept(self.executor.program.root), contextlib.ExitStack() as stack:
-            for device, enabled, dtype in self.autocast:
-                stack.enter_context(torch.autocast(device, dtype=dtype, enabled=enabled))
+        with self.opened.put_back(), buffers_kept(self.executor.program.root), autocast_as(self.autocast):
             yield
 
     def _steps(self, record: Record | None = None) -> Iterator[tuple[Loop, Sequence[Tensor]]]:
@@ -208,8 +206,3 @@ def _are_views(inputs: Sequence[Tensor], leaves: Sequence[Any]) -> bool:
     """Tells whether all inputs share the memory of a leaf, so that keeping them costs none."""
     owned = {leaf.untyped_storage().data_ptr() for leaf in leaves if isinstance(leaf, Tensor)}
     return all(value.untyped_storage().data_ptr() in owned for value in inputs)
-
-
-def _autocast_states(device: torch.device | None) -> list[tuple[str, bool, torch.dtype]]:
-    kinds = {"cpu"} | ({device.type} if device is not None else set())
-    return [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in sorted(kinds)]

@@ -201,6 +201,17 @@ def test_an_encoder_in_front_is_trained() -> None:
     assert_same_gradients(model, twin)
 
 
+def test_under_functional_call() -> None:
+    net, model, twin = both(Whole, inputs(4, 2), chunk=2, snapshots=2)
+    given = [{name: value.detach().clone().requires_grad_() for name, value in twin.named_parameters()} for _ in "ab"]
+    x = inputs(9, 3)
+    for module, own in zip((net, twin), given, strict=True):
+        torch.func.functional_call(module, own, (x,)).square().sum().backward()
+    for name, expected in given[1].items():
+        torch.testing.assert_close(given[0][name].grad, expected.grad, rtol=1e-10, atol=1e-12)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
 def test_what_is_changed_before_backward_is_refused() -> None:
     net, model, _ = both(Whole, inputs(4, 2))
     x = inputs(9, 3)

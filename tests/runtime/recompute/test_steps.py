@@ -96,6 +96,37 @@ def test_nothing_is_kept_without_gradients() -> None:
     assert net.snapshot().keys() >= {"layout"}
 
 
+def test_steps_run_again_under_the_autocast_that_they_ran_under() -> None:
+    torch.manual_seed(0)
+    models = [Step() for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    nets = [
+        tracecompile.convert(model, torch.randn(2, INPUTS), rule=rule, **options)  # type: ignore[arg-type]
+        for model, rule, options in zip(models, ("exact", "bptt"), ({"chunk": 2}, {}), strict=True)
+    ]
+    x = torch.randn(7, 3, INPUTS)
+    for net in nets:
+        net.reset()
+        with torch.autocast("cpu", torch.bfloat16):
+            outputs = [net(x_t) for x_t in x]
+        sum(y.float().square().sum() for y in outputs).backward()
+    for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-3, atol=1e-5)
+
+
+def test_under_functional_call() -> None:
+    net, model, twin = both(chunk=2)
+    given = [{name: value.detach().clone().requires_grad_() for name, value in twin.named_parameters()} for _ in "ab"]
+    for module, own in zip((net, twin), given, strict=True):
+        torch.manual_seed(1)
+        module.reset()
+        outputs = [torch.func.functional_call(module, own, (x,)) for x in inputs(5, 3)]
+        sum(y.square().sum() for y in outputs).backward()
+    for name, expected in given[1].items():
+        torch.testing.assert_close(given[0][name].grad, expected.grad, rtol=1e-10, atol=1e-12)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
 class Drawing(nn.Module):
     """One step with dropout, whose caller draws numbers of its own between the steps."""
 

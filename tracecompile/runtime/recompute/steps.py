@@ -24,7 +24,7 @@ from tracecompile.runtime.recompute.cotangents import Cotangents
 from tracecompile.runtime.recompute.pieces import Change, How, Moment, Pieces, draws_in_steps, edges_of
 from tracecompile.runtime.recompute.schedule import reverse
 from tracecompile.runtime.recompute.stand_ins import require_unchanged
-from tracecompile.runtime.replay import buffers_kept
+from tracecompile.runtime.replay import autocast_as, autocast_states, buffers_kept
 from tracecompile.runtime.rerun import Prepared
 
 if TYPE_CHECKING:
@@ -89,6 +89,7 @@ class KeptSteps:
         self._leaves = [*start.initial, *self.statics.values(), *start.invariants, *self._learned]
         self._wanted = [isinstance(value, Tensor) and value.requires_grad for value in self._leaves]
         self._versions = [(p, p._version) for p in self.program.root.parameters() if p.requires_grad]
+        self._autocast = autocast_states(start.device)
         self._last: Sequence[Tensor] = start.initial
 
     def goes_on(self, prepared: Prepared) -> bool:
@@ -191,7 +192,13 @@ class KeptSteps:
         def backward(piece: int, moment: Moment) -> None:
             pieces.backward(moment, piece, inputs, cotangents)
 
-        with self.executor.turn, self._opened.put_back(), buffers_kept(program.root), unseen():
+        with (
+            self.executor.turn,
+            self._opened.put_back(),
+            buffers_kept(program.root),
+            autocast_as(self._autocast),
+            unseen(),
+        ):
             reverse(kept.moments, pieces.count, self.snapshots or pieces.count, forward, backward)
         found = cotangents.gradients()
         by_name = {x.name: gradient for x, gradient in zip(program.inputs, found, strict=False)}
