@@ -111,7 +111,9 @@ def test_steps_run_again_under_the_autocast_that_they_ran_under() -> None:
             outputs = [net(x_t) for x_t in x]
         sum(y.float().square().sum() for y in outputs).backward()
     for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
-        torch.testing.assert_close(one.grad, other.grad, rtol=1e-3, atol=1e-5)
+        # Weights are cast once for all steps, and their gradients are added up in 16 bits.
+        error = float((one.grad - other.grad).norm() / other.grad.norm())
+        assert error < 0.006
 
 
 def test_under_functional_call() -> None:
