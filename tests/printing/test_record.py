@@ -115,13 +115,13 @@ def test_a_first_step_that_stands_apart_is_folded_by_itself(
 ) -> None:
     model, args = own_models()["library"]
     net = tracecompile.convert(model, args, backend="eager", chunk=1, bins=bins)
-    follow = Loop._follow
+    follow = Loop.follow
 
     def apart(self: Loop, *given: Any) -> None:
         follow(self, *given)
         self.first_apart = True
 
-    monkeypatch.setattr(Loop, "_follow", apart)
+    monkeypatch.setattr(Loop, "follow", apart)
     folds.clear()
     net(*args)
     printed = print_program(net.program.evolve(first_apart=True), "emit_module").run()
