@@ -25,6 +25,7 @@ from tracecompile.runtime.engine.choice import Choice
 from tracecompile.runtime.engine.compiled import CompiledEngine
 from tracecompile.runtime.engine.kernels import Kernels
 from tracecompile.runtime.engine.scan import Engine
+from tracecompile.runtime.executes import Observer
 from tracecompile.runtime.forms import Forms
 from tracecompile.runtime.loop import Loop
 from tracecompile.runtime.opened import Opened
@@ -37,8 +38,6 @@ from tracecompile.runtime.replay import random_states
 from tracecompile.runtime.rerun import Prepared
 from tracecompile.runtime.turn import Turn
 from tracecompile.runtime.window import Window
-
-Observer = Callable[[Sequence[Any]], None]  # of the (*inputs, *invariants, *states) that a step begins with
 
 
 class Executor:

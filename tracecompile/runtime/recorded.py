@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,18 +14,16 @@ from tracecompile.runtime.backward.anchors import of_chosen, with_anchors
 from tracecompile.runtime.bins import Bins, SequenceClock
 from tracecompile.runtime.collector import Collector
 from tracecompile.runtime.engine.choice import Choice, choose
+from tracecompile.runtime.executes import Executes
 from tracecompile.runtime.loop import Loop
 from tracecompile.runtime.outside import unseen
 from tracecompile.runtime.piece import pieces
 from tracecompile.runtime.rerun import Prepared, Rerun
 from tracecompile.runtime.window import Window
 
-if TYPE_CHECKING:
-    from tracecompile.runtime.executor import Executor
-
 
 def recorded(
-    executor: Executor, leaves: Sequence[Any], prepared: Prepared, steps: int, bins: int, drawn: Sequence[Tensor]
+    executor: Executes, leaves: Sequence[Any], prepared: Prepared, steps: int, bins: int, drawn: Sequence[Tensor]
 ) -> tuple[list[Any], Window, list[Tensor]]:
     """Runs a sequence that is to be trained; see ``Executor.sequence``."""
     program = executor.program
@@ -61,7 +59,7 @@ def recorded(
     return executor.ends.finish(results, states, prepared.invariants, again, steps), window, last
 
 
-def _in_pieces(executor: Executor, prepared: Prepared, loop: Loop, collector: Collector, choice: Choice) -> None:
+def _in_pieces(executor: Executes, prepared: Prepared, loop: Loop, collector: Collector, choice: Choice) -> None:
     """Runs a recorded sequence in pieces of several steps."""
     program, engine = executor.program, executor.engine(choice)
     whole = {x.name: v.detach().movedim(x.dim, 0) for x, v in zip(program.inputs, prepared.inputs, strict=True)}

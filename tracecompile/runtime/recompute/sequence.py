@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from tracecompile.rules.written import in_sequence
 from tracecompile.runtime.backward.anchors import anchored, with_anchors
 from tracecompile.runtime.collector import Collector
 from tracecompile.runtime.engine.choice import COMPILED_CHUNK, Choice, choose
+from tracecompile.runtime.executes import Executes
 from tracecompile.runtime.outside import unseen
 from tracecompile.runtime.piece import lengths
 from tracecompile.runtime.recompute.cotangents import Cotangents
@@ -21,9 +22,6 @@ from tracecompile.runtime.recompute.pieces import How, Moment, Pieces, edges_of
 from tracecompile.runtime.recompute.schedule import first_snapshots, reverse
 from tracecompile.runtime.recompute.stand_ins import require_unchanged
 from tracecompile.runtime.rerun import Prepared, Rerun
-
-if TYPE_CHECKING:
-    from tracecompile.runtime.executor import Executor
 
 
 class Kept:
@@ -49,7 +47,7 @@ class Recomputation:
 
     def __init__(
         self,
-        executor: Executor,
+        executor: Executes,
         prepared: Prepared,
         statics: Mapping[str, Any],
         steps: int,
@@ -141,7 +139,7 @@ class Recomputation:
 
 
 def recomputed(
-    executor: Executor, leaves: Sequence[Any], prepared: Prepared, steps: int, drawn: Sequence[Tensor]
+    executor: Executes, leaves: Sequence[Any], prepared: Prepared, steps: int, drawn: Sequence[Tensor]
 ) -> tuple[list[Any], None, list[Tensor]]:
     """Runs a sequence that is to be trained; see ``Executor.sequence``."""
     program = executor.program

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from tracecompile.runtime.backward.anchors import Inbox, StepFunction, anchored
 from tracecompile.runtime.backward.given import GivenInputs
 from tracecompile.runtime.bins import StreamClock
 from tracecompile.runtime.engine.choice import COMPILED_CHUNK
+from tracecompile.runtime.executes import Executes
 from tracecompile.runtime.loop import Loop
 from tracecompile.runtime.outside import unseen
 from tracecompile.runtime.recompute.cotangents import Cotangents
@@ -26,9 +26,6 @@ from tracecompile.runtime.recompute.schedule import reverse
 from tracecompile.runtime.recompute.stand_ins import require_unchanged
 from tracecompile.runtime.replay import autocast_as, autocast_states, buffers_kept
 from tracecompile.runtime.rerun import Prepared
-
-if TYPE_CHECKING:
-    from tracecompile.runtime.executor import Executor
 
 
 class Kept:
@@ -66,7 +63,7 @@ class KeptSteps:
         loop: What runs them.
     """
 
-    def __init__(self, executor: Executor, start: Prepared) -> None:
+    def __init__(self, executor: Executes, start: Prepared) -> None:
         """Begins with the prepared states.
 
         Args:
