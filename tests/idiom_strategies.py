@@ -115,7 +115,11 @@ def _cell(index: int, layer: LayerSpec, spec: IdiomSpec) -> list[str]:
     lines += [f"        self.rec = nn.Linear({layer.width}, {layer.width}, bias=False)"] if layer.lateral else []
     beta = f"nn.Parameter(torch.linspace(0.7, 0.9, {layer.width}))" if layer.learnable_leak else "0.8"
     spike = {"function": "FastSigmoid.apply", "closure": "arctan(2.0)"}.get(layer.surrogate)
-    return lines + [f"        self.beta = {beta}"] + ([f"        self.spike = {spike}"] if spike else [])
+    return (
+        lines
+        + [f"        self.beta = {beta}", "        self.threshold = 1.0"]
+        + ([f"        self.spike = {spike}"] if spike else [])
+    )
 
 
 def _names(spec: IdiomSpec, index: int) -> list[str]:

@@ -213,16 +213,27 @@ def test_the_second_pass_computes_what_the_model_computes_before_its_loop() -> N
     assert comparison.worst.cosine > 0.99, str(comparison)
 
 
-@pytest.mark.parametrize("change", ["input", "mode"])
-def test_what_the_second_pass_cannot_repeat_is_an_error(change: str) -> None:
+def test_what_the_second_pass_cannot_repeat_is_an_error() -> None:
     _, net, x = make(norm=True)
     loss = loss_of(net(x), "maximum")
-    if change == "input":
-        x.mul_(0.5)
-    else:
-        net.eval()
+    x.mul_(0.5)
     with pytest.raises(RuntimeError, match="once more"):
         loss.backward()
+
+
+def test_the_second_pass_runs_in_the_mode_of_the_first() -> None:
+    found = []
+    for switched in (False, True):
+        torch.manual_seed(0)
+        _, net, x = make(norm=True)
+        loss = loss_of(net(x), "maximum")
+        if switched:
+            net.eval()
+        loss.backward()
+        assert net.training is not switched
+        found.append({name: parameter.grad for name, parameter in net.named_parameters()})
+    for name, gradient in found[0].items():
+        assert torch.equal(gradient, found[1][name]), name
 
 
 def test_the_second_pass_repeats_autocast() -> None:

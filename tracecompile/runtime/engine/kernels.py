@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._functorch.compile_utils import fx_graph_cse
 from torch.fx.experimental.proxy_tensor import make_fx
 
 Key = tuple[Any, ...]
@@ -44,6 +43,8 @@ class Kernels:
             arguments: What it will be called with, or the like.
         """
         if key not in self._compiled:
+            from torch._functorch.compile_utils import fx_graph_cse  # a second of its own, for those who compile alone
+
             start = time.perf_counter()
             with warnings.catch_warnings():
                 # torch warns of its own deprecated calls, which would be errors where a program makes warnings errors.
