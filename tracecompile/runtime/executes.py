@@ -1,0 +1,50 @@
+"""What runs the code of one program, as those see it that run a whole sequence or a step with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from tracecompile.analysis.differentiable import GradientFlow
+from tracecompile.rules import Rule
+from tracecompile.runtime.bins import Clock
+from tracecompile.runtime.ends import Ends
+from tracecompile.runtime.engine.choice import Choice
+from tracecompile.runtime.engine.scan import Engine
+from tracecompile.runtime.forms import Forms
+from tracecompile.runtime.rerun import Prepared, Runs
+from tracecompile.runtime.window import Window
+
+Observer = Callable[[Sequence[Any]], None]  # of the (*inputs, *invariants, *states) that a step begins with
+
+
+class Executes(Runs, Protocol):
+    """See ``Executor``.
+
+    Attributes:
+        flow: Says which values require a gradient.
+        rule: Of the program.
+        forms: Of its step.
+        observer: Looks at what every recorded step begins with.
+        stepped: Whether sequences are run one step after the other, whatever the settings say.
+        as_they_are: Runs scans that are not compiled.
+        choice: What ran the last sequence that was trained.
+    """
+
+    flow: GradientFlow
+    rule: Rule
+    forms: Forms
+    observer: Observer | None
+    stepped: bool
+    as_they_are: Engine
+    choice: Choice | None
+
+    @property
+    def ends(self) -> Ends:
+        """What runs before the steps and after them."""
+
+    def engine(self, choice: Choice) -> Engine:
+        """Returns what runs the scans of a sequence that begins."""
+
+    def open_window(self, clock: Clock, prepared: Prepared) -> Window:
+        """Opens a window that begins with the prepared states."""
