@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 from torch import fx
 
 from tracecompile.analysis.linearity import refuse_random
-from tracecompile.capture.tracing.surrogates import SurrogateLeaf
 from tracecompile.errors import UnsupportedOperation
 from tracecompile.graphs.draws import with_draws_ahead
 from tracecompile.graphs.masks import Masks, read_for_values
@@ -30,8 +29,7 @@ class DrawAhead(Pass):
         after:  draws(x, mem): mask = dropout(ones_like(fc(x)), 0.2); return (mask,)
                 step(x, mask, mem): cur = fc(x); cur_1 = cur * mask; mem_1 = 0.9 * mem + cur_1
 
-    A rule that records nothing leaves a step as it is in which something cannot be drawn ahead: autograd may see it. So
-    does every rule where nothing but surrogates draws: a neuron's value and its slope come of one call of its own.
+    A rule that records nothing leaves a step as it is in which something cannot be drawn ahead: autograd may see it.
     The shapes that a step draws depend on no value, so that the runtime draws for many steps before it computes them.
     """
 
@@ -46,7 +44,7 @@ class DrawAhead(Pass):
         try:
             return with_draws_ahead(program)
         except UnsupportedOperation:
-            if rule.records and not _by_surrogates_alone(program):
+            if rule.records:
                 raise
             return program
 
@@ -58,13 +56,6 @@ class DrawAhead(Pass):
             return f"the step still draws {drawing}"
         masks = Masks(before)
         return _fault_of_draws(masks, after) or _fault_of_step(masks, before, after)
-
-
-def _by_surrogates_alone(program: StepProgram) -> bool:
-    drawing = [node for node in program.step.graph.nodes if node.meta.get("draws")]
-    return all(
-        node.op == "call_module" and isinstance(program.resolve(str(node.target)), SurrogateLeaf) for node in drawing
-    )
 
 
 def _fault_of_draws(masks: Masks, after: StepProgram) -> str | None:

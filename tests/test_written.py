@@ -131,10 +131,17 @@ def test_a_network_sees_a_slope_that_was_changed(settings: Any, monkeypatch: pyt
         assert (gradient - before[name]).norm() > 0.1 * gradient.norm()
 
 
-def test_what_draws_random_numbers_is_not_compiled() -> None:
+def test_a_surrogate_that_draws_is_refused_by_the_rule_that_measures_its_slope() -> None:
+    model, x = AnnealedNet(Noisy).double(), torch.rand(40, 3, 4).double()
+    with pytest.raises(tracecompile.ConversionError, match=r"draws random numbers .*\n.*test_written.py"):
+        tracecompile.convert(model, x)
+
+
+@pytest.mark.parametrize("rule", ["exact", "bptt"])
+def test_a_surrogate_that_draws_is_drawn_again(rule: Any) -> None:
     torch.manual_seed(0)
     model, x = AnnealedNet(Noisy).double(), torch.rand(40, 3, 4).double()
-    net = tracecompile.convert(model, x, backend="inductor", bins=40)
+    net = tracecompile.convert(model, x, rule=rule)
     found = []
     for module in (net, model):
         torch.manual_seed(1)
@@ -143,5 +150,3 @@ def test_what_draws_random_numbers_is_not_compiled() -> None:
     assert torch.equal(found[0][0], found[1][0])
     for name, gradient in found[1][1].items():
         torch.testing.assert_close(found[0][1][name], gradient, rtol=1e-9, atol=1e-12)
-    assert net.report.execution is not None
-    assert net.report.execution.compiled == 0

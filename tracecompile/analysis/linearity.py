@@ -68,9 +68,8 @@ def refuse_random(program: StepProgram) -> None:
 
 def draws_random(program: StepProgram, node: fx.Node) -> bool:
     """Tells whether a node draws random numbers; a module with a dropout may, since its mode may change."""
-    if node.op == "call_module":
-        return any(map(_may_drop, program.resolve(str(node.target)).modules()))
-    return bool(node.meta.get("draws"))
+    drops = node.op == "call_module" and any(map(_may_drop, program.resolve(str(node.target)).modules()))
+    return drops or bool(node.meta.get("draws"))
 
 
 def _may_drop(module: nn.Module) -> bool:
