@@ -40,6 +40,9 @@ register_random(_TORCH_RANDOM)
 def pytest_configure() -> None:
     # results that do not depend on the number of cores
     torch.set_num_threads(1)
+    # TRACECOMPILE_TEST_DEVICE=cuda python -m pytest tests/forms ... makes the models and the inputs there
+    if device := os.environ.get("TRACECOMPILE_TEST_DEVICE"):
+        torch.set_default_device(device)
 
 
 @pytest.fixture(autouse=True)

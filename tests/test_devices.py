@@ -6,14 +6,17 @@ Everything runs on the CPU as well, so that the tests themselves are known to wo
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 from test_compiled_scans import gradients
-from torch import Tensor
+from torch import Tensor, nn
 
 import tracecompile
+import tracecompile.nn as snn
 from tracecompile.bench.case import Job, open_case
 from tracecompile.diagnostics.memory import live_state_bytes
 from tracecompile.runtime.module import session_of
@@ -83,3 +86,135 @@ def test_what_is_held_on_a_device_does_not_depend_on_the_length(device: str) -> 
         held.append(live_state_bytes(net))
         outputs.sum().backward()
     assert held[0] == held[1] > 0
+
+
+class Noisy(nn.Module):
+    """Two layers with dropout at every step, noise on a threshold, lateral weights and a normalisation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.below, self.norm, self.back = nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Linear(16, 16)
+        self.drop, self.above, self.out = nn.Dropout(0.3), nn.Linear(16, 16), nn.Linear(16, 4)
+        self.spike = snn.fast_sigmoid(5.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        v = x.new_zeros(x.shape[1], 16)
+        w, z, total = torch.zeros_like(v), torch.zeros_like(v), x.new_zeros(x.shape[1], 4)
+        for x_t in x:
+            v = 0.9 * v + self.norm(self.below(x_t)) + self.back(self.drop(z))
+            z = self.spike(v - 0.5 + 0.1 * torch.randn_like(v))
+            v = v - 0.5 * z
+            w = 0.8 * w + self.above(self.drop(z))
+            q = self.spike(w - 0.3)
+            w = w * (1 - q.detach())
+            total = total + self.out(q)
+        return total / x.shape[0]
+
+
+def noisy(device: str) -> tuple[Noisy, Tensor]:
+    torch.manual_seed(3)
+    return Noisy().to(device, torch.float64), (torch.rand(11, 6, 8) < 0.4).to(device, torch.float64)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("way", [{"rule": "bptt"}, {"rule": "exact", "snapshots": 2}, {"rule": "exact", "chunk": 4}])
+def test_what_is_drawn_on_a_device_is_drawn_again_for_the_gradient(way: dict[str, Any], device: str) -> None:
+    model, x = noisy(device)
+    twin = copy.deepcopy(model)
+    net = tracecompile.convert(twin, x[:5], backend="eager", **way)
+    torch.manual_seed(11)
+    expected = model(x)
+    state = torch.get_rng_state() if device == "cpu" else torch.cuda.get_rng_state()
+    torch.manual_seed(11)
+    found = net(x)
+    assert torch.equal(state, torch.get_rng_state() if device == "cpu" else torch.cuda.get_rng_state())
+    assert torch.equal(found, expected) or "chunk" in way
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    theirs, ours = gradients(model, expected), gradients(net, found)
+    for name, gradient in theirs.items():
+        # a bias before a normalisation has none but rounding
+        assert gradient.norm() > 1e-9 or name == "below.bias", name
+        assert (ours[name] - gradient).norm() <= 1e-9 * gradient.norm() + 1e-12, name
+    torch.testing.assert_close(twin.norm.running_var, model.norm.running_var, rtol=1e-12, atol=0)
+    torch.manual_seed(12)
+    assert not torch.equal(net(x), expected)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_measured_rule_draws_what_the_model_draws(device: str) -> None:
+    model, x = noisy(device)
+    net = tracecompile.convert(copy.deepcopy(model), x[:5], bins=4, backend="eager")
+    torch.manual_seed(11)
+    expected = model(x)
+    torch.manual_seed(11)
+    assert torch.equal(net(x), expected)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("network", ["dense", "recurrent", "convolutional"])
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=NO_CUDA)])
+def test_the_exact_rule_on_a_device(network: str, backend: str, device: str) -> None:
+    if (backend, device) == ("inductor", "cpu"):
+        pytest.skip("compiled on the CPU: tests/runtime/recompute")
+    case = open_case(Job(network=network, steps=40, quick=True))
+    model, x = copy.deepcopy(case.model).to(device, torch.float64), case.inputs[0].to(device, torch.float64)
+    net = tracecompile.convert(copy.deepcopy(model), x[:20], rule="exact", snapshots=3, backend=backend)
+    expected, found = model(x), net(x)
+    theirs, ours = gradients(model, expected), gradients(net, found)
+    for name, gradient in theirs.items():
+        assert gradient.norm() > 0
+        assert (ours[name] - gradient).norm() <= 1e-8 * gradient.norm(), name
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_stream_on_a_device(device: str) -> None:
+    case = open_case(Job(network="recurrent", steps=40, quick=True))
+    net = tracecompile.convert(copy.deepcopy(case.model).to(device), case.inputs[0].to(device), bins=2)
+    whole = gradients(net, net(case.inputs[0].to(device)))
+    net.reset()
+    outputs = list(net.stream(iter(case.inputs[0].to(device))))
+    assert len(outputs) == 40
+    streamed = gradients(net, torch.stack(outputs))
+    assert all(value.device.type == device and value.isfinite().all() for value in streamed.values())
+    assert whole.keys() == streamed.keys()
+
+
+@contextmanager
+def no_synchronisation(device: str) -> Iterator[None]:
+    """Within, whatever waits for the device is an error."""
+    before = torch.cuda.get_sync_debug_mode() if device == "cuda" else 0
+    try:
+        if device == "cuda":
+            torch.cuda.set_sync_debug_mode("error")
+        yield
+    finally:
+        if device == "cuda":
+            torch.cuda.set_sync_debug_mode(before)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("way", [{"bins": 4}, {"bins": 1, "chunk": 8}, {"rule": "exact", "snapshots": 4}])
+@pytest.mark.parametrize("network", ["dense", "recurrent"])
+def test_a_training_step_never_waits_for_the_device(network: str, way: dict[str, Any], device: str) -> None:
+    case = open_case(Job(network=network, steps=24, quick=True))
+    net = tracecompile.convert(copy.deepcopy(case.model).to(device), case.inputs[0].to(device), backend="eager", **way)
+    x = case.inputs[0].to(device)
+    net(x).sum().backward()
+    with no_synchronisation(device):
+        net(x).sum().backward()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_the_peak_on_a_cuda_device_does_not_depend_on_the_length() -> None:
+    case = open_case(Job(network="recurrent", steps=8, quick=True))
+    for way in ({"bins": 4}, {"rule": "exact", "snapshots": 8}):
+        net = tracecompile.convert(copy.deepcopy(case.model).cuda(), case.inputs[0].cuda(), backend="eager", **way)
+        peaks = []
+        for steps in (64, 64, 1024):
+            x = torch.rand(steps, 8, 32, device="cuda")
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            net(x).sum().backward()
+            peaks.append(torch.cuda.max_memory_allocated() - before)
+        assert peaks[2] <= 1.1 * peaks[1], (way, peaks)

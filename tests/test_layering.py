@@ -18,6 +18,7 @@ ORDER = (
         "operations",
         "kinds",
         "exact",
+        "later",
         "drawn",
         "neuron_step",
         "layers",

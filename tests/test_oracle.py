@@ -258,7 +258,7 @@ def test_large_lateral_weights_never_explode(bins: int, monkeypatch: pytest.Monk
 
     def run(solver: solve.Solver, original: Any = solve.Solver.run) -> None:
         original(solver)
-        cut_off.append(sum(solver.unsettled.values()))
+        cut_off.append(sum(solver.settling.unsettled.values()))
 
     monkeypatch.setattr(solve.Solver, "run", run)
     layer = OracleLayer(lateral="linear", reset="subtract_detached", surrogate="closure")

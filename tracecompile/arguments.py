@@ -14,7 +14,25 @@ from torch.utils import _pytree as pytree
 
 from tracecompile.errors import InvalidInput
 from tracecompile.kinds import check_kind, described, first_line
+from tracecompile.later import Later
 from tracecompile.program import StepProgram
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """A tensor, by its name in messages, and whether all of it is finite."""
+
+    name: str
+    finite: Later
+
+    def settle(self) -> None:
+        """Refuses the tensor if it holds what is not finite; waits until that is known.
+
+        Raises:
+            InvalidInput: It does.
+        """
+        if not self.finite.get():
+            raise InvalidInput(f"{self.name} holds NaN or infinity.", "Clean the data before it reaches the network.")
 
 
 @dataclass(frozen=True)
@@ -24,10 +42,12 @@ class Call:
     Attributes:
         leaves: Tensors and numbers that are no states, in the order of the prologue's placeholders.
         states: States that the caller handed in, in the order of the explicit carries; None where it left them out.
+        doubts: Tensors of which a device has still to say whether they are finite.
     """
 
     leaves: tuple[Any, ...]
     states: tuple[Tensor, ...] | None
+    doubts: tuple[Doubt, ...] = ()
 
     def does_not_run(self, fault: Exception) -> InvalidInput:
         """Returns the error for a call on which torch has raised one."""
@@ -149,14 +169,15 @@ class Arguments:
             for place in range(self.count)
             if place in leaves and place not in self.states and _varies(leaves[place])
         )
-        self._check(varying)
-        return Call(varying, states if len(states) == len(self.order) and states else None)
+        doubts = self._check(varying)
+        return Call(varying, states if len(states) == len(self.order) and states else None, doubts)
 
     def _is_state(self, name: str) -> bool:
         # A list of states may hold None for the layers that have none.
         return any(place in self.states for place in pytree.tree_leaves(self.positions.get(name)))
 
-    def _check(self, leaves: tuple[Any, ...]) -> None:
+    def _check(self, leaves: tuple[Any, ...]) -> tuple[Doubt, ...]:
+        doubts = []
         for name, rank, leaf in zip(self.names, self.ranks, leaves, strict=False):
             if isinstance(leaf, Tensor):
                 if rank is not None and leaf.ndim != rank:
@@ -164,7 +185,8 @@ class Arguments:
                         f"The input {name} has {leaf.ndim} dimensions {tuple(leaf.shape)}, but the model takes {rank}.",
                         "Pass an input of the same rank, or convert again with one.",
                     )
-                check_tensor(f"The input {name}", leaf)
+                doubts += checked(f"The input {name}", leaf)
+        return tuple(doubts)
 
 
 def check_tensor(name: str, value: Tensor) -> None:
@@ -173,18 +195,32 @@ def check_tensor(name: str, value: Tensor) -> None:
     Raises:
         InvalidInput: Its kind is refused (see ``check_kind``), it has no elements, or it holds NaN or infinity.
     """
+    for doubt in checked(name, value):
+        doubt.settle()
+
+
+def checked(name: str, value: Tensor) -> list[Doubt]:
+    """Refuses as ``check_tensor`` does; returns what a device has still to say.
+
+    Raises:
+        InvalidInput: As for ``check_tensor``, of what is known without waiting.
+    """
     check_kind(name, value)
     if value.numel() == 0:
         raise InvalidInput(
             f"{name} is empty: its shape is {tuple(value.shape)}.", "Pass at least one time step and one sample."
         )
-    if value.is_floating_point() and not _is_finite(value):
-        raise InvalidInput(f"{name} holds NaN or infinity.", "Clean the data before it reaches the network.")
-
-
-def _is_finite(value: Tensor) -> bool:
-    """A sum is not finite if an element is not, and takes no memory; of finite elements it may overflow."""
-    return bool(value.sum().isfinite()) or bool(value.isfinite().all())
+    if not value.is_floating_point():
+        return []
+    # A sum is not finite if an element is not, and takes no memory; of finite elements it may overflow.
+    if not value.is_cuda and value.sum().isfinite():
+        return []
+    least, largest = torch.aminmax(value)
+    doubt = Doubt(name, Later(least.isfinite() & largest.isfinite()))
+    if value.is_cuda:
+        return [doubt]
+    doubt.settle()
+    return []
 
 
 def same_structure(one: pytree.TreeSpec, other: pytree.TreeSpec) -> bool:

@@ -167,7 +167,8 @@ def _stepped(net: TracedModule, inputs: Iterable[Any]) -> tuple[list[Any], Windo
 def _layer(layer: Layer, window: Window, spikes: Spikes) -> LayerProbe:
     decay = layer.decay
     responses = window.record.responses.get(layer.name)
-    block = next((name for name in window.residuals if layer.name in name.split("+")), "")
+    residuals, unsettled = window.settling.residuals, window.settling.unsettled
+    block = next((name for name in residuals if layer.name in name.split("+")), "")
     return LayerProbe(
         name=layer.name,
         rate=spikes.rate(layer.name),
@@ -175,8 +176,8 @@ def _layer(layer: Layer, window: Window, spikes: Spikes) -> LayerProbe:
         saturated=spikes.share(layer.name, lambda rate: rate > SATURATED),
         drift=_drift(layer, window, decay),
         warm_up=1.0 if decay is None else 1.0 - decay**spikes.steps,
-        residual=_told(window.residuals.get(block, 0.0)),
-        unsettled=window.unsettled.get(block, 0),
+        residual=_told(residuals.get(block, 0.0)),
+        unsettled=unsettled.get(block, 0),
         band=responses.band if responses is not None else 1,
     )
 

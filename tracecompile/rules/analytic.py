@@ -168,7 +168,7 @@ class AnalyticResponse:
     def __init__(self, curve: RateCurve, currents: Mapping[str, Tensor], statics: Mapping[str, Tensor]) -> None:
         """Evaluates the curve, with a graph."""
         self.responses: Responses | None = None
-        self.factors: dict[Pair, float] = {}
+        self.factors: dict[Pair, Tensor] = {}
         with torch.enable_grad():
             self.currents = {name: value.detach().requires_grad_() for name, value in currents.items()}
             names = curve.layer.core_statics

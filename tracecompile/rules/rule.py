@@ -24,7 +24,7 @@ Signals = Mapping[str, list[Tensor | None]]
 class Response(Protocol):
     """How a core's mean outputs answer to its currents and parameters, as its rule knows it."""
 
-    factors: dict[Pair, float]
+    factors: dict[Pair, Tensor]
     """Finite-horizon factors by (output, variable); the solver fills them in."""
 
     @property

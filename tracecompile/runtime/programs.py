@@ -11,6 +11,7 @@ from typing import Any, Self
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from tracecompile.arguments import Call
 from tracecompile.capture.copying.copies import copy_as_they_are, detach_leftovers, replace_attribute
 from tracecompile.compiled import Compiled, Request
 from tracecompile.errors import InvalidInput
@@ -18,6 +19,7 @@ from tracecompile.facts import Facts
 from tracecompile.graphs.copies import copy_graphs
 from tracecompile.own_checks import after_a_call, has_own_checks, sizes_of
 from tracecompile.program import Settings, StepProgram, example_value
+from tracecompile.runtime.doubts import Doubts
 from tracecompile.runtime.engine.kernels import Kernels
 from tracecompile.runtime.executor import Executor
 from tracecompile.runtime.standing import Standing
@@ -42,6 +44,7 @@ class Programs:
         programs: What has been compiled, for each mode and kind of arguments, the last one compiled last.
         kernels: Compiled code.
         turn: Of the thread that runs the net.
+        doubts: Inputs of which a device has still to say whether they are finite.
         awaited: The call to compile from once it is asked for, where the net is a copy of one that was captured.
         passed: Sizes of calls that the model's own checks have seen; None where it has none.
         standing: How the model stands to what was captured; None for one that nobody changes meanwhile.
@@ -60,7 +63,7 @@ class Programs:
         self.compiled: Compiled | None = None
         self.executor: Executor | None = None
         self.programs: list[tuple[Compiled, Executor]] = []
-        self.kernels, self.turn = Kernels(), Turn()
+        self.kernels, self.turn, self.doubts = Kernels(), Turn(), Doubts()
         self.awaited: Request | None = None
         self.standing = Standing(model) if watched else None
         self.passed: set[tuple[Any, ...]] | None = None
@@ -81,7 +84,19 @@ class Programs:
             self.passed = {sizes_of(args, kwargs)}
             self.note("The model may refuse an input itself: it is run once, without gradients, at every new size.")
 
-    def ask_the_model(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        """Binds a call to what runs it, once the model's own checks have seen one of its size.
+
+        Raises:
+            InvalidInput: It does not fit, or a tensor of it, or of a call before, is not finite.
+            Exception: Whatever the model raises.
+        """
+        call = self.ready.arguments.bind(args, kwargs)
+        self.doubts.settle(call.doubts)
+        self._ask_the_model(args, kwargs)
+        return call
+
+    def _ask_the_model(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Lets the model's own checks see a call of a size that they have not seen.
 
         Raises:
@@ -174,7 +189,7 @@ class Programs:
             memo |= {id(spec): spec for spec in (self.program.signature, self.program.result)}
             for _, program in self.compiled.stages.programs:
                 copy_graphs(program, memo)
-        own = {**self.__dict__, "executor": None, "programs": [], "standing": None}
+        own = {**self.__dict__, "executor": None, "programs": [], "standing": None, "doubts": Doubts()}
         other.__dict__.update(copy.deepcopy(own, memo))
         if self.standing is not None:
             other.begin_afresh(copy.deepcopy(self.standing.fresh(), memo))

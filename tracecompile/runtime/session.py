@@ -74,6 +74,7 @@ class Session(Programs):
                     self.live.sequence = None if window is None else weakref.ref(window)
                 else:
                     leaves = self._step(executor, call)
+            self.doubts.settle()
         return pytree.tree_unflatten(leaves, program.result)
 
     def prepared_for(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Executor, Call]:
@@ -97,9 +98,7 @@ class Session(Programs):
         executor = self.executor
         assert executor is not None
         follow_modes(executor.program.leaves.values())
-        call = self.ready.arguments.bind(args, kwargs)
-        self.ask_the_model(args, kwargs)
-        return executor, call
+        return executor, self.bound(args, kwargs)
 
     def reset(self, samples: object = None) -> None:
         """Forgets states and traces; see ``TracedModule.reset``."""

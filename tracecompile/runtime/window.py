@@ -17,6 +17,7 @@ from tracecompile.runtime.backward.anchors import LATEST, Inbox, Shape, StepFunc
 from tracecompile.runtime.backward.given import GivenInputs
 from tracecompile.runtime.backward.gradients import StandIns
 from tracecompile.runtime.backward.learning import Learning, Received, takes_moments
+from tracecompile.runtime.backward.neumann import Settling
 from tracecompile.runtime.backward.over_time import of_step, of_type, over_time
 from tracecompile.runtime.bins import Clock, StreamClock
 from tracecompile.runtime.loop import Loop
@@ -52,7 +53,7 @@ class Window:
         closed: True once backward has run: the next step opens another window.
         rerun: Runs a sequence once more, for learning signals that fall on single steps; None for a stream.
         reran: Whether the last backward pass did so.
-        residuals, unsettled: Of the recurrent blocks, after backward; see Solver.
+        settling: How far the recurrent blocks have settled, after backward.
     """
 
     def __init__(
@@ -89,8 +90,7 @@ class Window:
         self.closed = self.draws = False
         self.rerun: Rerun | None = None
         self.reran = False
-        self.residuals: dict[str, float] = {}
-        self.unsettled: dict[str, int] = {}
+        self.settling = Settling()
         self._opened = opened
         self._versions: list[tuple[Tensor, int]] = []
         self._kept: weakref.ref[Kept] | None = None
@@ -232,7 +232,7 @@ class Window:
         with self.turn, self._opened.put_back():
             found = learning.run(received, latest, {*inputs, *self.given.names})
         self.record, self.reran = learning.record, learning.reran
-        self.residuals, self.unsettled = found.solver.residuals, found.solver.unsettled
+        self.settling = found.solver.settling
         gradients = [of_type(found.parameters.get(parameter), parameter) for parameter in parameters]
         for carry, state in zip(self.program.carries, self.initial, strict=True):
             if state.requires_grad:

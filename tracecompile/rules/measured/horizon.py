@@ -14,12 +14,15 @@ here all are what was measured, averaged over the neurons, on a fixed number of 
 
 from __future__ import annotations
 
+import bisect
+import itertools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from tracecompile.later import placed
 from tracecompile.rules.measured.profiles import Profile as Recorded
 
 CELLS = 64
@@ -28,7 +31,7 @@ LARGEST_FACTOR = 10.0
 """Factors beyond this come from responses that cancel in the mean, and are not used."""
 
 Profile = Tensor
-"""A learning signal's share per cell of time, on the CPU, (cells,)."""
+"""A learning signal's share per cell of time, (cells,)."""
 
 
 class Horizon:
@@ -38,35 +41,35 @@ class Horizon:
         cells: Number of cells in use.
     """
 
-    def __init__(self, widths: Sequence[int]) -> None:
-        """Starts with no signal; ``widths`` are the steps in each cell."""
-        self.widths = torch.tensor(widths, dtype=torch.float64)
+    def __init__(self, widths: Sequence[int], device: torch.device) -> None:
+        """Starts with no signal; ``widths`` are the steps in each cell, ``device`` is where the signals are."""
+        self.widths = placed(widths, torch.float64, device)
+        self.ends = list(itertools.accumulate(widths))
         self.cells = len(widths)
         self._profiles: dict[str, Profile] = {}
         self._moments: dict[str, Profile] = {}
 
     def constant(self) -> Profile:
         """Returns the profile of a signal that is the same at every step."""
-        return torch.ones(self.cells, dtype=torch.float64)
+        return torch.ones_like(self.widths)
 
     def at(self, step: int) -> Profile:
         """Returns the profile of a signal that falls on one step."""
-        profile = torch.zeros(self.cells, dtype=torch.float64)
-        cell = int(torch.searchsorted(self.widths.cumsum(0), step, right=True))
-        profile[cell] = 1.0 / self.widths[cell]
+        profile, cell = torch.zeros_like(self.widths), bisect.bisect_right(self.ends, step)
+        profile[cell] = 1.0 / (self.ends[cell] - (self.ends[cell - 1] if cell else 0))
         return profile
 
     def note(self, origin: str, signal: Tensor, profile: Profile) -> None:
         """Adds a signal on a value to the profile of that value, by its norm."""
         total = (profile * self.widths).sum().abs().clamp_min(1e-30)
-        share = profile * (float(signal.norm()) / total)
+        share = profile * (signal.norm().to(total) / total)
         self._profiles[origin] = self._profiles[origin] + share if origin in self._profiles else share
 
     def note_moment(self, origin: str, signal: Tensor, step: int) -> None:
         """Adds a signal on a value of one step, which needs no factor itself, to the profile of that value."""
         if origin not in self._moments:
-            self._moments[origin] = torch.zeros(self.cells, dtype=torch.float64)
-        self._moments[origin] += self.at(step) * float(signal.norm())
+            self._moments[origin] = torch.zeros_like(self.widths)
+        self._moments[origin] += self.at(step) * signal.norm().to(self.widths)
 
     def knows(self, origin: str) -> bool:
         """Tells whether there are signals on a value."""
@@ -81,15 +84,13 @@ class Horizon:
         """Returns the profile of those signals on a value that its mean response answers to."""
         return self._profiles[origin]
 
-    def factor(self, response: Recorded, profile: Profile) -> float:
-        """Returns c for one response."""
+    def factor(self, response: Recorded, profile: Profile) -> Tensor:
+        """Returns c for one response, a scalar."""
         rho = self._response(response)
         weighted, signal = rho * self.widths, profile * self.widths
-        expected = float(weighted.sum() * signal.sum() / self.widths.sum())
-        if expected == 0.0:
-            return 1.0
-        found = float((rho * signal).sum()) / expected
-        return found if 0.0 <= found <= LARGEST_FACTOR else 1.0
+        found = (rho * signal).sum() / (weighted.sum() * signal.sum() / self.widths.sum())
+        # What is divided by zero is neither.
+        return torch.where((found >= 0.0) & (found <= LARGEST_FACTOR), found, torch.ones_like(found))
 
     def below(self, response: Recorded, gain: Recorded | None, profile: Profile) -> Profile:
         """Returns the profile of the signal that a layer hands on.

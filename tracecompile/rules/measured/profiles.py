@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from tracecompile.later import placed
 from tracecompile.layers import Pair
 from tracecompile.rules.sums import merged_weights, padded, pairs_added
 
@@ -29,7 +30,7 @@ class Profile:
         if len(cells) == 1:
             self.sums[cells[0]].add_(means[0])
         else:
-            self.sums.index_add_(0, torch.tensor(cells, device=means.device), means)
+            self.sums.index_add_(0, placed(cells, torch.int64, means.device), means)
         for cell in cells:
             self.weights[cell] += 1.0
 
@@ -40,10 +41,10 @@ class Profile:
             self.sums = padded(pairs_added(self.sums, 0), 0, len(self.weights))
 
     def means(self, cells: int) -> Tensor:
-        """Returns the mean of the first cells, on the CPU, (cells,)."""
+        """Returns the mean of the first cells, (cells,)."""
         assert self.sums is not None
-        weights = torch.tensor(self.weights[:cells], dtype=torch.float64)
-        return self.sums[:cells].to("cpu", torch.float64) / weights
+        weights = placed(self.weights[:cells], torch.float64, self.sums.device)
+        return self.sums[:cells].to(torch.float64) / weights
 
 
 Profiles = dict[Pair, Profile]

@@ -124,7 +124,7 @@ class Responses:
         variable: str,
         signals: Mapping[str, list[Tensor | None]],
         slot: int,
-        factors: Mapping[tuple[str, str], float] | None = None,
+        factors: Mapping[tuple[str, str], Tensor] | None = None,
     ) -> Tensor | None:
         """Returns the learning signal on one slot of a variable: the sum over outputs and bins of M[bin, slot] h[bin].
 

@@ -134,7 +134,7 @@ class MeasuredResponse:
     """Responses as they were recorded."""
 
     responses: Responses
-    factors: dict[Pair, float] = field(default_factory=dict)
+    factors: dict[Pair, Tensor] = field(default_factory=dict)
     """Finite-horizon factors by (output, variable); filled by the solver once it knows the profile of the signal."""
 
     def on_currents(self, layer: Layer, signals: Signals, index: int) -> dict[str, Tensor]:

@@ -123,9 +123,12 @@ class Tangents:
         return total
 
     def _drop_faded(self) -> None:
-        """Drops the oldest slots as far as every state has forgotten them."""
+        """Drops the oldest slots as far as every state has forgotten them.
+
+        On a device they stay: to look at them would be to wait for it, and they are touched where a bin ends alone.
+        """
         binned = [key for key in self.by_state if self.is_binned(key[0])]
-        if not binned:
+        if not binned or self.by_state[binned[0]].is_cuda:
             return
         keep = []
         for key in binned:

@@ -31,7 +31,7 @@ class JunctionResponse:
     """A junction hands on what it receives."""
 
     responses: None = None
-    factors: dict[Pair, float] = field(default_factory=dict)
+    factors: dict[Pair, Tensor] = field(default_factory=dict)
 
     def on_currents(self, layer: Layer, signals: Signals, index: int) -> dict[str, Tensor]:
         """See Response."""
@@ -168,7 +168,9 @@ class BackwardPass:
 
     def _horizon(self) -> Horizon | None:
         cells = self.record.cells
-        return None if cells is None else Horizon(cells.bins.widths)
+        recorded = (p.sums for responses in self.record.responses.values() for p in responses.profiles.values())
+        device = next((sums.device for sums in recorded if sums is not None), torch.device("cpu"))
+        return None if cells is None else Horizon(cells.bins.widths, device)
 
     def _graph(self, layer: Layer, statics: Mapping[str, Tensor]) -> LocalGraph:
         decay = layer.decay

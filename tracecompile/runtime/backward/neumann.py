@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from tracecompile.later import Later
+
 LATERAL_TERMS = 2
 """Fewest Neumann iterations of a recurrent block."""
 MOST_LATERAL_TERMS = 8
@@ -26,13 +28,16 @@ class Neumann:
     next is not contracting: it keeps its last safe iterate. Values without a first axis in common are one sample's.
 
     Attributes:
-        residual: Last relative change over the samples that contract.
-        unsettled: Number of samples that were cut off.
+        residual: Last relative change over the samples that contract, a scalar; None where nothing was fed back.
+        unsettled: Number of samples that were cut off, a scalar.
     """
 
     def __init__(self) -> None:
         """Starts with nothing fed back."""
-        self.residual, self.unsettled = 0.0, 0
+        self.residual: Tensor | None = None
+        self.unsettled: Tensor | None = None
+        self.still: list[Later] = []
+        """Whether any sample moves, after every iteration."""
         self.fed: dict[str, Tensor] = {}
         self.last_change: Tensor | None = None
         self.safe: Tensor | None = None
@@ -55,9 +60,16 @@ class Neumann:
             if not fed or term == MOST_LATERAL_TERMS:
                 break
             self._advance(fed, may_rest=term >= LATERAL_TERMS)
-            if self.moving is not None and not self.moving.any():
+            if self._rests():
                 break
         return handed
+
+    def _rests(self) -> bool:
+        """Tells whether all samples rest, and will: a device that says so late has swept in vain."""
+        while self.still and self.still[0].is_here:
+            if not self.still.pop(0).get():
+                return True
+        return False
 
     def _advance(self, fed: dict[str, Tensor], may_rest: bool) -> None:
         """Takes the next iterate for the samples that still move."""
@@ -82,8 +94,9 @@ class Neumann:
             self.fed[name] = torch.where(keep, signal, self.fed.get(name, torch.zeros_like(signal)))
         self.last_change = change
         left, whole = (torch.where(self.safe, part, torch.zeros_like(part)).sum() for part in (change, size))
-        self.residual = float((left / whole.clamp_min(torch.finfo(whole.dtype).tiny)).sqrt())
-        self.unsettled = int((~self.safe).sum())
+        self.residual = (left / whole.clamp_min(torch.finfo(whole.dtype).tiny)).sqrt()
+        self.unsettled = (~self.safe).sum()
+        self.still.append(Later(self.moving.any()))
 
     def _take_as_one(self) -> None:
         """Goes on with all values as those of one sample."""
@@ -95,3 +108,27 @@ class Neumann:
     def _square_norms(self, signal: Tensor) -> Tensor:
         """Returns the squared norm per sample."""
         return signal.square().reshape(signal.shape[0] if self.by_sample and signal.ndim else 1, -1).sum(1)
+
+
+class Settling:
+    """How far the recurrent blocks of one backward pass have settled; reading it waits for the device."""
+
+    def __init__(self) -> None:
+        """Knows of no block."""
+        self._blocks: dict[str, list[tuple[Tensor, Tensor]]] = {}
+
+    def note(self, block: str, solve: Neumann) -> None:
+        """Adds a bin of a block, by the names of its layers, that is solved."""
+        bins = self._blocks.setdefault(block, [])
+        if solve.residual is not None and solve.unsettled is not None:
+            bins.append((solve.residual, solve.unsettled))
+
+    @property
+    def residuals(self) -> dict[str, float]:
+        """Last relative change of each block, the largest of its bins."""
+        return {name: max([0.0, *(float(change) for change, _ in bins)]) for name, bins in self._blocks.items()}
+
+    @property
+    def unsettled(self) -> dict[str, int]:
+        """Samples of each block for which the iteration stopped contracting and was cut off, the most of its bins."""
+        return {name: max([0, *(int(count) for _, count in bins)]) for name, bins in self._blocks.items()}

@@ -15,7 +15,7 @@ from tracecompile.rules.measured.profiles import Profile as Recorded
 from tracecompile.rules.measured.responses import Responses
 from tracecompile.rules.measured.tangents import Tangents
 from tracecompile.runtime.backward.local import LocalGraph
-from tracecompile.runtime.backward.neumann import Handed, Neumann
+from tracecompile.runtime.backward.neumann import Handed, Neumann, Settling
 
 
 class Solver:
@@ -27,8 +27,7 @@ class Solver:
         weights: Gradients of the parameters of synapses.
         statics: Learning signals of static values.
         initial: Learning signals of initial states, by placeholder.
-        residuals: Last relative change of each recurrent block, by the names of its layers.
-        unsettled: Samples of each recurrent block for which the iteration stopped contracting and was cut off.
+        settling: How far the recurrent blocks have settled.
     """
 
     def __init__(
@@ -58,8 +57,7 @@ class Solver:
         self.weights: dict[Tensor, Tensor] = {}
         self.statics: dict[str, Tensor] = {}
         self.initial: dict[str, Tensor] = {}
-        self.residuals: dict[str, float] = {}
-        self.unsettled: dict[str, int] = {}
+        self.settling = Settling()
         self.horizon: Horizon | None = None
         """Set where there is a single bin, whose responses need the finite-horizon factor."""
 
@@ -152,14 +150,12 @@ class Solver:
         """Solves a block bin by bin from the last to the first."""
         inside = {output for layer in layers for output in layer.outputs}
         name = "+".join(layer.name for layer in layers)
-        self.residuals[name], self.unsettled[name] = 0.0, 0
         pulled: dict[str, list[Mapping[str, Tensor]]] = {layer.name: [{}] * self.bins for layer in layers}
         for index in reversed(range(self.bins)):
             solve = Neumann()
             sweep = _Sweep(self, layers, inside, index)
             handed = solve.run(sweep)
-            self.residuals[name] = max(self.residuals[name], solve.residual)
-            self.unsettled[name] = max(self.unsettled[name], solve.unsettled)
+            self.settling.note(name, solve)
             for layer in layers:
                 pulled[layer.name][index] = sweep.pulled[layer.name]
             for origin, delay, signal in handed:
