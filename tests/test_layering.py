@@ -33,6 +33,7 @@ ORDER = (
     ("passes",),
     ("compiled", "runtime"),
     ("diagnostics",),
+    ("page",),
     ("self_check",),
     ("compiler",),
     ("saving", "convert"),
