@@ -34,6 +34,7 @@ ORDER = (
     ("passes",),
     ("compiled", "runtime"),
     ("diagnostics",),
+    ("page",),
     ("self_check",),
     ("compiler",),
     ("saving", "convert"),

@@ -75,13 +75,14 @@ def inspect(
     if is_artifact(target):
         if rule != Rule.measured or any(given is not None for given in (shape, bins, half_life, weights, dt)):
             raise UsageError(f"{target} is converted already: no option changes how.")
-        net = _load_artifact(target)
+        net, inputs = _load_artifact(target), None
     else:
-        net, _, _ = _converted(target, shape, rule, bins, half_life, weights, dt)
+        net, _, inputs = _converted(target, shape, rule, bins, half_life, weights, dt)
     if html is not None:
-        from tracecompile.diagnostics.html import report_html
+        from tracecompile.page import figures_of, page
 
-        write_text(html, report_html(net.report, title=target))
+        with working("looking at the network"):
+            write_text(html, page(figures_of(net, inputs, title=target)))
     if dump is not None:
         for number, (name, text) in enumerate(net.stages):
             write_text(dump / f"{number:02d}_{name}.py", text)

@@ -179,7 +179,7 @@ def test_rate_curves_are_of_neurons_and_integrators(model: type[nn.Module]) -> N
 
 def test_an_integrator_has_a_rate_curve() -> None:
     net = tracecompile.convert(Leaky(), torch.randn(6, 2, INPUTS), rule="analytic")
-    assert next(layer.kind for layer in net.report.layers) == "readout (integrator curve)"
+    assert next(layer.kind for layer in net.report.layers) == "without spikes (integrator curve)"
 
 
 @pytest.mark.parametrize("rule", ["measured", "analytic"])
