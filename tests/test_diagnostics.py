@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import math
 import subprocess
@@ -459,9 +460,11 @@ def test_the_report_as_text() -> None:
     assert all(line == line.rstrip() for line in text.splitlines())
     assert "notes\n- Max pooling" in text
     assert "schedule\n1. lif1" in text
-    table = text.split("layers\n")[1].split("\n\n")[0].splitlines()
+    narrow = ConversionReport(layers=tuple(dataclasses.replace(each, trace="") for each in REPORT.layers))
+    table = str(narrow).split("layers\n")[1].split("\n\n")[0].splitlines()
     assert table[2].index("spiking") == table[3].index("leaky integrator") == table[0].index("kind")
     assert "reset" in table[0]
+    assert "lif1\n  kind        spiking\n  inputs      x, lif1.spk\n" in text, "what is too wide is no table"
     assert "reset" not in str(ConversionReport(layers=(REPORT.layers[1],))), "an empty column is left out"
 
 

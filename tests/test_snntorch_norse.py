@@ -259,7 +259,9 @@ def test_the_report_tells_spiking_layers_from_readouts_and_currents_from_membran
     kinds = {name: kind for layer in layers for name, kind in zip(layer.states, layer.state_kinds, strict=True)}
     found = {carry.name: kinds[carry.placeholder] for carry in net.program.carries}
     assert found == {
-        f"state[{place}].{name}": kind for place in range(3) for name, kind in (("v", "membrane"), ("i", "current"))
+        f"state[{place}].{name}": kind
+        for place in range(3)
+        for name, kind in (("v", "membrane"), ("i", "synaptic current"))
     }
 
 

@@ -14,7 +14,9 @@ LayerKind = Literal["spiking", "readout", "stateless", "junction"]
 """spiking: has a state and emits spikes. readout: has a state and none. stateless: spikes, or meets random numbers,
 without a state. junction: a value without a core that several layers, a delay line or the user reads."""
 
-StateKind = Literal["membrane", "current", "adaptation", "spikes", "state"]
+StateKind = Literal[
+    "membrane", "synaptic current", "adaptation", "adaptive threshold", "refractory counter", "spikes", "state"
+]
 """See ``tracecompile.analysis.roles``; "state" where no part can be told."""
 
 

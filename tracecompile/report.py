@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from tracecompile.tables import text_lines, text_table
+from tracecompile.tables import WIDTH, text_lines, text_records, text_table
 
 Status = Literal["trace", "exact", "frozen"]
 """How a parameter is trained: from traces (approximate), exactly, or not at all."""
@@ -74,7 +74,8 @@ class LayerReport:
 
     Attributes:
         name: The user's name for it.
-        kind: What it is ("spiking", "leaky integrator", "readout", ...).
+        kind: What it is: "spiking"; "readout", which nothing else reads; "without spikes", a state that other layers
+            read; "spiking without a state", "drawn" (random numbers); or "sum", a value without neurons.
         inputs: Sources that it reads.
         states: The user's names of its states, with what they are where that can be told; its spikes are none.
         outputs: Per-step values that other layers or the user read.
@@ -91,6 +92,11 @@ class LayerReport:
     trace: str = ""
     recurrence: str = ""
     reset: str = ""
+
+    def __str__(self) -> str:
+        """Returns one line: its name, and what it is."""
+        text = f"{self.name}: {self.kind}{', recurrent' if self.recurrence else ''}"
+        return text if len(text) < WIDTH else f"{text[: WIDTH - 4]}..."
 
 
 @dataclass(frozen=True)
@@ -215,7 +221,7 @@ def _layer_table(layers: Sequence[LayerReport]) -> str:
         return ""
     header = ("name", "kind", "inputs", "states", "outputs", "trace", "recurrence", "reset")
     cells = [[_words(getattr(layer, column)) for column in header] for layer in layers]
-    return text_table(header, cells)
+    return text_records(header, cells)
 
 
 def _parameter_table(parameters: Mapping[str, ParameterReport]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
-WIDTH = 100
+WIDTH = 80
 """Columns of everything that is printed."""
 NARROW = 6
 """Columns that are left to a cell where a table would be too wide."""
@@ -18,13 +18,40 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         header: Names of the columns.
         rows: The cells, one sequence a row, each as long as ``header``.
     """
-    used = [column for column in range(len(header)) if any(row[column] for row in rows)]
-    lines = [[header[column] for column in used], *([row[column] for column in used] for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(used))]
+    lines = _used(header, rows)
+    widths = _widths(lines)
     while sum(widths) + 2 * (len(widths) - 1) > WIDTH and max(widths) > NARROW:
         widths[widths.index(max(widths))] -= 1
     lines.insert(1, ["-" * width for width in widths])
     return "\n".join(line for cells in lines for line in _row(cells, widths))
+
+
+def text_records(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Returns a table where none of its cells need be broken, else a paragraph a row: its first cell, then the others.
+
+    Args:
+        header: Names of the columns.
+        rows: The cells, as for ``text_table``.
+    """
+    widths = _widths(_used(header, rows))
+    if sum(widths) + 2 * (len(widths) - 1) <= WIDTH:
+        return text_table(header, rows)
+    widest = max(map(len, header[1:]))
+    found = []
+    for first, *others in rows:
+        found.append(text_lines([first]))
+        pairs = [(name, cell) for name, cell in zip(header[1:], others, strict=True) if cell]
+        found.append(text_lines([cell for _, cell in pairs], [f"  {name:<{widest}}  " for name, _ in pairs]))
+    return "\n".join(found)
+
+
+def _used(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[list[str]]:
+    used = [column for column in range(len(header)) if any(row[column] for row in rows)]
+    return [[line[column] for column in used] for line in (header, *rows)]
+
+
+def _widths(lines: Sequence[Sequence[str]]) -> list[int]:
+    return [max(map(len, column)) for column in zip(*lines, strict=True)]
 
 
 def _row(cells: Sequence[str], widths: Sequence[int]) -> list[str]:

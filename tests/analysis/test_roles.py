@@ -141,18 +141,57 @@ def compartments(current: Tensor, s: Any) -> Tensor:
     return z
 
 
+def counted_down(current: Tensor, s: Any) -> Tensor:
+    """Who has fired hears nothing for two steps, counted in floats."""
+    s.v = 0.9 * s.v + current * (s.left <= 0).to(current.dtype)
+    z = spike(s.v - 0.5)
+    s.left = torch.where(z > 0, torch.full_like(s.left, 2.0), (s.left - 1.0).clamp(min=0.0))
+    s.v = s.v - 0.5 * z
+    return z
+
+
+def counted_up(current: Tensor, s: Any) -> Tensor:
+    """The steps since the last spike, of which more than three are asked for."""
+    s.v = torch.where(s.since > 3, 0.9 * s.v + current, 0.9 * s.v)
+    z = spike(s.v - 0.5)
+    s.since = (s.since + 1.0) * (1.0 - z.detach())
+    s.v = s.v - 0.5 * z
+    return z
+
+
+def gated_by_a_trace(current: Tensor, s: Any) -> Tensor:
+    """A trace of the neuron's own spikes that closes a gate, and counts nothing."""
+    s.v = 0.9 * s.v + current * (s.r < 0.5).to(current.dtype)
+    z = spike(s.v - 0.5)
+    s.v, s.r = s.v - 0.5 * z, 0.8 * s.r + z.detach()
+    return z
+
+
+def either_way(current: Tensor, s: Any) -> Tensor:
+    """A trace of spikes that slows some neurons down and drives the others on."""
+    sides = torch.tensor([1.0, -1.0] * 4)
+    s.v = 0.9 * s.v + current - sides * s.w
+    z = spike(s.v - 0.5)
+    s.v, s.w = s.v - 0.5 * z, 0.9 * s.w + 0.1 * z
+    return z
+
+
 KNOWN: dict[Callable[[Tensor, Any], Tensor], dict[str, str]] = {
-    adaptive_late: {"v": "membrane", "b": "adaptation"},
-    adaptive_early: {"b": "adaptation", "v": "membrane", "z": "spikes"},
-    adaptive_product: {"a": "adaptation", "v": "membrane", "z": "spikes"},
+    adaptive_late: {"v": "membrane", "b": "adaptive threshold"},
+    adaptive_early: {"b": "adaptive threshold", "v": "membrane", "z": "spikes"},
+    adaptive_product: {"a": "adaptive threshold", "v": "membrane", "z": "spikes"},
     adaptive_current: {"w": "adaptation", "v": "membrane"},
-    threshold_follows: {"th": "adaptation", "v": "membrane"},
-    synaptic: {"i": "current", "v": "membrane"},
-    synaptic_late: {"i": "current", "v": "membrane"},
-    two_synapses: {"up": "current", "down": "current", "v": "membrane"},
-    adaptive_synaptic: {"b": "adaptation", "c": "adaptation", "i": "current", "v": "membrane"},
+    threshold_follows: {"th": "adaptive threshold", "v": "membrane"},
+    synaptic: {"i": "synaptic current", "v": "membrane"},
+    synaptic_late: {"i": "synaptic current", "v": "membrane"},
+    two_synapses: {"up": "synaptic current", "down": "synaptic current", "v": "membrane"},
+    adaptive_synaptic: {"b": "adaptation", "c": "adaptive threshold", "i": "synaptic current", "v": "membrane"},
     echo: {"v": "membrane", "r": "state"},
     handed_on_scaled: {"v": "membrane", "z": "spikes", "w": "spikes"},
+    counted_down: {"left": "refractory counter", "v": "membrane"},
+    counted_up: {"since": "refractory counter", "v": "membrane"},
+    gated_by_a_trace: {"r": "state", "v": "membrane"},
+    either_way: {"v": "membrane", "w": "state"},
     compartments: {"d": "membrane", "v": "membrane"},
 }
 
@@ -186,7 +225,7 @@ def test_a_current_that_is_the_same_at_every_step_drives_a_membrane() -> None:
             return total
 
     layer = tracecompile.convert(Static(), torch.rand(2, 5), backend="eager").program.layers[0]
-    assert sorted(layer.state_kinds) == ["adaptation", "membrane"]
+    assert sorted(layer.state_kinds) == ["adaptive threshold", "membrane"]
 
 
 def test_the_largest_value_of_a_readout_is_no_membrane() -> None:
@@ -208,7 +247,7 @@ def test_the_largest_value_of_a_readout_is_no_membrane() -> None:
             return most
 
     report = tracecompile.convert(Maximum(), torch.rand(6, 2, 5), backend="eager").report
-    assert set(report.layers[1].states) == {"i (current)", "y (membrane)", "most"}
+    assert set(report.layers[1].states) == {"i (synaptic current)", "y (membrane)", "most"}
 
 
 def test_a_layer_is_called_after_its_membrane_and_spikes_are_no_state_of_the_report() -> None:
@@ -229,6 +268,6 @@ def test_a_layer_is_called_after_its_membrane_and_spikes_are_no_state_of_the_rep
 
     report = tracecompile.convert(Adaptive(), torch.rand(6, 2, 5), backend="eager").report
     spiking, readout = report.layers
-    assert (spiking.name, set(spiking.states)) == ("v", {"v (membrane)", "b (adaptation)"})
+    assert (spiking.name, set(spiking.states)) == ("v", {"v (membrane)", "b (adaptive threshold)"})
     assert spiking.recurrence == f"{spiking.outputs[0]} 1 step ago"
     assert (readout.name, readout.kind, readout.states) == ("readout", "readout", ())

@@ -190,5 +190,9 @@ def test_an_attribute_that_nobody_has_is_missed_by_the_models_name() -> None:
 
 def test_what_a_net_prints() -> None:
     net, _, _ = made()
-    assert "Linear(in_features=5" in repr(net)
-    assert "bins=7" in repr(net)
+    assert repr(net).splitlines()[0].startswith("TracedModule of Whole: rule='measured', bins=7, ")
+    assert [line.partition(":")[0].strip() for line in repr(net).splitlines()[1:]] == [
+        layer.name for layer in net.report.layers
+    ]
+    assert "Linear(in_features=5" in repr(net.source)
+    assert len(repr(tracecompile.convert(Whole())).splitlines()) == 1, "nothing is known of its layers"

@@ -51,7 +51,7 @@ def _layer(program: StepProgram, layer: Layer) -> LayerReport:
     states = list(zip(layer.states, layer.state_kinds, strict=True))
     delayed += [(made[state].name, 1) for state, kind in states if kind == "spikes"]
     decay = layer.decay
-    kind = "readout" if _is_readout(program, layer) else layer.kind
+    kind = _kind(program, layer)
     curve = "" if layer.response is None else layer.response.kind
     return LayerReport(
         name=layer.name,
@@ -78,11 +78,17 @@ def _named(name: str, kind: StateKind) -> str:
     return name if kind == "state" else f"{name} ({kind})"
 
 
-def _is_readout(program: StepProgram, layer: Layer) -> bool:
-    """Tells whether a layer without a core is weights whose value only the user reads."""
-    read = {source.origin for each in program.layers for source in each.sources}
+def _kind(program: StepProgram, layer: Layer) -> str:
+    """Says what a layer is, see ``LayerReport``."""
+    if layer.kind == "spiking":
+        return "spiking"
+    if layer.kind == "stateless":
+        return "spiking without a state" if layer.spikes else "drawn"
+    read = {source.origin for each in program.layers if each is not layer for source in each.sources}
+    if layer.kind == "readout":
+        return "without spikes" if read & set(layer.outputs) else "readout"
     learns = any(True for _ in layer.synapse.parameters()) or bool(program.trainable & set(layer.synapse_statics))
-    return layer.kind == "junction" and layer.outputs[0] not in read and learns
+    return "readout" if layer.outputs[0] not in read and learns else "sum"
 
 
 def _block(program: StepProgram, index: int) -> str:

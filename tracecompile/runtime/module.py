@@ -216,6 +216,14 @@ class TracedModule(nn.Module):
         other.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return other
 
+    def __repr__(self) -> str:
+        """Returns a line, and one for each layer: ``source`` prints the modules, ``report`` all that was found."""
+        first = f"{type(self).__name__} of {type(self.source).__name__}: {self.extra_repr()}"
+        if not self._session.is_ready:
+            return f"{first}; its layers are known from the first call on"
+        layers = self._session.ready.report.layers
+        return "\n".join([f"{first}, {len(layers)} layer{'s' * (len(layers) != 1)}", *(f"  {each}" for each in layers)])
+
     def extra_repr(self) -> str:
         """Returns the rule for printing."""
         settings = self._session.settings
