@@ -13,6 +13,9 @@ from torch import nn
 
 from tracecompile.targets import UsageError
 
+MISFITS = 3
+"""How many of the weights that do not fit are named."""
+
 
 def load_weights(model: nn.Module, path: Path) -> None:
     """Loads a safetensors file (by its suffix) or a state dict written by ``torch.save`` into a model.
@@ -26,8 +29,10 @@ def load_weights(model: nn.Module, path: Path) -> None:
     try:
         model.load_state_dict(state)
     except Exception as error:
-        text = re.sub(r"\s+", " ", str(error).partition(":\n")[2] or str(error)).strip()
-        raise UsageError(f"{path} does not fit the model: {text}") from error
+        first, *parts = [line.strip() for line in str(error).splitlines()] or [type(error).__name__]
+        text = " ".join(parts[:MISFITS]) or first
+        more = f" And {len(parts) - MISFITS} more." if len(parts) > MISFITS else ""
+        raise UsageError(f"{path} does not fit the model: {text}{more}") from error
 
 
 def _safetensors(path: Path) -> Mapping[str, Any]:

@@ -13,11 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 import torch
 
 import tracecompile
+from commands.schemas import CHECK, CONVERT, REPORT
 from tracecompile.cli import COMMANDS, main
 from tracecompile.example_inputs import choose_inputs
 from tracecompile.files import written_whole
@@ -71,6 +73,22 @@ def test_every_help_fits_a_screen(
     assert max(map(len, out.splitlines())) <= 80
     assert out.count("Example: tracecompile ") == 1
     assert out.isascii()
+
+
+def test_json_is_what_the_schemas_say(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = (f"{model}:Net", "--input", "20x4x6", "--json")
+    printed = {
+        "inspect": (run(capsys, "inspect", *common), REPORT),
+        "convert": (run(capsys, "convert", *common, "-o", tmp_path / "saved"), CONVERT),
+        "check": (run(capsys, "check", *common, "--half-life", 5, "--backend", "eager"), CHECK),
+    }
+    for (code, out, err), schema in printed.values():
+        assert (code, err) == (0, "")
+        jsonschema.validate(json.loads(out), schema)
+    rows = json.loads(printed["check"][0][1])["variants"]["rows"]
+    assert [row["name"] for row in rows if row["asked"]] == ["decay=0.8706"]
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**json.loads(printed["inspect"][0][1]), "more": 1}, REPORT)
 
 
 def test_completion_knows_commands_and_values() -> None:
