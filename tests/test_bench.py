@@ -9,7 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jsonschema
 import pytest
+from commands.schemas import BENCH
 from typer.testing import CliRunner
 
 import tracecompile
@@ -47,6 +49,7 @@ def test_every_row_has_its_times_memory_and_cosine(measured: tuple[BenchResult, 
 def test_ratios_are_those_of_the_medians_of_one_run(measured: tuple[BenchResult, Path]) -> None:
     result, output = measured
     written = json.loads(Path(f"{output}.json").read_text())
+    jsonschema.validate(written, BENCH)
     rows = {row["method"]: row for row in written["rows"]}
     baseline = statistics.median(rows["inference"]["times"])
     for row in rows.values():

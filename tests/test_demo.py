@@ -4,8 +4,10 @@ import json
 import sys
 from pathlib import Path
 
+import jsonschema
 import pytest
 import torch
+from commands.schemas import DEMO
 
 import tracecompile
 from tracecompile.cli import main
@@ -47,7 +49,15 @@ def test_the_picture_is_a_png(result: DemoResult) -> None:
 
 def test_the_result_is_text_and_json(result: DemoResult) -> None:
     assert "backpropagation through time" in str(result)
-    assert json.loads(json.dumps(result.to_dict()))["lengths"][0]["steps"] == result.lengths[0].steps
+    values = json.loads(json.dumps(result.to_dict()))
+    jsonschema.validate(values, DEMO)
+    assert values["lengths"][0]["steps"] == result.lengths[0].steps
+
+
+def test_what_is_done_once_is_stated_beside_the_warm_times(result: DemoResult) -> None:
+    assert f"once, conversion: {result.converted.first_seconds:.1f} s, not in these times" in str(result)
+    assert result.converted.first_seconds > 2 * result.converted.seconds_per_step, "it was in the times"
+    assert all(len(line) <= 80 for line in str(result).splitlines() if not line.startswith("picture"))
 
 
 def test_what_would_not_fit_is_predicted_and_not_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ ORDER = (
     (
         "version",
         "errors",
+        "files",
         "operations",
         "kinds",
         "exact",
@@ -39,8 +40,9 @@ ORDER = (
     ("compiler",),
     ("saving", "convert"),
     ("nir",),
-    ("targets",),
+    ("targets", "example_inputs", "weights"),
     ("bench", "demo", "options", "terminal"),
+    ("commands",),
     ("cli",),
     ("__main__",),
 )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import unicodedata
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -15,6 +16,8 @@ class SourceLine:
         source: Text of that line, stripped.
         module_path: Dotted path of the submodule whose code it is ("" for the model itself).
         caller: Where the user's own code calls this line, if it is a library's.
+        columns: Which characters of ``source`` are meant, from the first to behind the last; None where that is not
+            known. Two places on one line are the same line.
     """
 
     file: str
@@ -22,10 +25,28 @@ class SourceLine:
     source: str
     module_path: str = ""
     caller: SourceLine | None = None
+    columns: tuple[int, int] | None = field(default=None, compare=False)
+
+    @property
+    def carets(self) -> str:
+        """What stands under the line to show which part of it is meant; "" where that is not known."""
+        if self.columns is None:
+            return ""
+        start, end = self.columns
+        before = "".join("\t" if letter == "\t" else " " * _width(letter) for letter in self.source[:start])
+        return before + "^" * sum(map(_width, self.source[start:end]))
 
     def __str__(self) -> str:
         inside = f" (in {self.module_path})" if self.module_path else ""
-        return f"{self.file}:{self.line}{inside}\n    {self.source}"
+        lines = (f"{self.file}:{self.line}{inside}", self.source, self.carets)
+        return "\n    ".join(line for line in lines if line)
+
+
+def _width(letter: str) -> int:
+    """Returns how many columns of a terminal a character takes."""
+    if unicodedata.combining(letter):
+        return 0
+    return 2 if unicodedata.east_asian_width(letter) in "WF" else 1
 
 
 class ConversionError(RuntimeError):

@@ -13,6 +13,7 @@ import torch
 import typer
 from rich.console import Console
 
+from tracecompile.files import written_whole
 from tracecompile.targets import UsageError
 
 
@@ -59,10 +60,26 @@ def require_device(name: str) -> str:
     return name
 
 
+def set_threads(threads: int | None) -> None:
+    """Lets torch compute with so many threads, where somebody says how many."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def require_suffix(option: str, path: Path, *suffixes: str) -> None:
+    """Refuses a place for a file that is not called like one of its kind: it might be something else.
+
+    Raises:
+        UsageError: It is called otherwise.
+    """
+    if path.suffix.lower() not in suffixes:
+        raise UsageError(f"{option} {path} is to be written: give it a name that ends in {suffixes[0]}.")
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a file, and makes the folders that it lies in."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    with written_whole(path) as (part,):
+        part.write_text(text, encoding="utf-8")
 
 
 def show(result: dict[str, Any], text: str, as_json: bool) -> None:

@@ -101,8 +101,13 @@ def test_the_rules_side_by_side() -> None:
     assert list(rows) == ["bins=1", "bins=4", "bins=10", "bins=32", "exact"]
     assert rows["exact"].cosine == pytest.approx(1, abs=1e-6)
     assert rows["bins=1"].cosine < rows["bins=32"].cosine
-    assert len(said) == len(rows)
-    assert result.variants.choice in str(result)
+    assert len(said) == len(rows) - 1, "what was asked for is not measured twice"
+    assert [row.name for row in result.variants.rows if row.asked] == ["bins=4"]
+    assert result.below(-1) == []
+    lowest = result.gradients.worst
+    assert result.below(lowest.cosine + 1e-9) == [lowest.parameter]
+    assert all(len(line) <= 80 for line in str(result).splitlines())
+    assert result.variants.choice in " ".join(str(result).split())
     json.dumps(result.to_dict(), allow_nan=False)
     assert all(parameter.grad is None for parameter in model.parameters())
 

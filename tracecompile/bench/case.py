@@ -12,8 +12,10 @@ from torch.utils import _pytree as pytree
 
 import tracecompile
 from tracecompile.bench.networks import NETWORKS, QUICK, Looped
+from tracecompile.example_inputs import choose_inputs
 from tracecompile.runtime.streams import time_axes
-from tracecompile.targets import UsageError, choose_inputs, load_target, load_weights, random_inputs
+from tracecompile.targets import UsageError, load_target, random_inputs
+from tracecompile.weights import load_weights
 
 DEFAULT_STEPS = 100
 """Time steps of a model that takes one step a call, where none are asked for."""

@@ -39,7 +39,6 @@ def draw(result: BenchResult, path: Path) -> None:
         _times(panels[0, column], result, [row for row in rows if row.steps == longest])
         _memory(panels[1, column], [row for row in rows if row.steps == longest])
     figure.suptitle("One training step, forward and backward, next to the model's own inference", fontsize=13)
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130, format="png")
 
 

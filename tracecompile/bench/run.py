@@ -19,6 +19,7 @@ from tracecompile.bench.plot import draw, require_matplotlib
 from tracecompile.bench.result import BASELINE, BenchResult, Row
 from tracecompile.bench.worker import measure_peak
 from tracecompile.diagnostics.memory import memory_limit
+from tracecompile.files import written_whole
 from tracecompile.targets import UsageError
 
 STEPS, QUICK_STEPS = (64, 256), (32,)
@@ -101,10 +102,10 @@ def write(result: BenchResult, output: Path, picture: bool) -> BenchResult:
     """Writes the JSON and the picture; returns the result with their paths."""
     files = {"json": f"{output}.json"} | ({"picture": f"{output}.png"} if picture else {})
     result = replace(result, files=files)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    Path(files["json"]).write_text(json.dumps(result.to_dict(), indent=1) + "\n", encoding="utf-8")
-    if picture:
-        draw(result, Path(files["picture"]))
+    with written_whole(*map(Path, files.values())) as (table, *pictures):
+        table.write_text(json.dumps(result.to_dict(), indent=1) + "\n", encoding="utf-8")
+        for part in pictures:
+            draw(result, part)
     return result
 
 

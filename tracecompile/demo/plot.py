@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from tracecompile.demo.data import MissingDependency
-from tracecompile.demo.result import DemoResult
+from tracecompile.demo.result import DemoResult, format_seconds
 from tracecompile.diagnostics.cost import format_bytes
+from tracecompile.files import written_whole
 
 THROUGH_TIME, CONVERTED, GREY = "#c2452d", "#1f6f9f", "#6b7280"
 NAMES = ("backpropagation through time", "converted")
@@ -39,8 +40,8 @@ def draw(result: DemoResult, path: Path) -> None:
         axes.title.set_horizontalalignment("left")
         axes.title.set_position((0.0, 1.0))
     figure.suptitle("The same recurrent spiking network, trained twice on handwritten digits", fontsize=14)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150, format="png")
+    with written_whole(path) as (part,):
+        figure.savefig(part, dpi=150, format="png")
 
 
 def _memory(axes: Any, result: DemoResult) -> None:
@@ -98,5 +99,23 @@ def _time(axes: Any, result: DemoResult) -> None:
         label=NAMES[1],
     )
     axes.set(xscale="log", yscale="log", xlabel="time steps", ylabel="seconds")
-    axes.set_title("Time of one training step", loc="left")
+    axes.set_title("Time of one training step, warm", loc="left")
+    for row in result.lengths:
+        for cost, colour, offset in ((row.bptt, THROUGH_TIME, 8), (row.converted, CONVERTED, -16)):
+            if cost is not None:
+                place = {"xytext": (0, offset), "textcoords": "offset points", "ha": "center", "fontsize": 9}
+                axes.annotate(format_seconds(cost.seconds), (row.steps, cost.seconds), color=colour, **place)
+    axes.margins(x=0.12, y=0.2)
+    first = result.converted.first_seconds
+    axes.axhline(first, color=GREY, lw=1, ls=":")
+    named = "conversion" if result.backend == "eager" else "conversion and compilation"
+    axes.annotate(
+        f"once: {named}, {format_seconds(first)}",
+        (0.02, first),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, 3),
+        textcoords="offset points",
+        fontsize=9,
+        color=GREY,
+    )
     axes.grid(True, alpha=0.25)

@@ -11,14 +11,19 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from tracecompile.diagnostics.cost import REPETITIONS, Cost, format_bytes, measure_step
+from tracecompile.diagnostics.cost import Cost, cheapest, measure_step
 from tracecompile.diagnostics.fidelity import GradientComparison, call_or_loop, compared
+from tracecompile.diagnostics.gradient_table import NO_GRADIENT
 from tracecompile.diagnostics.probe import probe
 from tracecompile.diagnostics.reference import reference_of
-from tracecompile.diagnostics.variants import Variants, compare_variants
+from tracecompile.diagnostics.variants import Measured, Variants, compare_variants
 from tracecompile.errors import InvalidInput
 from tracecompile.rules import rule_of
 from tracecompile.runtime.module import TracedModule
+from tracecompile.tables import text_lines
+
+STEPS = 100
+"""Calls of a model that takes one step a call, where nobody says how many."""
 
 
 @dataclass(frozen=True)
@@ -53,24 +58,24 @@ class CheckResult:
             "variants": self.variants.to_dict(),
         }
 
+    def below(self, bound: float) -> list[str]:
+        """Returns the parameters whose gradients are not as close as that to the reference, or cannot be judged.
+
+        A parameter that has no gradient on either side has the same one; where no other is left, nothing was shown.
+        """
+        rows = [row for row in self.gradients.rows if row.status != NO_GRADIENT]
+        return [row.parameter for row in rows or self.gradients.rows if not row.rank >= bound]
+
     def __str__(self) -> str:
-        lines = [str(self.gradients), "", f"{'one training step':<34}{'held for backward':>18}{'time':>12}"]
-        for name, cost in (("backpropagation through time", self.bptt), ("converted", self.converted)):
-            if cost is None:
-                lines.append(f"{name:<34}{'would not fit':>18}{'-':>12}")
-            else:
-                lines.append(f"{name:<34}{format_bytes(cost.bytes):>18}{cost.seconds * 1e3:>9.1f} ms")
-        if self.variants.rows:
-            lines += ["", str(self.variants)]
-        lines += ["", *(f"- {sentence}" for sentence in self.advice)] if self.advice else []
-        return "\n".join(lines)
+        verdict = [str(self.variants), text_lines(self.advice, ["- "] * len(self.advice))]
+        return "\n\n".join(part for part in (*verdict, f"parameter by parameter\n{self.gradients}") if part)
 
 
 def check_model(
     model: nn.Module,
     net: TracedModule,
     inputs: tuple[torch.Tensor, ...],
-    steps: int = 100,
+    steps: int = STEPS,
     say: Callable[[str], Any] = lambda text: None,
 ) -> CheckResult:
     """Compares gradients, bytes held for backward and time; ``model`` and the gradients of ``net`` stay as they were.
@@ -92,20 +97,17 @@ def check_model(
     sequence: Any = inputs if program.kind == "sequence" else [inputs] * steps
     reference = reference_of(model, net, sequence, projection_loss, call_or_loop)
     gradients = compared(reference, model, net, sequence, projection_loss, call_or_loop)
-    baseline = []
-    for _ in range(REPETITIONS if reference.by == "bptt" else 0):
-        baseline.append(measure_step(copy.deepcopy(model), sequence, projection_loss))
+    bptt = None
+    if reference.by == "bptt":
+        bptt = cheapest(lambda: measure_step(copy.deepcopy(model), sequence, projection_loss))
     held = [parameter.grad for parameter in net.parameters()]
-    converted = []
-    for _ in range(REPETITIONS):
-        net.reset()
-        converted.append(measure_step(net, sequence, projection_loss))
+    converted = cheapest(lambda: measure_step(_from_the_start(net), sequence, projection_loss))
     for parameter, gradient in zip(net.parameters(), held, strict=True):
         parameter.grad = gradient
     advice = probe(net, sequence).advice if rule_of(net.program.settings).reruns else ()
-    variants = compare_variants(model, net, sequence, projection_loss, reference, say)
-    bptt = min(baseline, key=_seconds) if baseline else None
-    return CheckResult(gradients, bptt, min(converted, key=_seconds), advice, variants)
+    asked = Measured(gradients, converted)
+    variants = compare_variants(model, net, sequence, projection_loss, reference, say, asked, bptt)
+    return CheckResult(gradients, bptt, converted, advice, variants)
 
 
 def projection_loss(outputs: Any) -> torch.Tensor:
@@ -119,5 +121,6 @@ def projection_loss(outputs: Any) -> torch.Tensor:
     return total
 
 
-def _seconds(cost: Cost) -> float:
-    return cost.seconds
+def _from_the_start(net: TracedModule) -> TracedModule:
+    net.reset()
+    return net

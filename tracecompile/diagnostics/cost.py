@@ -47,10 +47,15 @@ def measure_step(model: nn.Module, inputs: Any, loss_fn: Callable[[Any], torch.T
     return Cost(count_held(lambda: loss_fn(call_or_loop(model, inputs))), seconds)
 
 
+def cheapest(measure: Callable[[], Cost]) -> Cost:
+    """Returns the fastest of a few measurements: what is slower was disturbed."""
+    return min((measure() for _ in range(REPETITIONS)), key=lambda cost: cost.seconds)
+
+
 def format_bytes(count: float) -> str:
     """Returns a number of bytes with a unit, like ``1.3 MB`` (powers of 1000)."""
     for unit in ("B", "kB", "MB"):
-        if count < 1000:
+        if count < 999.95:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} GB"

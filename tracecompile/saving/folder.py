@@ -10,7 +10,6 @@ report.json            the conversion report; format, versions of this package a
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tracecompile.errors import ConversionError, InvalidInput
+from tracecompile.files import written_whole
 from tracecompile.runtime.module import TracedModule, session_of
 from tracecompile.saving.compiler import WrittenPrograms
 from tracecompile.saving.modes import in_both_modes
@@ -30,7 +30,6 @@ from tracecompile.saving.place import (
     WEIGHTS,
     code_names,
     file_names,
-    part_of,
     require_room,
     written_earlier,
 )
@@ -66,7 +65,6 @@ def save(net: TracedModule, path: str | Path, overwrite: bool = False) -> None:
     folder = Path(path)
     names = file_names(len(compiled))
     require_room(folder, overwrite, names)
-    folder.mkdir(parents=True, exist_ok=True)
     weights = {name: value.detach().clone().contiguous() for name, value in tensors.items()}
     versions = {"format": FORMAT, "tracecompile": VERSION, "torch": torch.__version__}
     texts = {
@@ -166,7 +164,7 @@ def _kind(described: Any) -> str:
 def _read_json(folder: Path, name: str) -> dict[str, Any]:
     try:
         content = json.loads(_read_text(folder / name))
-    except ValueError as fault:
+    except (ValueError, RecursionError) as fault:
         raise InvalidInput(f"{folder / name} is damaged: {fault}.") from fault
     if not isinstance(content, dict):
         raise InvalidInput(f"{folder / name} is damaged: it holds no object.")
@@ -207,14 +205,9 @@ def _write(folder: Path, weights: dict[str, Tensor], texts: dict[str, str]) -> N
     """Writes all files or, where one cannot be written, none; what an earlier version had more of goes."""
     names = [WEIGHTS, *texts]
     gone = written_earlier(folder) - {*names}
-    try:
-        save_file(weights, folder / part_of(WEIGHTS))
-        for name, text in texts.items():
-            (folder / part_of(name)).write_text(text, encoding="utf-8")
-        for name in names:
-            os.replace(folder / part_of(name), folder / name)
-    finally:
-        for name in names:
-            (folder / part_of(name)).unlink(missing_ok=True)
+    with written_whole(*(folder / name for name in names)) as (first, *parts):
+        save_file(weights, first)
+        for part, text in zip(parts, texts.values(), strict=True):
+            part.write_text(text, encoding="utf-8")
     for name in gone:
         (folder / name).unlink(missing_ok=True)

@@ -137,7 +137,7 @@ def _read(reader: Reader, written: Json) -> nn.Module:
         module = kind.__new__(kind)
         nn.Module.__init__(module)
     for name, value in written["plain"].items():
-        if name.startswith("__"):
+        if name.startswith("__") or name in TABLES:
             raise InvalidInput(f"The model sets {name}, which no layer of torch has.")
         setattr(module, name, reader.read(value))
     for name, entry in written["parameters"].items():

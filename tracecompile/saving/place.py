@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tracecompile.errors import InvalidInput
+from tracecompile.files import part_of
 
 CODE, PROGRAM, WEIGHTS, REPORT = "module.py", "program.json", "weights.safetensors", "report.json"
 
@@ -24,11 +25,6 @@ def code_names(count: int) -> list[str]:
 def file_names(count: int) -> list[str]:
     """Returns the names of everything in the folder of a network of so many programs."""
     return [WEIGHTS, PROGRAM, REPORT, *code_names(count)]
-
-
-def part_of(name: str) -> str:
-    """Returns what a file is called until all of it is written."""
-    return f".{name}.part"
 
 
 def written_earlier(folder: Path) -> set[str]:

@@ -122,7 +122,7 @@ class Writer:
     def _record(self, value: Any) -> Json:
         if isinstance(value, SourceLine):
             # Where the file lies is nobody's business, and another place there.
-            value = dataclasses.replace(value, file=short_path(value.file))
+            value = dataclasses.replace(value, file=short_path(value.file), columns=None)
         fields = {
             field.name: self.write(getattr(value, field.name)) for field in dataclasses.fields(value) if field.init
         }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any
@@ -12,8 +11,8 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from tracecompile.capture.tracing.source import source_line
-from tracecompile.errors import SourceLine, UnsupportedOperation
+from tracecompile.capture.tracing.source import line_of_forward
+from tracecompile.errors import UnsupportedOperation
 
 
 def open_result(model: nn.Module, result: Any) -> None:
@@ -43,7 +42,7 @@ def open_result(model: nn.Module, result: Any) -> None:
             raise UnsupportedOperation(
                 f"The model returns tensors inside an object of type {type(leaf).__name__}.",
                 "Return them in a tuple, a list, a dictionary, a named tuple, a dataclass or a SimpleNamespace.",
-                _line_of_forward(model),
+                line_of_forward(model),
             )
 
 
@@ -53,9 +52,3 @@ def _fields(namespace: SimpleNamespace) -> tuple[list[Any], list[str]]:
 
 def _namespace(values: Iterable[Any], names: list[str]) -> SimpleNamespace:
     return SimpleNamespace(**dict(zip(names, values, strict=True)))
-
-
-def _line_of_forward(model: nn.Module) -> SourceLine | None:
-    """Returns the line on which the model's forward begins."""
-    code = inspect.unwrap(type(model).forward).__code__
-    return source_line(code.co_filename, code.co_firstlineno)

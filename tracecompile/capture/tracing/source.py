@@ -67,20 +67,43 @@ def current_place(module_path: str) -> tuple[Place, SourceLine | None]:
             if code.co_name == "run_user_code":
                 break
         elif not file.startswith(TORCH):
-            frames.append((file, code.co_name, positions(code)[frame.f_lasti // 2]))
+            position = positions(code)[frame.f_lasti // 2]
+            frames.append((file, code.co_name, position))
             if where is None and (not file.startswith(PACKAGE) or file.startswith(GRAPHS)):
-                where = source_line(file, frame.f_lineno, module_path)
+                where = source_line(file, frame.f_lineno, module_path, position)
             if caller is None and not file.startswith(PACKAGE) and not INSTALLED.search(file):
-                caller = source_line(file, frame.f_lineno)
+                caller = source_line(file, frame.f_lineno, position=position)
         frame = frame.f_back  # type: ignore[assignment]
     if where is not None and caller is not None and (caller.file, caller.line) != (where.file, where.line):
         where = replace(where, caller=caller)
     return Place(tuple(reversed(frames)), module_path), where
 
 
-def source_line(file: str, line: int, module_path: str = "") -> SourceLine:
-    """Reads one line of the user's source."""
-    return SourceLine(file, line, linecache.getline(file, line).strip(), module_path)
+def source_line(file: str, line: int, module_path: str = "", position: Position | None = None) -> SourceLine:
+    """Reads one line of the user's source.
+
+    Args:
+        file: Its file.
+        line: Its number.
+        module_path: Dotted path of the submodule that was running.
+        position: Of the expression that is meant, if it is known.
+    """
+    text = linecache.getline(file, line)
+    columns = None if position is None else _columns(text, line, position)
+    return SourceLine(file, line, text.strip(), module_path, columns=columns)
+
+
+def _columns(text: str, line: int, position: Position) -> tuple[int, int] | None:
+    """Returns which characters of a stripped line an expression takes up; None where it takes up none of them."""
+    first, last, start, end = position
+    if first is None or last is None or start is None or end is None or not first <= line <= last:
+        return None
+    content = text.encode()  # positions count bytes
+    margin, length = len(text) - len(text.lstrip()), len(text.strip())
+    begins = len(content[:start].decode(errors="replace")) - margin if line == first else 0
+    ends = len(content[:end].decode(errors="replace")) - margin if line == last else length
+    begins, ends = max(begins, 0), min(ends, length)
+    return (begins, ends) if begins < ends else None
 
 
 def line_of_forward(model: nn.Module) -> SourceLine | None:
@@ -88,10 +111,14 @@ def line_of_forward(model: nn.Module) -> SourceLine | None:
     try:
         function = inspect.unwrap(type(model).forward)
         file = inspect.getsourcefile(function)
-        line = inspect.getsourcelines(function)[1]
+        lines, first = inspect.getsourcelines(function)
     except (OSError, TypeError):
         return None
-    return None if file is None or file.startswith(TORCH) else source_line(file, line)
+    if file is None or file.startswith(TORCH):
+        return None
+    behind = next((place for place, text in enumerate(lines) if text.lstrip().startswith("def ")), 0)  # decorators
+    line, name = first + behind, lines[behind].partition("(")[0]
+    return source_line(file, line, position=(line, line, 0, len(name.encode())))
 
 
 def line_of_failure(error: BaseException) -> SourceLine | None:
@@ -101,6 +128,7 @@ def line_of_failure(error: BaseException) -> SourceLine | None:
     while trace is not None:
         file = trace.tb_frame.f_code.co_filename
         if not file.startswith((TORCH, PACKAGE)):
-            where = source_line(file, trace.tb_lineno)
+            position = positions(trace.tb_frame.f_code)[trace.tb_lasti // 2]
+            where = source_line(file, trace.tb_lineno, position=position)
         trace = trace.tb_next
     return where
