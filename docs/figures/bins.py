@@ -59,7 +59,11 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     memory.set(xscale="log", yscale="log", xlabel="bins", ylabel="MB held for backward", title="memory")
     memory.legend(frameon=False)
     finish(figure, options.output)
-    return {"bins": bins, "cosines": [compared.worst.cosine for compared, _ in rows], "held": [held for _, held in rows]}
+    return {
+        "bins": bins,
+        "cosines": [compared.worst.cosine for compared, _ in rows],
+        "held": [held for _, held in rows],
+    }
 
 
 if __name__ == "__main__":

@@ -53,7 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         seconds.plot(lengths, per_step, "o-", color=colour)
     memory.set(xscale="log", yscale="log", xlabel="time steps", ylabel="MB held for backward", title="memory")
     memory.legend(frameon=False)
-    seconds.set(xscale="log", xlabel="time steps", ylabel="ms per time step", title="a training step, eager", ylim=(0, None))
+    seconds.set(
+        xscale="log", xlabel="time steps", ylabel="ms per time step", title="a training step, eager", ylim=(0, None)
+    )
     finish(figure, options.output)
     return {"lengths": lengths, "costs": costs}
 

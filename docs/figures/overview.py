@@ -86,7 +86,9 @@ def draw(
     memory.set(xscale="log", yscale="log", xlabel="time steps", ylabel="MB held for backward", title="memory")
     memory.legend(frameon=False, loc="upper left")
     memory.set_ylim(top=5 * max(cost.bytes for cost in costs["backpropagation through time"]) / 1e6)
-    seconds.set(xscale="log", yscale="log", xlabel="time steps", ylabel="seconds, after warm-up", title="a training step")
+    seconds.set(
+        xscale="log", yscale="log", xlabel="time steps", ylabel="seconds, after warm-up", title="a training step"
+    )
     if compiling:
         seconds.text(0.98, 0.03, f"before: {compiling:.0f} s of compiling, once", transform=seconds.transAxes, ha="right",
                      color=CONVERTED)  # fmt: skip

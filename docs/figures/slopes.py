@@ -56,7 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     traced.plot(steps, recovered, color=CONVERTED, label="trace, with the start taken into account")
     traced.plot(steps, spikes.cumsum(0) / steps, color=BPTT, label="mean of the whole sequence (the default)")
     traced.axhline(rate, color=GREY, lw=0.8, ls=":")
-    traced.set(xlabel="time step", ylabel="rate", ylim=(0, 1), title="what a trace knows of its input (rate 0.3, dotted)")
+    traced.set(
+        xlabel="time step", ylabel="rate", ylim=(0, 1), title="what a trace knows of its input (rate 0.3, dotted)"
+    )
     traced.legend(frameon=False)
 
     model = Neurons(torch.linspace(-0.05, 0.6, 41), leak=0.9)
@@ -70,7 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     for index in range(0, len(currents), 4):
         reach = torch.tensor([-0.03, 0.03])
         line = rates.detach()[0, index] + slopes[index] * reach
-        sloped.plot(currents[index] + reach, line, color=CONVERTED, lw=2, label="" if index else "slope, as it was measured")
+        sloped.plot(
+            currents[index] + reach, line, color=CONVERTED, lw=2, label="" if index else "slope, as it was measured"
+        )
     sloped.set(xlabel="constant current", ylabel="spikes per step", title=f"rate and slopes, {options.steps} steps")
     sloped.legend(frameon=False)
     finish(figure, options.output)
