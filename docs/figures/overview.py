@@ -90,8 +90,8 @@ def draw(
         xscale="log", yscale="log", xlabel="time steps", ylabel="seconds, after warm-up", title="a training step"
     )
     if compiling:
-        seconds.text(0.98, 0.03, f"before: {compiling:.0f} s of compiling, once", transform=seconds.transAxes, ha="right",
-                     color=CONVERTED)  # fmt: skip
+        said = f"before: {compiling:.0f} s of compiling, once"
+        seconds.text(0.98, 0.03, said, transform=seconds.transAxes, ha="right", color=CONVERTED)
     bars = accurate.bar(("through\ntime", "converted"), [100 * reached[name] for name in SHOWN], 0.55,
                         color=list(SHOWN.values()))  # fmt: skip
     accurate.bar_label(bars, [f"{100 * reached[name]:.1f}" for name in SHOWN], padding=2)
