@@ -143,7 +143,7 @@ SMALL = {
     "overview": ["--lengths", "10,20", "--epochs", "1", "--digits", "64", "--backend", "eager"],
     "slopes": ["--steps", "30"],
     "bins": ["--bins", "1,8", "--steps", "8", "--epochs", "1", "--digits", "64"],
-    "exact": ["--lengths", "20,40", "--times", "1"],
+    "exact": ["--lengths", "20,40"],
 }
 
 
@@ -163,10 +163,11 @@ def test_a_figure(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert values["cosines"][-1] > 0.9999, "a bin for every step"
         assert values["held"][1] > values["held"][0]
     if name in ("overview", "exact"):
-        (through_time,) = (rows for way, rows in values["costs"].items() if "through time" in way)
-        assert through_time[1].bytes > 1.5 * through_time[0].bytes
-        (converted,) = (rows for way, rows in values["costs"].items() if way in ("converted", "measured, 4 bins"))
-        assert converted[1].bytes == converted[0].bytes
+        held = {way: [getattr(row, "bytes", row) for row in rows] for way, rows in values["costs"].items()}
+        (through_time,) = (rows for way, rows in held.items() if "through time" in way)
+        (converted,) = (rows for way, rows in held.items() if way in ("converted", "measured, 4 bins"))
+        assert through_time[1] > 1.5 * through_time[0]
+        assert converted[1] == converted[0]
     if name == "slopes":
         assert torch.all(values["recovered"] >= values["without"])
         assert values["slopes"].max() > 0.5

@@ -1,4 +1,4 @@
-"""The exact rule next to the others: what is held for backward, and how long a step takes, against its length.
+"""The exact rule next to the others: what is held for backward, against the length of the sequence.
 
 python docs/figures/exact.py
 """
@@ -19,16 +19,20 @@ import tracecompile
 from tracecompile.demo.data import load_digits, spike_trains
 from tracecompile.demo.network import DigitNet
 from tracecompile.demo.run import BATCH
-from tracecompile.diagnostics.cost import measure_step
+from tracecompile.diagnostics.held import count_held
 
 COLOURS = {"through time": BPTT, "exact": OTHER, "measured, 4 bins": CONVERTED}
+
+
+def _loss_of(way: Any, spikes: torch.Tensor, loss: Any) -> torch.Tensor:
+    value: torch.Tensor = loss(way(spikes))
+    return value
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("exact.svg"))
     parser.add_argument("--lengths", default="64,128,256,512,1024,2048")
-    parser.add_argument("--times", type=int, default=3)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     digits, model = load_digits(), DigitNet(seed=0)
@@ -39,23 +43,17 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         "exact": tracecompile.convert(model, rule="exact", backend="eager"),
         "measured, 4 bins": tracecompile.convert(model, backend="eager"),
     }
-    costs: dict[str, list[Any]] = {name: [] for name in ways}
+    costs: dict[str, list[int]] = {name: [] for name in ways}
     for steps in lengths:
         spikes = spike_trains(digits.images[:BATCH], steps, torch.Generator().manual_seed(steps))
         for name, way in ways.items():
-            measured = [measure_step(way, (spikes,), loss) for _ in range(options.times + 1)][1:]
-            costs[name].append(min(measured, key=lambda cost: cost.seconds))
+            costs[name].append(count_held(partial(_loss_of, way, spikes, loss)))
             print(steps, name, costs[name][-1])
-    figure, (memory, seconds) = axes_of(2)
+    figure, (memory,) = axes_of(1)
     for name, colour in COLOURS.items():
-        memory.plot(lengths, [cost.bytes / 1e6 for cost in costs[name]], "o-", color=colour, label=name)
-        per_step = [1e3 * cost.seconds / steps for steps, cost in zip(lengths, costs[name], strict=True)]
-        seconds.plot(lengths, per_step, "o-", color=colour)
+        memory.plot(lengths, [held / 1e6 for held in costs[name]], "o-", color=colour, label=name)
     memory.set(xscale="log", yscale="log", xlabel="time steps", ylabel="MB held for backward", title="memory")
     memory.legend(frameon=False)
-    seconds.set(
-        xscale="log", xlabel="time steps", ylabel="ms per time step", title="a training step, eager", ylim=(0, None)
-    )
     finish(figure, options.output)
     return {"lengths": lengths, "costs": costs}
 
