@@ -51,6 +51,7 @@ def test_every_example_is_tested() -> None:
     tested = {"spoken_digits", "make_spoken_digits", "evidence_accumulation", "own_neuron", "fidelity"}
     tested |= {"long_memory", "ragged"}
     tested |= {"fidelity_networks", "fidelity_baselines"}  # parts of fidelity.py
+    tested |= {"with_lightning", "plain_loop", "with_torchrun", "event_frames", "library_tutorials"}  # test_recipes.py
     assert {path.stem for path in EXAMPLES.glob("*.py")} == tested
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -25,6 +26,7 @@ from tracecompile.runtime.executor import Executor
 from tracecompile.runtime.standing import Standing
 from tracecompile.runtime.turn import Turn
 
+LOG = logging.getLogger("tracecompile")
 MOST_PROGRAMS = 8
 """Programs that are kept, for a model whose mode or whose arguments' kind alternates."""
 MOST_SIZES = 1000
@@ -80,6 +82,9 @@ class Programs:
             if self.standing is not None:
                 self.standing.learn_containers(compiled.program, args, kwargs)
         self.use(compiled)
+        LOG.info("%s is captured, program %d", type(self.model).__name__, len(self.programs))
+        for sentence in compiled.report.notes:
+            LOG.info("%s: %s", type(self.model).__name__, sentence)
         if self.standing is not None and has_own_checks(self.model):
             self.passed = {sizes_of(args, kwargs)}
             self.note("The model may refuse an input itself: it is run once, without gradients, at every new size.")
@@ -174,6 +179,7 @@ class Programs:
 
     def note(self, sentence: str) -> None:
         """Adds a sentence to the report of what was compiled last."""
+        LOG.info("%s: %s", type(self.model).__name__, sentence)
         compiled, executor = self.programs[-1]
         compiled = replace(compiled, report=replace(compiled.report, notes=(*compiled.report.notes, sentence)))
         self.compiled, self.programs[-1] = compiled, (compiled, executor)

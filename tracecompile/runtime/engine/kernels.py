@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
+LOG = logging.getLogger("tracecompile")
 Key = tuple[Any, ...]
 OPTIONS: dict[str, Any] = {"emulate_precision_casts": True}
 """In 16 bits, values are rounded wherever they are in the model: else membranes near the threshold fall differently."""
@@ -56,5 +58,7 @@ class Kernels:
                 run(*(value.clone() for value in arguments))
             self._compiled[key] = run
             self.count += 1
-            self.seconds += time.perf_counter() - start
+            spent = time.perf_counter() - start
+            self.seconds += spent
+            LOG.info("a scan is compiled in %.1f s, %d so far", spent, self.count)
         return self._compiled[key]
