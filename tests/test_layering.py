@@ -36,6 +36,7 @@ ORDER = (
     ("self_check",),
     ("compiler",),
     ("saving", "convert"),
+    ("exporting",),
     ("nir",),
     ("targets",),
     ("bench", "demo", "options", "terminal"),
