@@ -40,6 +40,7 @@ ORDER = (
     ("nir",),
     ("targets",),
     ("bench", "demo", "options", "terminal"),
+    ("commands",),
     ("cli",),
     ("__main__",),
 )

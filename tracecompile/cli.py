@@ -12,6 +12,7 @@ import typer
 from torch import nn
 
 import tracecompile
+from tracecompile.commands.export import export_command
 from tracecompile.errors import ConversionError, InvalidInput
 from tracecompile.options import Bins, HalfLife, Json, Rule, RuleOption, Shape, Target, TimeStep, Version, Weights
 from tracecompile.saving import load, save
@@ -27,6 +28,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Example:\n\ntracecompile inspect model.py:Net --input 100x32x40",
 )
+app.command("export", epilog="Example:\n\ntracecompile export saved --to onnx -o net.onnx")(export_command)
 
 
 @app.callback()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from torch import Tensor, nn
 
 import tracecompile
 import tracecompile.nn as snn
-from tracecompile.errors import InvalidInput
+from tracecompile.cli import main
+from tracecompile.errors import InvalidInput, SelfCheckFailed, UnsupportedOperation
+from tracecompile.exporting.onnx import model as writer
 
 onnxruntime: Any = library("onnxruntime")
 pytestmark = [pytest.mark.libraries, pytest.mark.filterwarnings("ignore")]
@@ -76,3 +79,90 @@ def test_the_step_in_a_loop_is_the_network(tmp_path: Path, saved: bool) -> None:
 def test_an_unknown_format_is_refused() -> None:
     with pytest.raises(InvalidInput, match="no format 'tflite'"):
         tracecompile.export(tracecompile.convert(Recurrent(), torch.randn(5, 2, 6)), "tflite")
+
+
+class DelayLine(nn.Module):
+    """Batch normalisation, a delayed input that a step hands on as it came, a loop over ``unbind``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.norm = nn.Linear(6, 4, bias=False), nn.BatchNorm1d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        before, v, out = torch.zeros_like(x[0]), 0.0, []
+        for x_t in x.unbind(0):
+            v = 0.9 * v + self.norm(self.fc(before))
+            s = snn.arctan()(v - 0.5)
+            v, before = v - 0.5 * s, x_t
+            out.append(s)
+        return torch.stack(out)
+
+
+def test_a_normalisation_is_that_of_eval_mode_and_the_net_stays_in_its_own(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = tracecompile.convert(DelayLine(), 2 * torch.randn(5, 3, 6))
+    net(2 * torch.randn(20, 3, 6))  # moves the statistics
+    about = tracecompile.export(net, "onnx", tmp_path / "net.onnx").description
+    assert net.training
+    x = 2 * torch.randn(9, 2, 6)
+    states = {state["name"]: torch.full((2, *state["shape"][1:]), state["start"]) for state in about["states"]}
+    out = []
+    for x_t in x:
+        found = run(tmp_path / "net.onnx", {about["inputs"][0]["name"]: x_t, **states})
+        states = {state["name"]: found[state["next"]] for state in about["states"]}
+        out.append(found[about["outputs"][0]["name"]])
+    expected = net.eval()(x)
+    assert torch.equal(torch.stack(out), expected)
+    assert 0 < expected.mean() < 1
+    assert about["end"] is None
+
+
+class Bessel(nn.Module):
+    """An operation that ONNX does not have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        v, out = 0.0, []
+        for x_t in x:
+            v = 0.9 * v + self.fc(x_t)
+            s = snn.arctan()(v - 1.0)
+            v = v - s
+            out.append(torch.special.i0(s))
+        return torch.stack(out)
+
+
+def test_what_has_no_form_in_onnx_names_the_line() -> None:
+    net = tracecompile.convert(Bessel(), torch.randn(5, 2, 6))
+    with pytest.raises(UnsupportedOperation, match="no form in ONNX") as caught:
+        tracecompile.export(net, "onnx")
+    assert caught.value.where is not None
+    assert "special.i0" in caught.value.where.source
+
+
+def test_a_model_that_computes_something_else_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = writer.write_part
+
+    def other(*given: Any) -> Any:
+        model = plain(*given)
+        for node in model.graph.node:
+            if node.op_type == "Sub":
+                node.op_type = "Add"
+        return model
+
+    monkeypatch.setattr(writer, "write_part", other)
+    with pytest.raises(SelfCheckFailed, match="where torch returns"):
+        tracecompile.export(tracecompile.convert(Recurrent(), 2 * torch.randn(5, 2, 6)), "onnx")
+
+
+def test_the_command_line_exports_a_saved_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tracecompile.save(tracecompile.convert(Recurrent(), 2 * torch.randn(5, 2, 6)), tmp_path / "net")
+    with pytest.raises(SystemExit) as stopped:
+        main(["export", str(tmp_path / "net"), "--to", "onnx", "-o", str(tmp_path / "net.onnx"), "--json"])
+    assert not stopped.value.code
+    assert [Path(file).name for file in json.loads(capsys.readouterr().out)["files"]] == ["net.onnx", "net.end.onnx"]
+    with pytest.raises(SystemExit) as stopped:
+        main(["export", str(tmp_path), "--to", "onnx", "-o", str(tmp_path / "other.onnx")])
+    assert stopped.value.code == 2

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from tracecompile.errors import InvalidInput
 from tracecompile.exporting.exported import Exported
-from tracecompile.exporting.onnx.model import to_onnx, write_onnx
 from tracecompile.runtime.module import TracedModule
 
 FORMATS = ("onnx",)
@@ -28,5 +27,7 @@ def export(net: TracedModule, to: str, path: str | Path | None = None) -> Export
     """
     if to not in FORMATS:
         raise InvalidInput(f"There is no format {to!r}.", f"Choose one of: {', '.join(FORMATS)}.")
+    from tracecompile.exporting.onnx.model import to_onnx, write_onnx  # nobody else needs the compiler's parts
+
     exported = to_onnx(net)
     return exported if path is None else write_onnx(exported, Path(path))

@@ -72,13 +72,14 @@ class Inlined:
 
 def _chosen_row(node: fx.Node) -> tuple[fx.Node, int, int] | None:
     """Returns (tensor, axis, place) of ``tensor.unbind(axis)[place]``."""
-    if operation_of(node).name != "getitem" or not isinstance(node.args[0], fx.Node):
+    if operation_of(node).name != "getitem":
         return None
     rows, place = node.args
-    if operation_of(rows).name != "unbind" or not isinstance(place, int):
+    if not isinstance(rows, fx.Node) or operation_of(rows).name != "unbind" or not isinstance(place, int):
         return None
-    axis = rows.args[1] if len(rows.args) > 1 else rows.kwargs.get("dim", 0)
-    return rows.args[0], axis, place  # type: ignore[return-value]
+    tensor: Any = rows.args[0]
+    axis: Any = rows.args[1] if len(rows.args) > 1 else rows.kwargs.get("dim", 0)
+    return tensor, axis, place
 
 
 def arguments_of(module: fx.GraphModule) -> list[str]:

@@ -51,12 +51,12 @@ def write_part(part: Part, few: Run, many: Run) -> Proto:
     varying = [_varying(one, other) for one, other in zip(few[0], many[0], strict=True)]
     with _quiet():
         try:
-            program = _exported(part.module, few[0], varying, part)
+            program = _exported(part.module, few[0], varying)
         except Exception as fault:
             raise _explained(part, few[0], varying, fault) from fault
     model = program.model_proto
     _name_axes(model, part, few, many)
-    _name_results(model, part)
+    _name_values(model, part)
     return model
 
 
@@ -65,31 +65,35 @@ def _varying(one: Tensor, other: Tensor) -> dict[int, Any]:
     return {axis: torch.export.Dim.DYNAMIC for axis, (few, many) in pairs if few != many}
 
 
-def _exported(module: fx.GraphModule, given: Sequence[Tensor], varying: Sequence[Any], part: Part | None = None) -> Any:
-    names = {} if part is None else {"input_names": [value.name for value in part.takes]}
+def _exported(module: fx.GraphModule, given: Sequence[Tensor], varying: Sequence[Any]) -> Any:
     with torch.no_grad():
         return torch.onnx.export(
-            module, tuple(given), dynamo=True, dynamic_shapes=tuple(varying), verbose=False, optimize=True, **names
+            module,
+            tuple(given),
+            dynamo=True,
+            dynamic_shapes=tuple(varying),
+            verbose=False,
+            optimize=True,
         )
 
 
-def _name_results(model: Proto, part: Part) -> None:
-    """Gives the results their names; what has one of them in the graph already gets another."""
+def _name_values(model: Proto, part: Part) -> None:
+    """Gives arguments and results their names; whatever else has one of them gets another."""
     from onnx import helper
-
-    wanted = {value.name for value in part.returns}
-    arguments = {each.name for each in (*model.graph.input, *model.graph.initializer)}
-
-    def renamed(name: str) -> str:
-        return f"{name}.inner" if name in wanted and name not in arguments else name
 
     for node in list(model.graph.node):
         if list(node.input) == list(node.output):  # the exporter hands on an argument under its own name
             model.graph.node.remove(node)
+    wanted = {value.name for value in (*part.takes, *part.returns)}
+    arguments = {each.name: value.name for each, value in zip(model.graph.input, part.takes, strict=True)}
+
+    def renamed(name: str) -> str:
+        return arguments.get(name) or (f"{name}.inner" if name in wanted else name)
+
     for node in model.graph.node:
         node.input[:] = [renamed(name) for name in node.input]
         node.output[:] = [renamed(name) for name in node.output]
-    for known in model.graph.value_info:
+    for known in (*model.graph.value_info, *model.graph.initializer, *model.graph.input):
         known.name = renamed(known.name)
     for value, result in zip(part.returns, model.graph.output, strict=True):
         old, result.name = renamed(result.name), value.name
