@@ -39,6 +39,7 @@ ORDER = (
     ("self_check",),
     ("compiler",),
     ("saving", "convert"),
+    ("exporting",),
     ("nir",),
     ("targets", "example_inputs", "weights"),
     ("bench", "demo", "options", "terminal"),

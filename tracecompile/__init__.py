@@ -5,6 +5,7 @@ from tracecompile.convert import convert
 from tracecompile.diagnostics.fidelity import GradientComparison, compare_gradients
 from tracecompile.diagnostics.probe import Probe, probe
 from tracecompile.errors import ConversionError
+from tracecompile.exporting import export
 from tracecompile.report import ConversionReport
 from tracecompile.runtime.module import TracedModule
 from tracecompile.saving import load, save
@@ -19,6 +20,7 @@ __all__ = [
     "__version__",
     "compare_gradients",
     "convert",
+    "export",
     "load",
     "nn",
     "probe",

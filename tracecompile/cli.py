@@ -14,6 +14,7 @@ from tracecompile.commands.bench import bench
 from tracecompile.commands.check import check
 from tracecompile.commands.convert import convert
 from tracecompile.commands.demo import demo
+from tracecompile.commands.export import export
 from tracecompile.commands.inspect import inspect
 from tracecompile.errors import ConversionError
 from tracecompile.options import Version
@@ -26,6 +27,7 @@ COMMANDS: tuple[tuple[Callable[..., None], str], ...] = (
     (check, "tracecompile check model.py:Net --input 100x32x40 --min-cosine 0.9"),
     (bench, "tracecompile bench model.py:Net --input 100x32x40"),
     (demo, "tracecompile demo --quick"),
+    (export, "tracecompile export saved --to onnx -o net.onnx"),
 )
 """Every command, and the line that its help ends in."""
 

@@ -1,0 +1,1 @@
+"""What is exported computes what the network computes."""

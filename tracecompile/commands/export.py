@@ -1,0 +1,37 @@
+"""``tracecompile export``."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import tracecompile
+from tracecompile.options import Json
+from tracecompile.saving import load
+from tracecompile.targets import UsageError
+from tracecompile.terminal import show, working
+
+
+class Format(StrEnum):
+    """What a network is exported to, as the command line offers it."""
+
+    onnx = "onnx"
+
+
+def export(
+    folder: Annotated[Path, typer.Argument(help="A folder that tracecompile convert wrote.")],
+    to: Annotated[Format, typer.Option("--to", help="Format.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")],
+    as_json: Json = False,
+) -> None:
+    """Write the forward program of a saved network for deployment: one time step, with states in and out."""
+    if not (folder / "program.json").is_file():
+        raise UsageError(f"{folder} is not a folder that tracecompile convert wrote.")
+    if output.is_dir():
+        raise UsageError(f"{output} is a folder: name a file.")
+    with working("exporting"):
+        exported = tracecompile.export(load(folder, weights_only=True), to.value, output)  # what is exported runs no code of it
+    show(exported.to_dict(), str(exported), as_json)

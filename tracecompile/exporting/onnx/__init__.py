@@ -1,0 +1,1 @@
+"""The step of a network as an ONNX model, with states in and out."""
