@@ -99,7 +99,7 @@ class CompiledEngine(Engine):
                 run, traced = ready.run, ready.traced
                 joint = self._attempt(layout, lambda: self.joints.get(layout, run, traced, given.steps, arguments))
                 if joint is not None:
-                    return layout.result(joint.apply(run, arguments), [(0, 0)] * len(traced.counts))
+                    return layout.result(joint.apply(arguments), [(0, 0)] * len(traced.counts))
             elif ready is not None:
                 found = layout.result(ready.run(*arguments), ready.traced.counts)
                 if answers == "means":
