@@ -11,11 +11,12 @@ import operator
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.func import functionalize
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from tracecompile.runtime.engine.overtime import OverTime, Sums
 
@@ -81,7 +82,7 @@ def divided(step: fx.GraphModule, places: Places, wanted: Sequence[int]) -> Divi
     """
     given = [node for node in step.graph.nodes if node.op == "placeholder"]
     arguments, cotangents = given[: places.count], given[places.count :]
-    (made,) = next(node for node in step.graph.nodes if node.op == "output").args
+    made: Any = next(node for node in step.graph.nodes if node.op == "output").args[0]
     results = made[: len(made) - len(wanted)]
     gradient = dict(zip(wanted, made[len(results) :], strict=True))
     moving = [gradient[place] for place in wanted if place < places.moving]
@@ -101,9 +102,7 @@ def divided(step: fx.GraphModule, places: Places, wanted: Sequence[int]) -> Divi
     back = _part(step, [*arguments, *kept, *cotangents], returned)
     finish = over_time.finish(step, given, shared)
     joined = {side.source for side in sums.sides}
-    reads = [
-        place for place in range(places.values, places.moving) if place in joined or _reads((back, finish), place)
-    ]
+    reads = [place for place in range(places.values, places.moving) if place in joined or _reads((back, finish), place)]
     return Divided(
         places,
         forward,
@@ -137,14 +136,17 @@ def plain(step: fx.GraphModule, arguments: Sequence[Tensor]) -> fx.GraphModule:
 
 def _one_by_one(graph: fx.Graph, node: fx.Node) -> None:
     """Lets the three gradients of a convolution be three nodes."""
+    signal: Any = node.args[0]
     for item in list(node.users):
+        alone: fx.Node
         with graph.inserting_before(item):
             if item.args[1] == 2:
-                axes = [axis for axis in range(node.args[0].meta["val"].ndim) if axis != 1]
-                alone = graph.call_function(aten.sum.dim_IntList, (node.args[0], axes))
+                axes = [axis for axis in range(signal.meta["val"].ndim) if axis != 1]
+                alone = graph.call_function(aten.sum.dim_IntList, (signal, axes))
             else:
                 mask = [place == item.args[1] for place in range(3)]
-                one = graph.call_function(node.target, (*node.args[:3], None, *node.args[4:10], mask))
+                arguments = (*node.args[:3], None, *node.args[4:10], mask)
+                one = graph.call_function(aten.convolution_backward.default, arguments)
                 alone = graph.call_function(operator.getitem, (one, item.args[1]))
         alone.meta = item.meta
         item.replace_all_uses_with(alone)
@@ -173,7 +175,7 @@ def _products(graph: fx.Graph, moving: Collection[fx.Node], cotangents: Collecti
 
 
 def _before(nodes: Iterable[fx.Node], known: Collection[fx.Node]) -> set[fx.Node]:
-    """Returns what some nodes are computed from, themselves included, as far as it is not computed from what is known."""
+    """Returns what some nodes are computed from, themselves included; what is known is followed no further."""
     found: set[fx.Node] = set()
     waiting = list(nodes)
     while waiting:
