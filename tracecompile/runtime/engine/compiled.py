@@ -29,7 +29,7 @@ PIECE = 16
 chunk is run by a compiled scan of one step."""
 RECURRENT_PIECE = 4
 """Steps of a compiled scan of a recurrent block: its products cannot be fused, so that more of them save nothing but
-calls."""
+calls. With its backward it has as many as any other: the gradient of its weights is one product of all of them."""
 PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device, torch.Size)
 """What a compiled step may take for a constant."""
 
@@ -80,7 +80,7 @@ class CompiledEngine(Engine):
             self._refuse(form, "a module in its step has hooks or counts what passes through it")
         if unit.layers in self.obstacles:
             return [steps]
-        size = RECURRENT_PIECE if unit.recurrent else PIECE
+        size = RECURRENT_PIECE if unit.recurrent and not torch.is_grad_enabled() else PIECE
         whole, left = divmod(steps, size)
         return [size] * whole + [1] * left
 
@@ -99,7 +99,7 @@ class CompiledEngine(Engine):
                 run, traced = ready.run, ready.traced
                 joint = self._attempt(layout, lambda: self.joints.get(layout, run, traced, given.steps, arguments))
                 if joint is not None:
-                    return layout.result(joint.apply(run, arguments), [(0, 0)] * len(traced.counts))
+                    return layout.result(joint.apply(arguments), [(0, 0)] * len(traced.counts))
             elif ready is not None:
                 found = layout.result(ready.run(*arguments), ready.traced.counts)
                 if answers == "means":

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tracecompile.analysis.differentiable import differentiable
-from tracecompile.runtime.engine.backstep import (
-    Backstep,
-    Run,
-    backward_of,
-    joint_scan,
-    results_of_step,
-    trace_backstep,
-)
+from tracecompile.runtime.engine.backstep import Backstep, both_ways, results_of_step, trace_backstep
+from tracecompile.runtime.engine.both_ways import Run, backward_scan, keeping_scan
+from tracecompile.runtime.engine.divided import Places
 from tracecompile.runtime.engine.flat import Layout, precision, shape_pattern
 from tracecompile.runtime.engine.kernels import Kernels, Key
 from tracecompile.runtime.engine.traced import Traced, agree
@@ -25,22 +20,35 @@ from tracecompile.runtime.engine.traced import Traced, agree
 
 @dataclass(frozen=True)
 class Joint:
-    """One scan backward.
+    """One scan with its backward.
 
     Attributes:
-        run: (*arguments, *cotangents) to the gradients of the wanted arguments.
+        forward: (*arguments) to (*results, *kept).
+        back: (*values, *carries or kept, *what every step reads, *cotangents) to the gradients of the wanted arguments.
         wanted: Positions of these.
         count: How many results of the scan forward have cotangents.
+        keeps: Whether something is kept.
+        places: Of the arguments.
     """
 
-    run: Run
+    forward: Run
+    back: Run
     wanted: tuple[int, ...]
     count: int
+    keeps: bool
+    places: Places
 
-    def apply(self, forward: Run, arguments: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Runs the scan forward; autograd will run this one."""
-        results: Sequence[Tensor] = ScanFunction.apply(forward, self, *arguments)
+    def apply(self, arguments: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Runs the scan forward; autograd will run it backward."""
+        results: Sequence[Tensor] = ScanFunction.apply(self, *arguments)
         return results
+
+    def saved(self, arguments: Sequence[Tensor], results: Sequence[Tensor]) -> list[Tensor]:
+        """Returns what the scan backward begins with, of the arguments and results of the scan forward."""
+        if not self.keeps:
+            return list(arguments)
+        kept = results[self.count :]
+        return [*arguments[: self.places.values], *kept, *arguments[self.places.moving : self.places.count]]
 
 
 class Joints:
@@ -81,10 +89,14 @@ class Joints:
         patterns = shape_pattern(plain), precision(plain[0].device)
         key = ("joint", back.text, traced.text, layout.structure(), steps, wanted, patterns, alike)
         if key not in self._made:
-            count = len(unit.outputs) + len(unit.carries)
-            given = [*plain, *(torch.ones_like(value) for value in run(*plain)[:count])]
-            compiled = self.kernels.get(key, joint_scan(layout, traced.step, back, steps), given)
-            self._made[key] = Joint(compiled, wanted, count)
+            parts = back.parts
+            count, keeps = len(unit.outputs) + len(unit.carries), parts.forward is not None
+            forward = self.kernels.get(("keeping", *key), keeping_scan(parts, steps), plain) if keeps else run
+            joint = Joint(forward, forward, wanted, count, keeps, parts.places)
+            results = [value.clone() for value in forward(*plain)]
+            given = [*joint.saved(plain, results), *(torch.ones_like(value) for value in results[:count])]
+            back_scan = self.kernels.get(key, backward_scan(parts, traced.step, steps), given)
+            self._made[key] = replace(joint, back=back_scan)
         return self._made[key]
 
     def _backstep(self, layout: Layout, arguments: Sequence[Tensor], wanted: tuple[int, ...]) -> Backstep:
@@ -95,7 +107,7 @@ class Joints:
         if back is not None and key not in self._checked:
             given = layout.first_step(arguments)
             signals = [torch.ones_like(value) for value in results_of_step(layout.step_of(*given))]
-            if not agree(back.step(*given, *signals), backward_of(layout, wanted)(*given, *signals)):
+            if not agree(back.step(*given, *signals), both_ways(layout, wanted)(*given, *signals)):
                 back = None
         self._checked.add(key)
         if back is None:
@@ -107,21 +119,22 @@ class ScanFunction(torch.autograd.Function):
     """A compiled scan whose derivative is compiled as well."""
 
     @staticmethod
-    def forward(ctx: Any, forward: Run, joint: Joint, *arguments: Tensor) -> Any:
+    def forward(ctx: Any, joint: Joint, *arguments: Tensor) -> Any:
         """Returns the flat results of the scan: its outputs, and its last carries."""
         # Without their graph: the compiler of compiled code looks at it, though nothing is followed here.
-        results = tuple(forward(*(value.detach() for value in arguments)))[: joint.count]
+        found = tuple(joint.forward(*(value.detach() for value in arguments)))
+        results = found[: joint.count]
         ctx.joint, ctx.count = joint, len(arguments)
-        ctx.save_for_backward(*arguments)
+        ctx.save_for_backward(*joint.saved(arguments, found))
         ctx.mark_non_differentiable(*(value for value in results if not differentiable(value)))
         return results
 
     @staticmethod
     def backward(ctx: Any, *signals: Tensor) -> Any:
-        """Runs the scan again, and backward."""
+        """Runs the scan backward."""
         given = (value.detach() for value in (*ctx.saved_tensors, *signals))
-        found = ctx.joint.run(*(value.contiguous() for value in given))
+        found = ctx.joint.back(*(value.contiguous() for value in given))
         gradients: list[Tensor | None] = [None] * ctx.count
         for place, gradient in zip(ctx.joint.wanted, found, strict=True):
             gradients[place] = gradient
-        return None, None, *gradients
+        return None, *gradients
