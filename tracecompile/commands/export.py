@@ -33,5 +33,6 @@ def export(
     if output.is_dir():
         raise UsageError(f"{output} is a folder: name a file.")
     with working("exporting"):
-        exported = tracecompile.export(load(folder, weights_only=True), to.value, output)  # what is exported runs no code of it
+        net = load(folder, weights_only=True)  # what is exported runs no code of it
+        exported = tracecompile.export(net, to.value, output)
     show(exported.to_dict(), str(exported), as_json)
