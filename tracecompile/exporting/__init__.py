@@ -1,6 +1,6 @@
 """export(): a converted network in formats that other programs run."""
 
-from tracecompile.exporting.formats import export
 from tracecompile.exporting.exported import Exported
+from tracecompile.exporting.formats import export
 
 __all__ = ["Exported", "export"]
