@@ -56,7 +56,7 @@ def test_every_example_is_tested() -> None:
         "own_neuron",
         "fidelity",
     }
-    tested |= {"long_memory", "ragged"}
+    tested |= {"long_memory", "long_memory_results", "ragged"}
     tested |= {"fidelity_networks", "fidelity_baselines"}  # parts of fidelity.py
     assert {path.stem for path in EXAMPLES.glob("*.py")} == tested
 
@@ -141,10 +141,11 @@ def test_evidence_accumulation(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(set(held)) == 1
 
 
-def test_long_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    picture = tmp_path / "learnt.png"
+def test_long_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES))  # it imports its results from its own folder
+    picture, written = tmp_path / "learnt.png", tmp_path / "learnt.json"
     size = ["--steps", "100,150", "--rounds", "2", "--every", "1", "--batch", "4", "--tested", "8"]
-    rows = example("long_memory").main([*size, "--output", str(picture)])
+    rows = example("long_memory").main([*size, "--output", str(picture), "--json", str(written)])
     held = {(row.rule, row.steps): row.held for row in rows}
     assert len(held) == 10
     assert held["bptt", 150] > 1.3 * held["bptt", 100], "a graph over time grows"
@@ -155,6 +156,17 @@ def test_long_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert exact.correct == through_time.correct, "they have learnt the same"
     assert capsys.readouterr().out.count("| 150 |") == 5
     assert picture.stat().st_size > 5000
+    again = tmp_path / "again.png"
+    read = example("long_memory_results").main([str(written), "--output", str(again)])
+    assert [vars(row) for row in read] == [vars(row) for row in rows]
+    assert again.read_bytes() == picture.read_bytes()
+
+
+def test_long_memory_ends_when_its_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    size = ["--steps", "80", "--rules", "bptt", "--batch", "4", "--tested", "8", "--longest", "0"]
+    (row,) = example("long_memory").main(size)
+    assert list(row.correct) == [1]
 
 
 def test_own_neuron(capsys: pytest.CaptureFixture[str]) -> None:
