@@ -174,8 +174,12 @@ def accuracy(net: Forward, data: Speech, seed: int) -> float:
 def run(options: argparse.Namespace) -> Run:
     """Trains a fresh network, says how it goes, and writes it down after every epoch."""
     training, test = load(options.data, options.limit)
+    if options.double:
+        training, test = (Speech(data.features.double(), data.digits) for data in (training, test))
     torch.manual_seed(options.seed)
     model = SpeechNet(options.hidden)
+    if options.double:
+        model.double()
     net = forward_by(options.rule, model, options)
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
     generator = torch.Generator().manual_seed(options.seed)
@@ -205,6 +209,7 @@ def main(argv: Sequence[str] | None = None) -> Run | None:
     parser.add_argument("--bins", type=int, default=4, help="time bins of the measured rule")
     parser.add_argument("--window", type=int, default=10, help="time steps of a window of truncated backpropagation")
     parser.add_argument("--backend", default="auto", help="what runs a converted network")
+    parser.add_argument("--double", action="store_true", help="compute in float64")
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--hidden", type=int, default=128)
     parser.add_argument("--batch", type=int, default=64)
