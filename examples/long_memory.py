@@ -1,6 +1,8 @@
 """A task that needs the far past: a cue at the beginning, distractors, and an answer that is asked for at the end.
 
     python examples/long_memory.py --steps 500,2000 --output long_memory
+    python examples/long_memory.py --steps 10000 --rules exact --backend inductor --json exact.json
+    python examples/long_memory_results.py exact.json bptt.json --output long_memory
 
 Spikes of one of two groups are the cue if a gate is open, which it is for the first 50 steps alone; after that both
 groups go on in turn, and mean nothing. What is needed at the end has to be written at the beginning, into thresholds
@@ -15,32 +17,32 @@ import argparse
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from long_memory_results import Row, draw, table_of, write_down
 from torch import Tensor, nn
 from torch.nn import functional
 
 import tracecompile
 import tracecompile.nn as snn
 from tracecompile.diagnostics.held import count_held
-from tracecompile.errors import ConversionError
 
 CUE, ASKED, BLOCK = 50, 25, 25
 """Steps of the cue, of the question, and of a distractor."""
 WINDOW = 32
 """Steps of a window of truncated backpropagation."""
 GROUP, CHANNELS = 5, 14
-RULES: dict[str, dict[str, Any] | None] = {
-    "bptt": {"rule": "bptt"},
+RULES: dict[str, dict[str, Any] | int | None] = {
+    "bptt": None,
     "exact": {"rule": "exact"},
     "measured, K=4": {"bins": 4},
     "measured, K=16": {"bins": 16},
-    f"truncated, {WINDOW} steps": None,
+    f"truncated, {WINDOW} steps": WINDOW,
 }
+"""Options of the conversion, or steps of the windows that the model itself is differentiated in: None for all."""
 SPIKE = snn.fast_sigmoid(5.0)
 
 States = tuple[Tensor, Tensor]
@@ -72,12 +74,11 @@ class Recall(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the mean scores [batch, 2] of the last 25 steps for inputs [time, batch, 14]."""
-        states, total = self.start(x.shape[1]), x.new_zeros(x.shape[1], 2)
-        for t in range(x.shape[0]):
-            score, states = self.step(x[t], states)
-            if t >= x.shape[0] - ASKED:
-                total = total + score
-        return total / ASKED
+        states, scores = self.start(x.shape[1]), []
+        for x_t in x:
+            score, states = self.step(x_t, states)
+            scores.append(score)
+        return torch.stack(scores)[-ASKED:].mean(0)  # a condition on the time step would be another program per length
 
 
 def draw_trials(batch: int, steps: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -97,113 +98,57 @@ def loss_of(scores: Tensor, cue: Tensor) -> Tensor:
     return functional.cross_entropy(5.0 * scores, cue)
 
 
-@dataclass
-class Row:
-    """What one rule came to.
-
-    Attributes:
-        rule: Its name.
-        steps: Of a trial.
-        correct: Share of new trials that it answers, by the rounds of training before; of its last rounds.
-        held: Bytes held for backward.
-        seconds: Median of a round's.
-        note: Why there is nothing.
-    """
-
-    rule: str
-    steps: int
-    correct: dict[int, float] = field(default_factory=dict)
-    held: int = 0
-    seconds: float = math.nan
-    note: str = ""
-
-    @property
-    def best(self) -> float:
-        """The mean share of the last three tests."""
-        return statistics.mean(list(self.correct.values())[-3:]) if self.correct else math.nan
-
-    def __str__(self) -> str:
-        if self.note:
-            return f"| {self.steps:,} | {self.rule} | {self.note} | | |"
-        return f"| {self.steps:,} | {self.rule} | {self.best:.1%} | {self.held / 1e6:.2f} MB | {self.seconds:.2f} s |"
-
-
-def truncated_round(model: Recall, x: Tensor, cue: Tensor) -> float:
-    """Runs backward in windows: the states go on from each to the next, and gradients do not."""
+def in_windows(model: Recall, x: Tensor, window: int) -> Tensor:
+    """Returns the model's scores; the states go on from each window to the next, and gradients do not."""
     states, total = model.start(x.shape[1]), x.new_zeros(x.shape[1], 2)
     first_asked = x.shape[0] - ASKED
-    for begin in range(0, x.shape[0], WINDOW):
+    for begin in range(0, x.shape[0], window):
         states = states[0].detach(), states[1].detach()
-        for t in range(begin, min(begin + WINDOW, x.shape[0])):
+        for t in range(begin, min(begin + window, x.shape[0])):
             score, states = model.step(x[t], states)
             if t >= first_asked:
                 total = total + score
-    loss = loss_of(total / ASKED, cue)
-    loss.backward()
-    return float(loss.detach())
+    return total / ASKED
 
 
-def train(name: str, steps: int, options: argparse.Namespace, say: Callable[[str], None]) -> Row:
-    """Trains a fresh network by one rule."""
+def forward_by(name: str, model: Recall, backend: str) -> Callable[[Tensor], Tensor]:
+    """Returns the model with the gradients of a rule."""
+    given = RULES[name]
+    if isinstance(given, dict):
+        example, _ = draw_trials(4, 200, torch.Generator().manual_seed(0))
+        return tracecompile.convert(model, example, **given, backend=backend)
+    return lambda x: in_windows(model, x, given or x.shape[0])
+
+
+def train(name: str, steps: int, options: argparse.Namespace) -> Iterator[Row]:
+    """Trains a fresh network by one rule; yields what it has come to, after every test."""
     row = Row(name, steps)
     torch.manual_seed(options.seed)
     generator = torch.Generator().manual_seed(options.seed)
     model = Recall(steps)
-    given = RULES[name]
-    module: nn.Module = model
-    if given is not None:
-        try:
-            module = tracecompile.convert(model, draw_trials(4, 200, generator)[0], **given)
-        except ConversionError as refusal:
-            row.note = str(refusal).splitlines()[0]
-            return row
+    forward = forward_by(name, model, options.backend)
+    x, cue = draw_trials(options.batch, steps, torch.Generator().manual_seed(1))
+    row.held = count_held(lambda: loss_of(forward(x), cue))
     optimizer = torch.optim.Adam(model.parameters(), options.rate)
-    seconds = []
+    seconds: list[float] = []
+    begun = time.perf_counter()
     for turn in range(1, options.rounds + 1):
         x, cue = draw_trials(options.batch, steps, generator)
         optimizer.zero_grad()
         start = time.perf_counter()
-        if given is None:
-            truncated_round(model, x, cue)
-        else:
-            loss_of(module(x), cue).backward()
+        loss_of(forward(x), cue).backward()
         seconds.append(time.perf_counter() - start)
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        if turn % options.every == 0 or turn == options.rounds:
+        ends = turn == options.rounds or time.perf_counter() - begun > options.longest
+        if turn % options.every == 0 or ends:
             with torch.no_grad():
                 x, cue = draw_trials(options.tested, steps, torch.Generator().manual_seed(10_000 + turn))
-                row.correct[turn] = float((module(x).argmax(1) == cue).float().mean())
-            say(f"{steps:,} steps, {name}, round {turn}: {row.correct[turn]:.1%}")
-    x, cue = draw_trials(options.batch, steps, generator)
-    if given is not None:
-        row.held = count_held(lambda: loss_of(module(x), cue))
-    else:
-        row.held = count_held(lambda: model(x[-WINDOW:]).sum())
-    row.seconds = statistics.median(seconds)
-    return row
-
-
-def draw(rows: Sequence[Row], path: Path) -> None:
-    """Draws what the rules have learnt, round by round, one picture per number of steps."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    lengths = list(dict.fromkeys(row.steps for row in rows))
-    figure, axes = pyplot.subplots(1, len(lengths), figsize=(4.5 * len(lengths), 3.4), sharey=True, squeeze=False)
-    for axis, steps in zip(axes[0], lengths, strict=True):
-        for row in rows:
-            if row.steps == steps and row.correct:
-                axis.plot(list(row.correct), [100 * share for share in row.correct.values()], label=row.rule)
-        axis.axhline(50, color="grey", linewidth=0.8, linestyle=":")
-        axis.set(title=f"{steps:,} steps", xlabel="rounds of training")
-    axes[0][0].set_ylabel("answers that are right, %")
-    axes[0][0].legend(frameon=False, fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+                row.correct[turn] = float((forward(x).argmax(1) == cue).float().mean())
+            row.seconds = statistics.median(seconds)
+            yield row
+        if ends:
+            break
 
 
 def main(argv: Sequence[str] | None = None) -> list[Row]:
@@ -217,18 +162,27 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
     parser.add_argument("--tested", type=int, default=256, help="new trials of a test")
     parser.add_argument("--rate", type=float, default=5e-3, help="learning rate")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--longest", type=float, default=math.inf, help="seconds after which a rule's rounds end")
+    parser.add_argument("--backend", default="eager", help="what runs the converted networks")
     parser.add_argument("--output", type=Path, help="picture to draw")
+    parser.add_argument("--json", type=Path, help="file to write the results into, after every test")
     options = parser.parse_args(argv)
     chosen = [name.strip() for name in options.rules.split(";") if name.strip()] or list(RULES)
-    rows = []
+    rows: list[Row] = []
     for steps in (int(count) for count in options.steps.split(",")):
-        rows += [train(name, steps, options, lambda text: print(text, flush=True)) for name in chosen]
-    print("\n| steps | rule | right | held | a round |\n|---|---|---|---|---|")
-    print("\n".join(str(row) for row in rows))
+        for name in chosen:
+            for row in train(name, steps, options):
+                turn, share = list(row.correct.items())[-1]
+                print(f"{steps:,} steps, {name}, round {turn}: {share:.1%}", flush=True)
+                if options.json is not None:
+                    write_down([*rows, row], options.json)
+            rows.append(row)
+    print(table_of(rows))
     if options.output is not None:
         draw(rows, options.output.with_suffix(".png"))
     return rows
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)
     main()

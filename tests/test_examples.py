@@ -48,8 +48,15 @@ def recordings(tmp_path: Path) -> Path:
 
 
 def test_every_example_is_tested() -> None:
-    tested = {"spoken_digits", "make_spoken_digits", "evidence_accumulation", "own_neuron", "fidelity"}
-    tested |= {"long_memory", "ragged"}
+    tested = {
+        "spoken_digits",
+        "spoken_digits_table",
+        "make_spoken_digits",
+        "evidence_accumulation",
+        "own_neuron",
+        "fidelity",
+    }
+    tested |= {"long_memory", "long_memory_results", "ragged"}
     tested |= {"fidelity_networks", "fidelity_baselines"}  # parts of fidelity.py
     tested |= {"with_lightning", "plain_loop", "with_torchrun", "event_frames", "library_tutorials"}  # test_recipes.py
     assert {path.stem for path in EXAMPLES.glob("*.py")} == tested
@@ -84,13 +91,40 @@ def test_a_recording_of_another_rate_is_refused(tmp_path: Path) -> None:
         example("make_spoken_digits").main([str(tmp_path), str(tmp_path / "digits.npz")])
 
 
-@pytest.mark.parametrize("extra", [[], ["--bptt"]])
-def test_spoken_digits(recordings: Path, tmp_path: Path, extra: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+RULES = (
+    ["bptt"],
+    ["exact"],
+    ["measured", "--bins", "2"],
+    ["truncated", "--window", "40"],
+    ["truncated", "--window", "100"],
+)
+
+
+def test_spoken_digits(
+    recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = tmp_path / "digits.npz"
     example("make_spoken_digits").main([str(recordings), str(data)])
-    size = ["--data", str(data), "--epochs", "2", "--hidden", "12", "--batch", "8"]
-    assert 0.0 <= example("spoken_digits").main([*size, *extra]) <= 1.0
-    assert "epoch  2: test accuracy" in capsys.readouterr().out
+    size = ["--data", str(data), "--epochs", "2", "--hidden", "12", "--batch", "8", "--backend", "eager"]
+    written = [tmp_path / f"{number}.json" for number in range(len(RULES))]
+    for rule, path in zip(RULES, written, strict=True):
+        run = example("spoken_digits").main([*size, "--rule", *rule, "--json", str(path)])
+        assert len(run.losses) == 6
+        assert len(run.accuracies) == 2
+    out = capsys.readouterr().out
+    assert out.count("epoch  2: test accuracy") == len(RULES)
+    assert "update  6: loss" in out
+    monkeypatch.syspath_prepend(str(EXAMPLES))  # it imports what a run is from its own folder
+    table = example("spoken_digits_table").main([str(path) for path in written])
+    rows = {cells[1]: cells for line in table.splitlines()[2:] if (cells := [part.strip() for part in line.split("|")])}
+    assert list(rows) == ["bptt", "exact", "measured, bins=2", "truncated, 40 steps", "truncated, 100 steps"]
+    apart = {rule: float(cells[5]) for rule, cells in rows.items() if rule != "bptt"}
+    assert apart["exact"] < 1e-5
+    assert apart["truncated, 100 steps"] < 1e-5, "one window is the whole sequence"
+    assert apart["measured, bins=2"] > 1e-5
+    assert apart["truncated, 40 steps"] > 1e-5
+    held = {rule: float(cells[6].split()[0]) for rule, cells in rows.items()}
+    assert held["exact"] < held["bptt"]
 
 
 def test_spoken_digits_without_data_says_how_to_get_it(capsys: pytest.CaptureFixture[str]) -> None:
@@ -108,10 +142,11 @@ def test_evidence_accumulation(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(set(held)) == 1
 
 
-def test_long_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    picture = tmp_path / "learnt.png"
+def test_long_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES))  # it imports its results from its own folder
+    picture, written = tmp_path / "learnt.png", tmp_path / "learnt.json"
     size = ["--steps", "100,150", "--rounds", "2", "--every", "1", "--batch", "4", "--tested", "8"]
-    rows = example("long_memory").main([*size, "--output", str(picture)])
+    rows = example("long_memory").main([*size, "--output", str(picture), "--json", str(written)])
     held = {(row.rule, row.steps): row.held for row in rows}
     assert len(held) == 10
     assert held["bptt", 150] > 1.3 * held["bptt", 100], "a graph over time grows"
@@ -122,6 +157,17 @@ def test_long_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert exact.correct == through_time.correct, "they have learnt the same"
     assert capsys.readouterr().out.count("| 150 |") == 5
     assert picture.stat().st_size > 5000
+    again = tmp_path / "again.png"
+    read = example("long_memory_results").main([str(written), "--output", str(again)])
+    assert [vars(row) for row in read] == [vars(row) for row in rows]
+    assert again.read_bytes() == picture.read_bytes()
+
+
+def test_long_memory_ends_when_its_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    size = ["--steps", "80", "--rules", "bptt", "--batch", "4", "--tested", "8", "--longest", "0"]
+    (row,) = example("long_memory").main(size)
+    assert list(row.correct) == [1]
 
 
 def test_own_neuron(capsys: pytest.CaptureFixture[str]) -> None:
