@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import tracecompile
 import tracecompile.nn as snn
@@ -104,3 +105,15 @@ def test_the_exact_rule_states_what_it_keeps(snapshots: int, chunk: int) -> None
     assert "snapshots" in str(net.report)
     assert net.report.to_dict()["memory"]["total"] == memory.total == memory.states + memory.snapshots + memory.piece
     del outputs
+
+
+def test_what_a_compiler_leaves_behind_holds_nothing() -> None:
+    left: list[Tensor] = []
+
+    def forward() -> Tensor:
+        with FakeTensorMode():
+            left.append(torch.zeros(1000))
+        return torch.zeros(10, requires_grad=True) * 2
+
+    assert count_held(forward) == 2 * 10 * 4
+    assert left[0].device.type == "cpu"

@@ -232,12 +232,17 @@ main(sys.argv[1:-1])
 
 def test_ctrl_c_leaves_nothing_half_written(model: Path, tmp_path: Path) -> None:
     arguments = ["convert", f"{model}:Net", "--input", "20x4x6", "-o", str(tmp_path / "saved"), str(tmp_path / "now")]
-    process = subprocess.Popen([sys.executable, "-c", SLOW, *arguments], stdout=-1, stderr=-1, text=True)
-    until = time.monotonic() + 120
-    while not (tmp_path / "now").exists() and process.poll() is None and time.monotonic() < until:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    # A run in the background hands on that interrupts are ignored: a terminal does not.
+    command = [sys.executable, "-c", f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n{SLOW}"]
+    with subprocess.Popen([*command, *arguments], stdout=-1, stderr=-1, text=True) as process:
+        try:
+            until = time.monotonic() + 120
+            while not (tmp_path / "now").exists() and process.poll() is None and time.monotonic() < until:
+                time.sleep(0.05)
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 130, err
     assert "Traceback" not in err
     assert out == ""

@@ -44,14 +44,20 @@ def count_held(forward: Callable[[], Tensor]) -> int:
         loss = forward()
     gc.collect()
     in_graph = [holder.tensor for reference in saved if (holder := reference()) is not None]
-    after = {_key(tensor): tensor.untyped_storage().nbytes() for tensor in (*in_graph, *_tensors_alive())}
+    alive = (*_with_memory(in_graph), *_tensors_alive())
+    after = {_key(tensor): tensor.untyped_storage().nbytes() for tensor in alive}
     del loss
     return sum(size for key, size in after.items() if key not in before)
 
 
 def _tensors_alive() -> Iterable[Tensor]:
-    found = [value for value in gc.get_objects() if issubclass(type(value), Tensor)]
-    return [tensor for tensor in found if tensor.layout == torch.strided and tensor.device.type != "meta"]
+    return _with_memory([value for value in gc.get_objects() if issubclass(type(value), Tensor)])
+
+
+def _with_memory(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Leaves out the stand-ins of a compiler, which say that they are on a device, and have no memory there."""
+    strided = [tensor for tensor in tensors if tensor.layout == torch.strided]
+    return [tensor for tensor in strided if tensor.untyped_storage().device.type != "meta"]
 
 
 def _key(tensor: Tensor) -> int:
