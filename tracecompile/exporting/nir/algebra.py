@@ -73,7 +73,7 @@ def neuron_of(program: StepProgram, layer: Layer, statics: Mapping[str, Any]) ->
 def _value(
     program: StepProgram, node: fx.Node, values: Mapping[fx.Node, Value], neuron: Neuron, opaque: OpaqueNeurons
 ) -> Value:
-    args = [values[each] if isinstance(each, fx.Node) else each for each in node.args]
+    args: list[Any] = [values[each] if isinstance(each, fx.Node) else each for each in node.args]
     kwargs = {key: values[each] if isinstance(each, fx.Node) else each for key, each in node.kwargs.items()}
     moving = [each for each in (*args, *kwargs.values()) if isinstance(each, Polynomial)]
     module = program.resolve(str(node.target)) if node.op == "call_module" else None
@@ -92,7 +92,7 @@ def _value(
         if name in COMPARED:
             return _compared(name, node, args, neuron)
         if name in POLYNOMIAL:
-            return POLYNOMIAL[name](*map(Polynomial.of, args), **kwargs)
+            return POLYNOMIAL[name](*(Polynomial.of(each) for each in args), **kwargs)
     except (NotLinear, TypeError, ValueError) as fault:
         raise _unknown(program, node, str(fault)) from fault
     raise _unknown(program, node, operation_name(program, node))

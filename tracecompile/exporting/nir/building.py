@@ -91,6 +91,26 @@ class Building:
         name = self.add("bias", node, Flow(read.names[:1], read.shape))
         return Flow((*read.names, name), read.shape)
 
+    def fold(self, read: Flow, factor: Tensor, constant: Tensor) -> bool:
+        """Multiplies and shifts within the weights that alone make a value; returns whether there are such."""
+        import nir
+
+        node = self.nodes[read.names[0]] if len(read.names) == 1 else None
+        if not isinstance(node, (nir.Linear, nir.Affine, nir.Conv1d, nir.Conv2d)):
+            return False
+        pairs = [value.expand(read.shape).reshape(read.shape[0], -1) for value in (factor, constant)]
+        if not all(bool((value == value[:, :1]).all()) for value in pairs):
+            return False
+        gain, shift = (value[:, 0] for value in pairs)
+        weight = torch.as_tensor(node.weight).double()
+        weight = weight * gain.reshape(-1, *(1 for _ in weight.shape[1:]))
+        bias = array(torch.as_tensor(getattr(node, "bias", np.zeros(len(gain)))).double() * gain + shift)
+        if isinstance(node, nir.Linear):
+            self.nodes[read.names[0]] = nir.Affine(weight=array(weight), bias=bias)
+        else:
+            node.weight, node.bias = array(weight), bias
+        return True
+
     def only(self, wanted: Iterable[str]) -> Building:
         """Returns the nodes that lead to some of them, in the order in which they were added."""
         found, waiting = set(wanted), list(wanted)

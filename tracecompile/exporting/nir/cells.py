@@ -19,16 +19,17 @@ CURRENT = "synaptic current"
 
 @dataclass(frozen=True)
 class Gathered:
-    """A first-order filter of the currents: ``i <- decay i + sum of gains c``.
+    """A first-order filter of the currents: ``i <- decay i + constant + sum of gains c``.
 
     Attributes:
-        decay: By state and step.
+        decay, constant: Numbers, or one per neuron.
         gains: By current.
         late: Whether the membrane takes it up one step later.
     """
 
     decay: Tensor
     gains: Mapping[str, Tensor]
+    constant: Tensor
     late: bool
 
 
@@ -175,8 +176,8 @@ class _Matching:
             self.refuse(f"it has the states {', '.join(states)}", "Use a membrane and one synaptic current", states[0])
         synapse, value = first[0], self.following.pop(first[0])
         membrane = next(iter(self.following))
-        if not is_zero(value.at()) or not is_zero(self.starts[synapse]):
-            self.refuse(f"{synapse} is more than a filter from zero on", "Start it at zero, without a constant", synapse)
+        if not is_zero(self.starts[synapse]):
+            self.refuse(f"{synapse} starts at another value than zero", "Start it at zero", synapse)
         gains = self._gains(value.symbols - {synapse}, value)
         decay = value.at(synapse)
         readers = [*self.following.values(), *self.outputs.values(), *self.arguments.values()]
@@ -185,13 +186,15 @@ class _Matching:
         if not late:
             if bool((decay == 0).any()):
                 self.refuse(f"{synapse} forgets everything in one step", "Leave it out", synapse)
-            by = (by - Polynomial({(name,): gain for name, gain in gains.items()})).times(1 / decay)
+            by = (by - value.without(synapse)).times(1 / decay)
+        elif not is_zero(value.at()):
+            self.refuse(f"{synapse} has a constant and is read a step later", "Leave the constant out", synapse)
         self._replace(synapse, by)
         for values in (self.following, self.outputs, self.arguments):
             values.update({key: value.cleaned() for key, value in values.items()})
         if any(reader.symbols & set(gains) for reader in self._all()):
             self.refuse("its currents reach the membrane twice", "Lead them into the synaptic current alone", membrane)
-        return Gathered(decay, gains, late), membrane
+        return Gathered(decay, gains, value.at(), late), membrane
 
     def _gains(self, symbols: Iterable[str], value: Polynomial) -> dict[str, Tensor]:
         return {name: value.at(name) for name in sorted(symbols) if not name.startswith(SPIKE)}

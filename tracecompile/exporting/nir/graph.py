@@ -157,8 +157,8 @@ class Assembly:
         if few.dim() and few.shape[0] != many.shape[0] and few.shape[1:] == many.shape[1:]:
             few, many = few[:1], many[:1].expand(many.shape)
             many = many[:1]
-        ends = (self.few.steps[-1].get(name), self.few.steps[0].get(name))
-        if few.shape != many.shape or not torch.equal(few, many) or not torch.equal(*ends):
+        first, last = self.few.steps[0][name], self.few.steps[-1][name]
+        if few.shape != many.shape or not torch.equal(few, many) or not torch.equal(first, last):
             raise UnsupportedOperation(
                 f"{name} changes from sample to sample or from step to step, and a NIR neuron has constants.",
                 'Make it a constant, or export it as ONNX: tracecompile.export(net, "onnx").',
@@ -167,7 +167,7 @@ class Assembly:
 
     def _start(self, state: str) -> Tensor:
         few, many = (torch.as_tensor(run.initial[state]).double() for run in (self.few, self.many))
-        one, *others = (value.reshape(-1, *value.shape[1:])[:1] if value.dim() else value for value in (few, many))
+        one = few[:1] if few.dim() else few
         same = bool((few == one).all()) and bool((many == one).all())
         if not same:
             raise UnsupportedOperation(

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from tracecompile.exporting.nir.building import array
 
-
 Shape = tuple[int, ...]
 """Of one sample: of what goes into a layer, and of what comes out."""
 

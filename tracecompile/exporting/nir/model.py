@@ -138,4 +138,3 @@ def _lines(module: fx.GraphModule, program: StepProgram, inputs: bool) -> list[s
             if where is not None:
                 found[f"{Path(where.file).name}:{where.line}: {where.source}"] = None
     return sorted(found)
-

@@ -16,9 +16,7 @@ from tracecompile.exporting.nir.later import OWN, late_name
 Shape = tuple[int, ...]
 
 
-def add_cell(
-    building: Building, name: str, cell: Cell, currents: Mapping[str, Flow], shape: Shape, dt: float
-) -> str:
+def add_cell(building: Building, name: str, cell: Cell, currents: Mapping[str, Flow], shape: Shape, dt: float) -> str:
     """Adds the nodes of a neuron; returns the name of that which spikes, or whose membrane is the output.
 
     Args:
@@ -40,16 +38,18 @@ def add_cell(
         if cell.gathered.late:
             gathered = _delayed(building, name, gathered, dt)
         gain = cell.gains[CURRENT].expand(shape)
-        plain = not feedback and gathered.constant is None and bool((cell.decay < 1).all())
+        constant = cell.gathered.constant + _constant(gathered, weight)
+        plain = not feedback and not bool((constant != 0).any()) and bool((cell.decay < 1).all())
         if cell.threshold is not None and plain:
             return building.add(name, _cuba(cell, cell.gathered.decay, weight, gain, shape, dt), gathered)
-        filtered = _integrator(cell.gathered.decay, _constant(gathered, weight), weight, shape, dt)
+        filtered = _integrator(cell.gathered.decay, constant, weight, shape, dt)
         read = Flow((building.add(f"{name}_synapse", filtered, gathered),), shape)
     if not cell.memory and cell.threshold is not None:
         return _threshold(building, name, cell, read, gain, shape)
     constant = cell.constant + _constant(read, gain)
     if bool((cell.decay == 1).all()) and bool((constant != 0).any()):
-        read, constant = building.with_constant(Flow(read.names, shape, (constant / gain).expand(shape))), torch.zeros(())
+        read = building.with_constant(Flow(read.names, shape, (constant / gain).expand(shape)))
+        constant = torch.zeros((), dtype=torch.float64)
     if cell.threshold is None:
         return building.add(name, _integrator(cell.decay, constant, gain, shape, dt), read)
     made = building.add(name, _firing(cell, constant, gain, shape, dt), read)
@@ -106,6 +106,8 @@ def _integrator(decay: Tensor, constant: Tensor, gain: Tensor, shape: Shape, dt:
     import nir
 
     if bool((decay == 1).all()):
+        if bool((constant != 0).any()):
+            raise ValueError("a state that forgets nothing has a constant added to it")
         return nir.I(r=_exact(gain / dt, shape))
     leak = _leak(decay, shape)
     return nir.LI(

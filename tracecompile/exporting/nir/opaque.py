@@ -54,7 +54,7 @@ def _asked(
     drop = [gain * x + rest - answers.membrane(x, 0.0) for x in (current + 1.0, current + 3.0)]
     if abs(drop[0] - drop[1]) > CLOSE * max(1.0, abs(drop[0])):
         raise ValueError(f"{type(step.neuron).__name__} with a reset that sets the membrane to a value")
-    before = inputs[0].times(gain) + states[0].times(leak) + Polynomial.of(_tidy(rest))
+    before = Polynomial.of(inputs[0]).times(gain) + Polynomial.of(states[0]).times(leak) + Polynomial.of(_tidy(rest))
     name = f"{SPIKE}{node.name}"
     conditions[name] = Condition(before - Polynomial.of(_tidy(threshold)), at_zero)
     spike = Polynomial.symbol(name)

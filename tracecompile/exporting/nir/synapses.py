@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,10 +11,10 @@ from torch.utils import _pytree as pytree
 
 from tracecompile.analysis.linearity import operation_name
 from tracecompile.errors import UnsupportedOperation
-from tracecompile.exporting.nir.building import Building, Flow, array
 from tracecompile.exporting.nir.algebra import SAME
+from tracecompile.exporting.nir.building import Building, Flow, array
 from tracecompile.exporting.nir.layers import LAYERS, Unsayable
-from tracecompile.exporting.nir.values import doubled
+from tracecompile.exporting.nir.values import as_double, doubled
 from tracecompile.operations import operation_of
 from tracecompile.program import StepProgram
 
@@ -97,7 +96,7 @@ class Synapse:
         self, node: fx.Node, args: Sequence[Any], named: Mapping[str, Any], module: nn.Module | None
     ) -> Callable[[Tensor], Tensor]:
         """Returns an operation of one moving value as a function of it."""
-        own = None if module is None else copy.deepcopy(module).cpu().double()
+        own = None if module is None else as_double(module)
 
         def apply(value: Tensor) -> Tensor:
             given, names = pytree.tree_map(
@@ -140,6 +139,10 @@ class Synapse:
         zero, one = found[0], found[1]
         if not torch.allclose(found, zero + given * (one - zero), rtol=1e-9, atol=1e-9):
             return None
+        (before,) = node.all_input_nodes if len(node.all_input_nodes) == 1 else (None,)
+        alone = before is not None and before.op != "placeholder" and len(before.users) == 1
+        if alone and flow.constant is None and self.building.fold(flow, one - zero, zero):
+            return flow
         scaled = self._scaled(node, flow, one - zero)
         return scaled.plus(zero) if bool(zero.any()) else scaled
 

@@ -23,6 +23,11 @@ def doubled(value: Any) -> Any:
     return torch.float64 if isinstance(value, torch.dtype) and value.is_floating_point else value
 
 
+def as_double(module: nn.Module) -> nn.Module:
+    """Returns a copy of a module in float64, on the CPU, in eval mode."""
+    return copy.deepcopy(module).cpu().double().eval().requires_grad_(False)
+
+
 class Doubled(fx.Interpreter):
     """Runs one graph of a program in float64, on copies of its modules.
 
@@ -66,7 +71,7 @@ class Doubled(fx.Interpreter):
         name = str(target)
         if name not in self._known:
             value = self._program.resolve(name)
-            self._known[name] = copy.deepcopy(value).cpu().double() if isinstance(value, nn.Module) else doubled(value)
+            self._known[name] = as_double(value) if isinstance(value, nn.Module) else doubled(value)
         return self._known[name]
 
 
