@@ -6,14 +6,13 @@ from pathlib import Path
 
 from tracecompile.errors import InvalidInput
 from tracecompile.exporting.exported import Exported
+from tracecompile.nir.network import TIME_STEP
 from tracecompile.runtime.module import TracedModule
 
 FORMATS = ("onnx", "nir")
-DT = 1e-4
-"""Seconds per step of a NIR graph; what the libraries assume that exchange them, and the reader here."""
 
 
-def export(net: TracedModule, to: str, path: str | Path | None = None, dt: float = DT) -> Exported:
+def export(net: TracedModule, to: str, path: str | Path | None = None, dt: float | None = None) -> Exported:
     """Returns the forward program of a network in another format, and writes it.
 
     Args:
@@ -22,7 +21,7 @@ def export(net: TracedModule, to: str, path: str | Path | None = None, dt: float
             last one where there is such a thing; compared with the network in onnxruntime.
             "nir": a graph of one time step; compared, after it was read back, with the network.
         path: File to write; None writes none.
-        dt: Seconds per time step: what the time constants of a NIR graph are told in. ONNX knows none.
+        dt: Seconds per time step, in which the time constants of a NIR graph are told; None for 1e-4, as ``load_nir``.
 
     Raises:
         InvalidInput: The network is not captured yet; or a package is missing that the format needs.
@@ -31,12 +30,14 @@ def export(net: TracedModule, to: str, path: str | Path | None = None, dt: float
     """
     if to not in FORMATS:
         raise InvalidInput(f"There is no format {to!r}.", f"Choose one of: {', '.join(FORMATS)}.")
-    # Nobody else needs the compiler's parts, nor the reader.
+    # Nobody else needs the compiler's parts.
     if to == "nir":
         from tracecompile.exporting.nir.model import to_nir, write_nir
 
-        graph = to_nir(net, dt)
+        graph = to_nir(net, TIME_STEP if dt is None else dt)
         return graph if path is None else write_nir(graph, Path(path))
+    if dt is not None:
+        raise InvalidInput("A step of an ONNX model has no duration.", "Leave dt out; it is for NIR.")
     from tracecompile.exporting.onnx.model import to_onnx, write_onnx
 
     exported = to_onnx(net)

@@ -12,6 +12,7 @@ from torch import fx
 from tracecompile.analysis.linearity import operation_name
 from tracecompile.analysis.pointwise import is_surrogate
 from tracecompile.errors import SourceLine, UnsupportedOperation
+from tracecompile.exact import exact_value
 from tracecompile.exporting.nir.opaque import OpaqueNeurons
 from tracecompile.exporting.nir.polynomial import SPIKE, Condition, NotLinear, Polynomial
 from tracecompile.layers import Layer
@@ -22,7 +23,7 @@ from tracecompile.program import StepProgram
 Value = Any
 """A polynomial where it depends on a current or a state, else what it is."""
 SAME = ("clone", "contiguous", "alias", "detach", "copy", "to", "type", "type_as", "float", "double", "positive",
-        "expand_as", "bool", "dropout", "exact_value")  # fmt: skip
+        "expand_as", "bool", "dropout")  # fmt: skip
 """Operations that hand on the numbers of their first operand."""
 PROBES = (1e-12, 1e-6, 1e-3, 0.1, 1.0, 10.0, 1e3)
 
@@ -83,7 +84,7 @@ def _value(
         if is_surrogate(program, node) and moving:
             return _spike(program, node, args, neuron)
         name = operation_of(node, module).name
-        if name in SAME and moving:
+        if moving and (name in SAME or node.target is exact_value):
             return args[0]
         if name in LIKE and moving:
             return torch.full((), LIKE[name], dtype=torch.float64)
@@ -99,9 +100,11 @@ def _value(
 
 
 def _unknown(program: StepProgram, node: fx.Node, what: str) -> UnsupportedOperation:
+    otherwise = 'xport it as ONNX, which takes any step: tracecompile.export(net, "onnx").'
+    subtract = "Reset by subtracting the threshold (v_reset=None in SpikingJelly), or e"
     return UnsupportedOperation(
-        f"No neuron of NIR computes {what}: they add up currents and states, spike at a threshold and reset.",
-        'Export it as ONNX, which takes any step: tracecompile.export(net, "onnx").',
+        f"No neuron of NIR computes {what}: they add up currents and states, spike at a threshold and subtract it.",
+        f"{subtract if 'reset' in what else 'E'}{otherwise}",
         node.meta.get("where"),
     )
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tracecompile.errors import InvalidInput, SourceLine, UnsupportedOperation
+from tracecompile.exact import exact_value
 from tracecompile.exporting.nir.algebra import neuron_of
 from tracecompile.exporting.nir.building import Building, Flow
 from tracecompile.exporting.nir.cells import cell_of
@@ -33,6 +34,7 @@ class Made:
         input: The value of the step that the graph's Input is.
         output: The value of the step that its Output is.
         spiking: Nodes by the spikes of the step that they give.
+        at_threshold: Those of them that the network lets spike at their threshold as well.
         left: Names of outputs of the network that the graph does not have, with why.
     """
 
@@ -40,6 +42,7 @@ class Made:
     input: str
     output: str
     spiking: Mapping[str, str]
+    at_threshold: frozenset[str]
     left: tuple[str, ...]
 
 
@@ -52,6 +55,7 @@ class Assembly:
         self.values = few.steps[0]
         self.building, self.spiking = Building(), dict[str, str]()
         self.flows: dict[str, Flow] = {}
+        self.at_threshold = set[str]()
         self.unsayable: dict[str, tuple[str, SourceLine | None]] = {}
 
     def made(self) -> Made:
@@ -67,9 +71,9 @@ class Assembly:
             raise UnsupportedOperation(
                 f"The step reads {len(read)} inputs, and a NIR graph has one here.", "Put them together into one input."
             )
-        for name in read:
-            shape = self._shape(name)
-            self.flows[name] = Flow((self.building.add("input", nir.Input(np.array(shape))),), shape)
+        self.flows = {x.name: Flow((), self._shape(x.name)) for x in self.program.inputs if self._is_source(x.name)}
+        shape = self._shape(read[0])
+        self.flows[read[0]] = Flow((self.building.add("input", nir.Input(np.array(shape))),), shape)
         for layer in self.program.layers:
             self._add(layer)
         output, left = self._chosen_output()
@@ -77,10 +81,16 @@ class Assembly:
         end = self.building.add("output", nir.Output(np.array(flow.shape)), self.building.with_constant(flow))
         joined = with_late_edges(self.building, self._late_flows(), end, self.dt)
         spiking = {name: value for name, value in self.spiking.items() if name in joined.nodes}
-        return Made(joined, read[0], output, spiking, left)
+        return Made(joined, read[0], output, spiking, frozenset(self.at_threshold & set(spiking)), left)
+
+    def _is_source(self, name: str) -> bool:
+        return any(source.origin == name for layer in self.program.layers for source in layer.sources)
 
     def _is_read(self, name: str) -> bool:
-        return any(source.origin == name for layer in self.program.layers for source in layer.sources)
+        """Tells whether a layer reads an input, other than as what was made of another one before the loop."""
+        node = next(node for node in self.program.step.graph.nodes if node.name == name)
+        hoisted = [user.target is exact_value and user.args[0] is not node for user in node.users]
+        return self._is_source(name) and not all(hoisted)
 
     def _shape(self, node: str) -> tuple[int, ...]:
         """Returns the shape of one sample of a value."""
@@ -138,6 +148,8 @@ class Assembly:
         except ValueError as fault:
             where = neuron.lines.get((*layer.states, *layer.outputs)[0])
             raise UnsupportedOperation(f"NIR has no neuron like {layer.name}: {fault}.", OTHERWISE, where) from fault
+        if any(condition.at_zero for condition in neuron.conditions.values()):
+            self.at_threshold.add(name)
         self.flows[f"{OWN}{name}"] = Flow((name,), shape)
         for output in layer.outputs:
             if output not in cell.outputs:
@@ -178,16 +190,17 @@ class Assembly:
 
     def _chosen_output(self) -> tuple[str, tuple[str, ...]]:
         """Returns the value that the graph's Output is, and the names of the outputs that it has not."""
-        names = dict.fromkeys(node.name for node in step_results(self.program.step)[0])
+        nodes = step_results(self.program.step)[0]
+        names = {node.name: output.name for node, output in zip(nodes, self.program.outputs, strict=True)}
         known = [name for name in names if name in self.flows]
         if not known:
             first = next(iter(names))
             self.unsayable.setdefault(first, (f"{first}, which the model returns", None))
             self._sayable(first)
         if len(known) > 1:
+            several = ", ".join(names[name] for name in known)
             raise UnsupportedOperation(
-                f"The model returns {len(known)} values of every step ({', '.join(known)}), and a NIR graph has one "
-                "Output here.",
+                f"The model returns several values of every step ({several}), and a NIR graph has one Output here.",
                 "Return one of them.",
             )
-        return known[0], tuple(name for name in names if name not in known)
+        return known[0], tuple(called for name, called in names.items() if name not in known)

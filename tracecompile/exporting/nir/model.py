@@ -102,7 +102,11 @@ def _guide(made: Made, dt: float) -> str:
 
 
 def _notes(program: StepProgram, made: Made, silent: set[str]) -> list[str]:
-    notes = ["Of eval mode: dropout is off, and a batch normalisation uses its running statistics."]
+    notes = [
+        "Of eval mode: dropout is off, and a batch normalisation uses its running statistics.",
+        "All spikes are those of the network in float64. In float32 a membrane next to its threshold may spike where "
+        "the other does not.",
+    ]
     if made.left:
         notes.append(f"The graph has no output for {', '.join(made.left)}: NIR's neurons give their spikes alone.")
     for output, node in zip(program.outputs, _step_outputs(program), strict=True):
@@ -114,6 +118,10 @@ def _notes(program: StepProgram, made: Made, silent: set[str]) -> list[str]:
             notes.append(f"What the model computes {what} is not in the graph: {'; '.join(lines)}.")
     if any(carry.explicit for carry in program.carries):
         notes.append("The states that the model is handed start as zeros.")
+    if made.at_threshold:
+        notes.append(
+            f"In {', '.join(sorted(made.at_threshold))} a membrane exactly at its threshold spikes; in NIR it does not."
+        )
     if silent:
         notes.append(f"Compared without a spike of {', '.join(sorted(silent))}: the inputs drawn made none, or all.")
     return notes

@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from tracecompile.analysis.linearity import operation_name
 from tracecompile.errors import UnsupportedOperation
+from tracecompile.exact import exact_value
 from tracecompile.exporting.nir.algebra import SAME
 from tracecompile.exporting.nir.building import Building, Flow, array
 from tracecompile.exporting.nir.layers import LAYERS, Unsayable
@@ -69,6 +70,8 @@ class Synapse:
         moving = [each for each in (*args, *kwargs) if isinstance(each, Flow)]
         if not moving:
             return self.values[node.name]
+        if node.target is exact_value:
+            return args[0]  # the other one is the same, made before the loop
         module = self._module(node)
         name = operation_of(node, module).name
         if name in SAME or isinstance(module, (nn.Identity, nn.modules.dropout._DropoutNd)):
