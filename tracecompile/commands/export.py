@@ -34,6 +34,8 @@ def export(
         raise UsageError(f"{folder} is not a folder that tracecompile convert wrote.")
     if dt is not None and to is not Format.nir:
         raise UsageError("--dt is the time step of a NIR graph: it goes with --to nir.")
+    if dt is not None and not dt > 0:
+        raise UsageError("--dt is the length of a time step in seconds: it has to be above zero.")
     if output.is_dir():
         raise UsageError(f"{output} is a folder: name a file.")
     with working("exporting"):

@@ -66,7 +66,7 @@ class Synapse:
     def _value(self, node: fx.Node, found: Mapping[fx.Node, Any]) -> Any:
         args, kwargs = ([found.get(each, each) if isinstance(each, fx.Node) else each for each in given]
                         for given in (node.args, node.kwargs.values()))  # fmt: skip
-        named = dict(zip(node.kwargs, kwargs, strict=True))
+        named: dict[str, Any] = dict(zip(node.kwargs, kwargs, strict=True))
         moving = [each for each in (*args, *kwargs) if isinstance(each, Flow)]
         if not moving:
             return self.values[node.name]
@@ -76,7 +76,7 @@ class Synapse:
         name = operation_of(node, module).name
         if name in SAME or isinstance(module, (nn.Identity, nn.modules.dropout._DropoutNd)):
             return moving[0]
-        if name in SUMS:
+        if name in SUMS and len(moving) == 2:
             return self._sum(node, name, *args, **named)
         if len(moving) > 1:
             raise Unsayable(f"{operation_name(self.program, node)} of two values that change")
@@ -86,8 +86,11 @@ class Synapse:
         made = None if layer is None else layer(module, args, named, moving[0].shape, shape)
         if made is None and shape == moving[0].shape and name in KEEPS:
             return moving[0]
-        if made is None and shape == moving[0].shape and (flow := self._each(node, moving[0], apply)) is not None:
-            return flow
+        if made is None and shape == moving[0].shape:
+            before = next(each for each in node.all_input_nodes if found[each] is moving[0])
+            alone = before.op != "placeholder" and len(before.users) == 1
+            if (flow := self._each(node, moving[0], apply, alone)) is not None:
+                return flow
         if made is None:
             made = self._matrix(node, apply, moving[0].shape, shape)
         return self._through(node, made, moving[0], apply, shape)
@@ -133,8 +136,11 @@ class Synapse:
     def _scaled(self, node: fx.Node, flow: Flow, factor: float | Tensor) -> Flow:
         return self.building.scaled(self._hint(node), flow, torch.as_tensor(factor))
 
-    def _each(self, node: fx.Node, flow: Flow, apply: Callable[[Tensor], Tensor]) -> Flow | None:
-        """Returns an operation that multiplies every number and adds to it; None where it is another one."""
+    def _each(self, node: fx.Node, flow: Flow, apply: Callable[[Tensor], Tensor], alone: bool) -> Flow | None:
+        """Returns an operation that multiplies every number and adds to it; None where it is another one.
+
+        Where nobody else reads its input, it goes into the weights that make this.
+        """
         generator = torch.Generator().manual_seed(0)
         given = torch.randn(5, *flow.shape, generator=generator, dtype=torch.float64)
         given[0], given[1] = 0, 1
@@ -142,22 +148,16 @@ class Synapse:
         zero, one = found[0], found[1]
         if not torch.allclose(found, zero + given * (one - zero), rtol=1e-9, atol=1e-9):
             return None
-        (before,) = node.all_input_nodes if len(node.all_input_nodes) == 1 else (None,)
-        alone = before is not None and before.op != "placeholder" and len(before.users) == 1
         if alone and flow.constant is None and self.building.fold(flow, one - zero, zero):
             return flow
         scaled = self._scaled(node, flow, one - zero)
         return scaled.plus(zero) if bool(zero.any()) else scaled
 
-    def _sum(self, node: fx.Node, name: str, one: Any, other: Any, alpha: Any = 1) -> Flow:
+    def _sum(self, node: fx.Node, name: str, one: Flow, other: Flow, alpha: float = 1) -> Flow:
         shape = tuple(self.values[node.name].shape[1:])
         signs = {"add": (1, alpha), "sub": (1, -alpha), "rsub": (-alpha, 1)}[name]
         total = Flow((), shape)
         for value, sign in zip((one, other), signs, strict=True):
-            if not isinstance(value, Flow):
-                number = torch.as_tensor(value).double() * sign
-                total = total.plus(number[0] if number.dim() > len(shape) else number)
-                continue
             if value.shape != shape:
                 raise Unsayable("a sum of values of two shapes")
             part = self._scaled(node, value, float(sign))
