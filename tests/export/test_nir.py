@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from nir_networks import CASES, SPIKE, Loop, by_hand
 from requirements import library
 from torch import Tensor, nn
 
 import tracecompile
 import tracecompile.nn as snn
+from support.nir_networks import CASES, SPIKE, Loop, by_hand
 from tracecompile.cli import main
 from tracecompile.errors import ConversionError, InvalidInput
 from tracecompile.exporting.nir.check import read_back

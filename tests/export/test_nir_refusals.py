@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from nir_networks import SPIKE, Loop, by_hand, with_parts
 from requirements import library
 from torch import Tensor
 
 import tracecompile
+from support.nir_networks import SPIKE, Loop, by_hand, with_parts
 from tracecompile.errors import SelfCheckFailed, UnsupportedOperation
 from tracecompile.exporting.nir import model as writer
 

@@ -29,7 +29,7 @@ def export(
     dt: TimeStep = None,
     as_json: Json = False,
 ) -> None:
-    """Write the forward program of a saved network for deployment: one time step, with states in and out."""
+    """Write a saved network for deployment: as one time step in ONNX, with states in and out, or as a NIR graph."""
     if not (folder / "program.json").is_file():
         raise UsageError(f"{folder} is not a folder that tracecompile convert wrote.")
     if dt is not None and to is not Format.nir:

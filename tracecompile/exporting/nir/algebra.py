@@ -77,6 +77,8 @@ def _value(
     args: list[Any] = [values[each] if isinstance(each, fx.Node) else each for each in node.args]
     kwargs = {key: values[each] if isinstance(each, fx.Node) else each for key, each in node.kwargs.items()}
     moving = [each for each in (*args, *kwargs.values()) if isinstance(each, Polynomial)]
+    if not moving and any(isinstance(values[each], Polynomial) for each in node.all_input_nodes):
+        raise _unknown(program, node, f"{operation_name(program, node)} of several values")
     module = program.resolve(str(node.target)) if node.op == "call_module" else None
     try:
         if isinstance(module, NeuronStep):
@@ -89,7 +91,7 @@ def _value(
         if name in LIKE and moving:
             return torch.full((), LIKE[name], dtype=torch.float64)
         if not moving:
-            return _run(program, node, args, kwargs)
+            return _run(program, node, *fx.map_arg((node.args, node.kwargs), values.__getitem__))
         if name in COMPARED:
             return _compared(name, node, args, neuron)
         if name in POLYNOMIAL:
@@ -109,7 +111,7 @@ def _unknown(program: StepProgram, node: fx.Node, what: str) -> UnsupportedOpera
     )
 
 
-def _run(program: StepProgram, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Any:
+def _run(program: StepProgram, node: fx.Node, args: Any, kwargs: Any) -> Any:
     with torch.no_grad():
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)

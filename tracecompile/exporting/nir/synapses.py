@@ -64,12 +64,13 @@ class Synapse:
         raise AssertionError("a graph without an output node")
 
     def _value(self, node: fx.Node, found: Mapping[fx.Node, Any]) -> Any:
-        args, kwargs = ([found.get(each, each) if isinstance(each, fx.Node) else each for each in given]
-                        for given in (node.args, node.kwargs.values()))  # fmt: skip
-        named: dict[str, Any] = dict(zip(node.kwargs, kwargs, strict=True))
-        moving = [each for each in (*args, *kwargs) if isinstance(each, Flow)]
-        if not moving:
+        args: list[Any] = [found[each] if isinstance(each, fx.Node) else each for each in node.args]
+        named = {key: found[each] if isinstance(each, fx.Node) else each for key, each in node.kwargs.items()}
+        moving = [each for each in (*args, *named.values()) if isinstance(each, Flow)]
+        if not any(isinstance(found[each], Flow) for each in node.all_input_nodes):
             return self.values[node.name]
+        if not moving:
+            raise Unsayable(f"{operation_name(self.program, node)} of several values")
         if node.target is exact_value:
             return args[0]  # the other one is the same, made before the loop
         module = self._module(node)
