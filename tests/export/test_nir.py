@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 from requirements import library
+from support.nir_networks import CASES, SPIKE, Loop, by_hand
 from torch import Tensor, nn
 
 import tracecompile
 import tracecompile.nn as snn
-from support.nir_networks import CASES, SPIKE, Loop, by_hand
 from tracecompile.cli import main
 from tracecompile.errors import ConversionError, InvalidInput
 from tracecompile.exporting.nir.check import read_back

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 from requirements import library
+from support.nir_networks import SPIKE, Loop, by_hand, with_parts
 from torch import Tensor
 
 import tracecompile
-from support.nir_networks import SPIKE, Loop, by_hand, with_parts
 from tracecompile.errors import SelfCheckFailed, UnsupportedOperation
 from tracecompile.exporting.nir import model as writer
 

@@ -58,6 +58,7 @@ def convolution(axes: int) -> Callable[..., Any]:
         bias = found["bias"] if found["bias"] is not None else torch.zeros(found["weight"].shape[0])
         kind = nir.Conv1d if axes == 1 else nir.Conv2d
         size: Any = int(shape[-1]) if axes == 1 else tuple(map(int, shape[-axes:]))
+        found["padding"] = _padding(found, axes)
         told = {name: sizes(found[name], axes) for name in ("stride", "padding", "dilation")}
         return kind(
             input_shape=size, weight=array(found["weight"]), bias=array(bias), groups=int(found["groups"]), **told
@@ -66,10 +67,18 @@ def convolution(axes: int) -> Callable[..., Any]:
     return make
 
 
+def _padding(found: Mapping[str, Any], axes: int) -> Any:
+    """Returns the padding of a convolution in numbers."""
+    if not isinstance(found["padding"], str):
+        return found["padding"]
+    spread = np.broadcast_to(np.asarray(found["dilation"]), (axes,)) * (np.asarray(found["weight"].shape[2:]) - 1)
+    if found["padding"] == "same" and (spread % 2).any():
+        raise Unsayable("a padding that is wider on one side")
+    return tuple(spread // 2) if found["padding"] == "same" else 0
+
+
 def sizes(value: Any, axes: int) -> Any:
-    """Returns a number per axis, of one axis the number; the name of a padding as it is."""
-    if isinstance(value, str):
-        return value
+    """Returns a number per axis, of one axis the number."""
     numbers = tuple(int(each) for each in np.broadcast_to(np.asarray(value, dtype=int), (axes,)))
     return numbers[0] if axes == 1 else numbers
 

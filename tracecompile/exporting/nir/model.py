@@ -75,9 +75,10 @@ def _require_no_random(program: StepProgram) -> None:
 def _compared(graph: Any, made: Made, program: StepProgram, calls: Calls, dt: float) -> set[str]:
     """Compares a graph on sequences of two sizes; returns the nodes of which spikes were seen."""
     net, spiked = read_back(graph, dt), set[str]()
+    keep = {made.input, made.output, *made.spiking.values()}
     for leaves, states in zip((calls.few, calls.many), calls.states, strict=True):
         for scale in SCALES:
-            spiked |= compare(net, made, run_of(program, leaves, states, scale))
+            spiked |= compare(net, made, run_of(program, leaves, states, scale, keep))
     return spiked
 
 

@@ -65,10 +65,14 @@ class Synapse:
 
     def _value(self, node: fx.Node, found: Mapping[fx.Node, Any]) -> Any:
         args: list[Any] = [found[each] if isinstance(each, fx.Node) else each for each in node.args]
-        named = {key: found[each] if isinstance(each, fx.Node) else each for key, each in node.kwargs.items()}
+        named: dict[str, Any] = {
+            key: found[each] if isinstance(each, fx.Node) else each for key, each in node.kwargs.items()
+        }
         moving = [each for each in (*args, *named.values()) if isinstance(each, Flow)]
         if not any(isinstance(found[each], Flow) for each in node.all_input_nodes):
             return self.values[node.name]
+        if not isinstance(self.values[node.name], Tensor):
+            return self.values[node.name]  # a size
         if not moving:
             raise Unsayable(f"{operation_name(self.program, node)} of several values")
         if node.target is exact_value:
@@ -109,13 +113,14 @@ class Synapse:
             given, names = pytree.tree_map(
                 lambda each: value if isinstance(each, Flow) else doubled(each), (list(args), dict(named))
             )
-            with torch.no_grad():
-                if node.op == "call_method":
-                    result = getattr(given[0], str(node.target))(*given[1:], **names)
-                else:
-                    called: Any = node.target if own is None else own
-                    result = called(*given, **names)
-            made: Tensor = result
+            called: Any = node.target if own is None else own
+            if node.op == "call_method":
+                called, given = getattr(given[0], str(node.target)), given[1:]
+            try:
+                with torch.no_grad():
+                    made: Tensor = called(*given, **names)
+            except RuntimeError as fault:  # of a size that is that of the example's batch
+                raise Unsayable(operation_name(self.program, node)) from fault
             return made
 
         return apply
@@ -127,6 +132,8 @@ class Synapse:
         name = self.building.add(self._hint(node), made, flow)
         if flow.constant is None:
             return Flow((name,), shape)
+        if type(made).__name__ == "Flatten":
+            return Flow((name,), shape, flow.constant.reshape(shape))
         both = torch.stack([flow.constant, torch.zeros(flow.shape, dtype=torch.float64)])
         one, zero = apply(both)
         return Flow((name,), shape).plus(one - zero)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,7 +92,13 @@ class Run:
         return torch.stack([values[node] for values in self.steps])
 
 
-def run_of(program: StepProgram, leaves: Sequence[tuple[Any, ...]], states: Sequence[Tensor], scale: float = 1) -> Run:
+def run_of(
+    program: StepProgram,
+    leaves: Sequence[tuple[Any, ...]],
+    states: Sequence[Tensor],
+    scale: float = 1,
+    keep: Collection[str] | None = None,
+) -> Run:
     """Runs a program without random numbers over one sequence.
 
     Args:
@@ -100,6 +106,7 @@ def run_of(program: StepProgram, leaves: Sequence[tuple[Any, ...]], states: Sequ
         leaves: Of the call; of a step model, of each call.
         states: That the caller of a step model hands in: zeros are taken in their place.
         scale: By which the inputs are multiplied.
+        keep: Names of the nodes whose values are wanted; None for all of them, of the first two steps alone.
     """
     known: dict[str, Any] = {}
     prologue, step = (Doubled(program, graph, known) for graph in (program.prologue, program.step))
@@ -112,12 +119,12 @@ def run_of(program: StepProgram, leaves: Sequence[tuple[Any, ...]], states: Sequ
     found = Run({carry.placeholder: value for carry, value in zip(program.carries, now, strict=True)}, [])
     pairs = list(zip(program.inputs, inputs, strict=True))
     count = (program.length or min(value.shape[x.dim] for x, value in pairs)) if whole else len(leaves)
-    for time in range(count):
+    for time in range(count if keep is not None else min(count, 2)):
         if not whole:
             inputs, invariants, _ = calls[time]
         slices = [v.select(x.dim, time) if whole else v for x, v in zip(program.inputs, inputs, strict=True)]
         _, now = step.run(*slices, *invariants, *now)
-        found.steps.append(dict(step.values))
+        found.steps.append({name: step.values[name] for name in step.values if keep is None or name in keep})
     return found
 
 
