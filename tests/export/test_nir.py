@@ -11,6 +11,7 @@ import torch
 from requirements import library
 from support.nir_networks import CASES, SPIKE, Loop, by_hand
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import tracecompile
 import tracecompile.nn as snn
@@ -37,6 +38,45 @@ def test_the_graph_makes_the_spikes_of_the_network(name: str) -> None:
     exported = tracecompile.export(net, "nir")
     assert {type(node).__name__ for node in exported.model.nodes.values()} - {"Input", "Output"} == kinds
     x = 2 * torch.randn(40, 7, 6, dtype=torch.float64)
+    expected = model(x)
+    assert 0 < expected.mean() < 1
+    assert torch.equal(spikes_of(exported.model, x), expected)
+
+
+class Pooled(nn.Module):
+    """Sums over windows, a size that the step reads, a padding by name, factors of channels, an axis less."""
+
+    def __init__(self, axes: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 4, (3, 1), padding="same") if axes == 2 else nn.Conv1d(2, 4, 3, stride=2, groups=2)
+        self.gain, self.out = nn.Parameter(torch.randn(4, *(1,) * axes)), nn.Linear(48 if axes == 2 else 12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        v, w, out = 0.0, 0.0, []
+        for x_t in x:
+            v = 0.7 * v + (self.conv(x_t) * self.gain - 0.1)
+            s = SPIKE(v - 0.5)
+            v = v - 0.5 * s
+            pooled = F.avg_pool2d(s, 2, divisor_override=1) if s.dim() == 4 else s
+            w = w + 0.5 * self.out(pooled.view(x_t.shape[0], -1))
+            z = SPIKE(w - 1.0)
+            w = w - z
+            out.append(z)
+        return torch.stack(out)
+
+
+@pytest.mark.parametrize(
+    ("axes", "shape", "kinds"),
+    [
+        (2, (2, 8, 6), ["Affine", "Conv2d", "Flatten", "IF", "Input", "LIF", "Output", "SumPool2d"]),
+        (1, (2, 7), ["Affine", "Conv1d", "Flatten", "IF", "Input", "LIF", "Output"]),
+    ],
+)
+def test_convolutions_and_pooling(axes: int, shape: tuple[int, ...], kinds: list[str]) -> None:
+    model = Pooled(axes).double()
+    exported = tracecompile.export(tracecompile.convert(model, torch.randn(4, 2, *shape, dtype=torch.float64)), "nir")
+    assert sorted(type(node).__name__ for node in exported.model.nodes.values()) == kinds
+    x = 2 * torch.randn(20, 5, *shape, dtype=torch.float64)
     expected = model(x)
     assert 0 < expected.mean() < 1
     assert torch.equal(spikes_of(exported.model, x), expected)
