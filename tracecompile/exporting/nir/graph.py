@@ -17,6 +17,7 @@ from tracecompile.exporting.nir.building import Building, Flow
 from tracecompile.exporting.nir.cells import cell_of
 from tracecompile.exporting.nir.later import OWN, late_name, late_of, with_late_edges
 from tracecompile.exporting.nir.neurons import add_cell
+from tracecompile.exporting.nir.polynomial import is_zero
 from tracecompile.exporting.nir.synapses import Synapse
 from tracecompile.exporting.nir.values import Run
 from tracecompile.layers import Layer, Source
@@ -116,6 +117,11 @@ class Assembly:
     def _read(self, source: Source) -> Flow:
         if source.delay == 0:
             return self._sayable(source.origin)
+        if not is_zero(torch.as_tensor(self.few.initial[source.value]).double()):
+            raise UnsupportedOperation(
+                f"{source.value} carries something before the first step, and a Delay of NIR is empty.",
+                f"Start it at zero. {OTHERWISE}",
+            )
         return Flow((late_name(source.origin, source.delay),), self._shape(source.value))
 
     def _late_flows(self) -> dict[str, Flow]:
