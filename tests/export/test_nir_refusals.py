@@ -53,6 +53,13 @@ def squashes(net: Any, x: Tensor, states: Any) -> Any:
     return s, [v - s]
 
 
+def puts_together(net: Any, x: Tensor, states: Any) -> Any:
+    (v,) = states
+    v = 0.9 * v + net.a(x)
+    s = SPIKE(v - 1.0)
+    return torch.cat([s, net.b(s)], 1), [v - s]
+
+
 @pytest.mark.parametrize(
     ("step", "states", "words", "line"),
     [
@@ -60,6 +67,7 @@ def squashes(net: Any, x: Tensor, states: Any) -> Any:
         (returns_a_membrane, 1, "no output", "kept = v - "),
         (adapts, 2, "it has the states", "0.9 * b"),
         (takes_the_largest, 1, "no node for softmax", "torch.softmax"),
+        (puts_together, 1, "cat of several values", "torch.cat"),
         (squashes, 1, "computes tanh", "torch.tanh"),
     ],
 )

@@ -13,7 +13,7 @@ from tracecompile.analysis.linearity import operation_name
 from tracecompile.analysis.pointwise import is_surrogate
 from tracecompile.errors import SourceLine, UnsupportedOperation
 from tracecompile.exact import exact_value
-from tracecompile.exporting.nir.opaque import OpaqueNeurons
+from tracecompile.exporting.nir.opaque import OpaqueNeurons, threshold_of
 from tracecompile.exporting.nir.polynomial import SPIKE, Condition, NotLinear, Polynomial
 from tracecompile.layers import Layer
 from tracecompile.neuron_step import NeuronStep
@@ -127,12 +127,14 @@ def _spike(program: StepProgram, node: fx.Node, args: list[Any], neuron: Neuron)
 
     def made(value: float) -> float:
         with torch.no_grad():
-            return float(leaf(torch.tensor([value]), *args[1:]))
+            return float(leaf(torch.tensor([value], dtype=torch.float64), *args[1:]))
 
-    below, above = [made(-each) for each in PROBES], [made(each) for each in PROBES]
+    # A surrogate that is given its threshold spikes there, and not at zero.
+    at, at_zero = (0.0, made(0.0) == 1.0) if made(-PROBES[0]) != made(PROBES[0]) else threshold_of(made)
+    below, above = [made(at - each) for each in PROBES], [made(at + each) for each in PROBES]
     if any(below) or any(each != 1.0 for each in above):
         raise ValueError("spikes of another kind than 0 and 1")
-    return _new(neuron, node, args[0], made(0.0) == 1.0)
+    return _new(neuron, node, args[0] - Polynomial.of(at), at_zero)
 
 
 def _new(neuron: Neuron, node: fx.Node, argument: Polynomial, at_zero: bool) -> Polynomial:

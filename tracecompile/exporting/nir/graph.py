@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from tracecompile.errors import InvalidInput, SourceLine, UnsupportedOperation
 from tracecompile.exact import exact_value
@@ -70,7 +70,9 @@ class Assembly:
         read = [x.name for x in self.program.inputs if self._is_read(x.name)]
         if len(read) != 1:
             raise UnsupportedOperation(
-                f"The step reads {len(read)} inputs, and a NIR graph has one here.", "Put them together into one input."
+                f"The step reads {len(read)} inputs, and a NIR graph has one here.",
+                f"Put them together into one input. {OTHERWISE}",
+                self._read_at(read[-1]) if read else None,
             )
         self.flows = {x.name: Flow((), self._shape(x.name)) for x in self.program.inputs if self._is_source(x.name)}
         shape = self._shape(read[0])
@@ -104,6 +106,23 @@ class Assembly:
             )
         return tuple(few[1:])
 
+    def _line(self, name: str) -> SourceLine | None:
+        """Returns the user's line of a value of the step."""
+        return next((x.meta.get("where") for x in self.program.step.graph.nodes if x.name == name), None)
+
+    def _read_at(self, name: str) -> SourceLine | None:
+        """Returns the user's line that reads a value of the step first."""
+        node = next(x for x in self.program.step.graph.nodes if x.name == name)
+        return next((user.meta.get("where") for user in node.users), None)
+
+    def _begun(self, state: str) -> SourceLine | None:
+        """Returns the user's line that makes what a state starts with, or else the first that reads it."""
+        output = next(node for node in reversed(self.program.prologue.graph.nodes) if node.op == "output")
+        places = [carry.placeholder for carry in self.program.carries]
+        made = dict(zip(places, output.args[0][2], strict=False)).get(state)
+        where: SourceLine | None = made.meta.get("where") if isinstance(made, fx.Node) else None
+        return where or self._read_at(state)
+
     def _sayable(self, name: str) -> Flow:
         if name in self.unsayable:
             what, where = self.unsayable[name]
@@ -121,6 +140,7 @@ class Assembly:
             raise UnsupportedOperation(
                 f"{source.value} carries something before the first step, and a Delay of NIR is empty.",
                 f"Start it at zero. {OTHERWISE}",
+                self._begun(source.value),
             )
         return Flow((late_name(source.origin, source.delay),), self._shape(source.value))
 
@@ -132,7 +152,7 @@ class Assembly:
                 found[late[0]] = flow = self._sayable(late[0])
                 if flow.constant is not None and bool((flow.constant != 0).any()):
                     raise UnsupportedOperation(
-                        f"NIR does not know {late[0]} with its constant one step later.", OTHERWISE
+                        f"NIR does not know {late[0]} with its constant one step later.", OTHERWISE, self._line(late[0])
                     )
         return found
 
@@ -179,7 +199,8 @@ class Assembly:
         if few.shape != many.shape or not torch.equal(few, many) or not torch.equal(first, last):
             raise UnsupportedOperation(
                 f"{name} changes from sample to sample or from step to step, and a NIR neuron has constants.",
-                'Make it a constant, or export it as ONNX: tracecompile.export(net, "onnx").',
+                f"Make it a constant. {OTHERWISE}",
+                self._line(name),
             )
         return few[0] if few.dim() and few.shape[0] == 1 else few
 
@@ -190,7 +211,8 @@ class Assembly:
         if not same:
             raise UnsupportedOperation(
                 f"The state {state} starts at other values for each sample, and a NIR neuron starts at rest.",
-                "Start it at a constant.",
+                f"Start it at a constant. {OTHERWISE}",
+                self._begun(state),
             )
         return one[0] if one.dim() else one
 
@@ -201,12 +223,13 @@ class Assembly:
         known = [name for name in names if name in self.flows]
         if not known:
             first = next(iter(names))
-            self.unsayable.setdefault(first, (f"{first}, which the model returns", None))
+            self.unsayable.setdefault(first, (f"{names[first]}, which the model returns", self._line(first)))
             self._sayable(first)
         if len(known) > 1:
             several = ", ".join(names[name] for name in known)
             raise UnsupportedOperation(
                 f"The model returns several values of every step ({several}), and a NIR graph has one Output here.",
-                "Return one of them.",
+                f"Return one of them. {OTHERWISE}",
+                self._line(known[-1]),
             )
         return known[0], tuple(called for name, called in names.items() if name not in known)

@@ -7,7 +7,7 @@ the finished graph with the network shows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -82,11 +82,33 @@ class _Answers:
         low, high = 0.0, FAR
         if self._ask(low, 0.0)[0] != 0.0 or self._ask(high, 0.0)[0] != 1.0 or not gain > 0:
             raise ValueError(f"{type(self._step.neuron).__name__}, which does not spike once, above a threshold")
-        while low < (middle := (low + high) / 2) < high:
-            low, high = (low, middle) if self._ask(middle, 0.0)[0] else (middle, high)
+        low, high = flip(lambda current: self._ask(current, 0.0)[0], low, high)
         # One of both lies on the threshold itself: that whose membrane is the rounder number.
-        at_zero = float(torch.tensor(gain * high + rest).item()) == _tidy(gain * high + rest)
-        return (high, True) if at_zero or _tidy(gain * low + rest) != gain * low + rest else (low, False)
+        at_zero = _is_short(gain * high + rest) or not _is_short(gain * low + rest)
+        return (high, True) if at_zero else (low, False)
+
+
+def flip(spike: Callable[[float], float], low: float, high: float) -> tuple[float, float]:
+    """Returns the last number without a spike and the first with one, between two such."""
+    while low < (middle := (low + high) / 2) < high:
+        low, high = (low, middle) if spike(middle) else (middle, high)
+    return low, high
+
+
+def threshold_of(spike: Callable[[float], float]) -> tuple[float, bool]:
+    """Returns where the spikes of a function begin, and whether there is one right there.
+
+    Raises:
+        ValueError: They do not.
+    """
+    if spike(-FAR) != 0.0 or spike(FAR) == 0.0:
+        raise ValueError("spikes that do not begin at a threshold")
+    low, high = flip(spike, -FAR, FAR)
+    return (low, False) if _is_short(low) and not _is_short(high) else (high, True)
+
+
+def _is_short(value: float) -> bool:
+    return _tidy(value) == value
 
 
 def _tidy(value: float) -> float:
