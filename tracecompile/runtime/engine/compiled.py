@@ -92,9 +92,10 @@ class CompiledEngine(Engine):
         if layers not in self.obstacles:
             layout = self._layout(form, given.statics, answers != "last")
             arguments = layout.arguments(given)
-            ready = self._ready_for(layout, given.steps, arguments)
+            plain = [value.detach() for value in arguments]
+            ready = self._ready_for(layout, given.steps, plain)
             if ready is not None and layers not in self._checked:
-                ready = self._up_to_date(ready, given.steps, arguments)
+                ready = self._up_to_date(ready, given.steps, plain)
             if ready is not None and torch.is_grad_enabled():
                 run, traced = ready.run, ready.traced
                 joint = self._attempt(layout, lambda: self.joints.get(layout, run, traced, given.steps, arguments))
