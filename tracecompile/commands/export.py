@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import tracecompile
-from tracecompile.options import Json
+from tracecompile.options import Json, TimeStep
 from tracecompile.saving import load
 from tracecompile.targets import UsageError
 from tracecompile.terminal import show, working
@@ -19,20 +19,26 @@ class Format(StrEnum):
     """What a network is exported to, as the command line offers it."""
 
     onnx = "onnx"
+    nir = "nir"
 
 
 def export(
     folder: Annotated[Path, typer.Argument(help="A folder that tracecompile convert wrote.")],
     to: Annotated[Format, typer.Option("--to", help="Format.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")],
+    dt: TimeStep = None,
     as_json: Json = False,
 ) -> None:
-    """Write the forward program of a saved network for deployment: one time step, with states in and out."""
+    """Write a saved network for deployment: as one time step in ONNX, with states in and out, or as a NIR graph."""
     if not (folder / "program.json").is_file():
         raise UsageError(f"{folder} is not a folder that tracecompile convert wrote.")
+    if dt is not None and to is not Format.nir:
+        raise UsageError("--dt is the time step of a NIR graph: it goes with --to nir.")
+    if dt is not None and not dt > 0:
+        raise UsageError("--dt is the length of a time step in seconds: it has to be above zero.")
     if output.is_dir():
         raise UsageError(f"{output} is a folder: name a file.")
     with working("exporting"):
         net = load(folder, weights_only=True)  # what is exported runs no code of it
-        exported = tracecompile.export(net, to.value, output)
+        exported = tracecompile.export(net, to.value, output, dt)
     show(exported.to_dict(), str(exported), as_json)

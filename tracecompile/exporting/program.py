@@ -56,19 +56,19 @@ class Calls:
     states: tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
 
 
-def calls_of(net: TracedModule, program: StepProgram) -> Calls:
-    """Returns two calls made from the example that the network was captured with: its values, drawn anew."""
+def calls_of(net: TracedModule, program: StepProgram, count: int = STEPS) -> Calls:
+    """Returns two calls, of so many steps, made from the example of the network: its values, drawn anew."""
     request = session_of(net).example()
     example = _with_values((request.args, request.kwargs))
     source = time_source(program, *example)
     axes = batch_axes(program, source, *example)
     fixed = program.length is not None or program.length_bound
     varied = Varied(source, program.explicit_states)
-    steps = (None, None) if fixed else (STEPS, STEPS + 2)
+    steps = (None, None) if fixed else (count, count + 2)
     sizes = [Size(n, b, axes[0]) if axes else Size(n) for n, b in zip(steps, BATCHES, strict=True)]
     few, many = (
-        [_split(program, pytree.tree_leaves(varied.make(*example, size, seed))) for seed in range(7, 7 + count)]
-        for size, count in zip(sizes, (STEPS if program.kind == "step" else 1,) * 2, strict=True)
+        [_split(program, pytree.tree_leaves(varied.make(*example, size, seed))) for seed in range(7, 7 + calls)]
+        for size, calls in zip(sizes, (count if program.kind == "step" else 1,) * 2, strict=True)
     )
     return Calls([each for each, _ in few], [each for each, _ in many], (few[0][1], many[0][1]))
 
