@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any, Literal
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,6 +16,8 @@ from tracecompile.diagnostics.held import count_held
 from tracecompile.diagnostics.memory import live_state_bytes, saved_bytes
 from tracecompile.rules.measured.tangents import Tangents
 from tracecompile.runtime.module import session_of
+from tracecompile.runtime.recompute.cotangents import Cotangents
+from tracecompile.runtime.recompute.pieces import Moment, Pieces
 
 
 class Net(nn.Module):
@@ -86,9 +91,9 @@ def test_probe_reports_the_band() -> None:
 
 @pytest.mark.parametrize(("snapshots", "chunk"), [(4, 2), (8, 1), (3, 16)])
 def test_the_exact_rule_states_what_it_keeps(snapshots: int, chunk: int) -> None:
-    batch, model = 7, Net()
+    batch = 7
     net = tracecompile.convert(
-        model, torch.rand(12, 3, 5), rule="exact", snapshots=snapshots, chunk=chunk, backend="eager"
+        Net(), torch.rand(12, 3, 5), rule="exact", snapshots=snapshots, chunk=chunk, backend="eager"
     )
     memory = net.report.memory
     held = []
@@ -97,14 +102,41 @@ def test_the_exact_rule_states_what_it_keeps(snapshots: int, chunk: int) -> None
         held.append(count_held(lambda x=x: net(x).sum()))  # type: ignore[misc]
     assert held[0] == held[1]
     assert held[0] == pytest.approx(batch * memory.snapshots, rel=0.1), str(memory)
-    steps = 10 * chunk
-    x = torch.rand(steps, batch, 5)
-    with saved_bytes(exclude=[x, *model.parameters()]) as graph:
-        outputs = model(x)
-    assert graph.bytes / 10 == pytest.approx(batch * memory.piece, rel=0.1), str(memory)
     assert "snapshots" in str(net.report)
     assert net.report.to_dict()["memory"]["total"] == memory.total == memory.states + memory.snapshots + memory.piece
-    del outputs
+
+
+@pytest.mark.parametrize(("backend", "chunk"), [("eager", 1), ("eager", 5), ("inductor", 4)])
+def test_the_exact_rule_states_what_a_piece_holds(
+    monkeypatch: pytest.MonkeyPatch, backend: Literal["eager", "inductor"], chunk: int
+) -> None:
+    batch, model = 7, Net()
+    x = torch.rand(3 * chunk, batch, 5)
+    net = tracecompile.convert(model, x[:, :3], rule="exact", chunk=chunk, backend=backend)
+    held: list[int] = []
+    backward, pull = Pieces.backward, Cotangents.pull
+
+    def counted(pieces: Pieces, moment: Moment, piece: int, inputs: Sequence[Tensor], signals: Cotangents) -> None:
+        there = [
+            *inputs,
+            *moment.states,
+            *model.parameters(),
+            *(v for v in signals.statics.values() if isinstance(v, Tensor)),
+        ]
+
+        def at_the_end(*given: Any) -> bool:
+            held.append(graph.bytes)
+            return pull(*given)
+
+        with saved_bytes(exclude=there) as graph, monkeypatch.context() as patch:
+            patch.setattr(Cotangents, "pull", at_the_end)
+            backward(pieces, moment, piece, inputs, signals)
+
+    net(x).sum().backward()  # compiles
+    monkeypatch.setattr(Pieces, "backward", counted)
+    net(x).sum().backward()
+    assert len(held) == 3
+    assert max(held) == pytest.approx(batch * net.report.memory.piece, rel=0.1), str(net.report.memory)
 
 
 def test_what_a_compiler_leaves_behind_holds_nothing() -> None:

@@ -44,10 +44,19 @@ def pruned(model: Any, look: Callable[[], None]) -> None:
 
 
 KINDS = [parametrised, parametrised_twice, pruned]
+RULES = {
+    "measured": {"bins": STEPS},
+    "exact": {"rule": "exact", "chunk": 1},
+    "exact in chunks": {"rule": "exact", "chunk": 4},
+}
+rules = pytest.mark.parametrize("options", RULES.values(), ids=RULES)
 
 
+@rules
 @pytest.mark.parametrize("kind", KINDS)
-def test_other_threads_see_the_models_own_parameters(kind: Callable[[Any, Callable[[], None]], None]) -> None:
+def test_other_threads_see_the_models_own_parameters(
+    kind: Callable[[Any, Callable[[], None]], None], options: dict[str, Any]
+) -> None:
     model, twin = twins(Whole)
     seen: list[set[int]] = []
     looking = False
@@ -58,7 +67,7 @@ def test_other_threads_see_the_models_own_parameters(kind: Callable[[Any, Callab
 
     kind(model, look)
     kind(twin, lambda: None)
-    net, x = tracecompile.convert(model, events(5, 2), bins=STEPS, backend="eager"), events(STEPS, 3)
+    net, x = tracecompile.convert(model, events(5, 2), backend="eager", **options), events(STEPS, 3)
     own = {id(parameter) for parameter in model.parameters()}
     loss, wanted = net(x).square().sum(), twin(x).square().sum()
     looking = True
@@ -68,6 +77,25 @@ def test_other_threads_see_the_models_own_parameters(kind: Callable[[Any, Callab
     assert seen, "backward has not called the layer"
     assert all(each == own for each in seen)
     assert_same(gradients(model), gradients(twin))
+
+
+@pytest.mark.parametrize("rule", ["measured", "exact"])
+def test_other_threads_see_the_models_own_parameters_while_a_step_is_compiled(rule: str) -> None:
+    model, _ = twins(Whole)
+    seen: list[set[int]] = []
+
+    def look() -> None:
+        if looking:
+            seen.extend(in_threads([lambda: {id(parameter) for parameter in model.parameters()}]))
+
+    looking = False
+    parametrize.register_parametrization(model.lateral, "weight", Watched(look))
+    net = tracecompile.convert(model, events(5, 2), rule=rule, backend="inductor", chunk=STEPS)  # type: ignore[arg-type]
+    own = {id(parameter) for parameter in model.parameters()}
+    looking = True
+    net(events(STEPS, 3)).square().sum().backward()
+    assert seen, "nothing has called the layer"
+    assert all(each == own for each in seen)
 
 
 def reads_the_model(model: Any) -> None:
@@ -83,22 +111,35 @@ def bound_forward(model: Any) -> None:
     model.above.forward = lambda z: 2 * own(z)
 
 
+@rules
 @pytest.mark.parametrize("change", [reads_the_model, reads_another_layer, bound_forward])
-def test_what_finds_its_way_back_to_the_model_has_its_gradient(change: Callable[[Any], None]) -> None:
+def test_what_finds_its_way_back_to_the_model_has_its_gradient(
+    change: Callable[[Any], None], options: dict[str, Any]
+) -> None:
     model, twin = twins(Whole)
     for each in (model, twin):
         change(each)
-    net, x = tracecompile.convert(model, events(5, 2), bins=STEPS, backend="eager"), events(STEPS, 3)
+    net, x = tracecompile.convert(model, events(5, 2), backend="eager", **options), events(STEPS, 3)
     for each in (net, twin):
         each(x).square().sum().backward()
     assert_same(gradients(model), gradients(twin))
 
 
-def test_a_parameter_that_is_read_past_all_modules_is_refused() -> None:
+@rules
+def test_a_parameter_that_is_read_past_all_modules_is_refused(options: dict[str, Any]) -> None:
     model, _ = twins(Whole)
     kept = model.above.weight  # whatever is put into the layer, the hook reads this one
     model.above.register_forward_hook(lambda module, args, result: result + kept.square().sum())
-    net = tracecompile.convert(model, events(5, 2), bins=STEPS, backend="eager")
+    net = tracecompile.convert(model, events(5, 2), backend="eager", **options)
+    with pytest.raises(tracecompile.ConversionError, match="its gradient would be lost"):
+        net(events(STEPS, 3)).square().sum().backward()
+
+
+def test_a_parameter_that_no_layer_of_the_step_holds_is_refused() -> None:
+    model, _ = twins(Whole)
+    model.gain = nn.Parameter(model.above.bias.detach().clone())
+    model.above.register_forward_hook(lambda module, args, result: result * model.gain)
+    net = tracecompile.convert(model, events(5, 2), rule="exact", backend="eager")
     with pytest.raises(tracecompile.ConversionError, match="its gradient would be lost"):
         net(events(STEPS, 3)).square().sum().backward()
 

@@ -7,6 +7,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from tracecompile.diagnostics.one_piece import piece_bytes
 from tracecompile.diagnostics.one_step import graph_bytes
 from tracecompile.layers import Accrual
 from tracecompile.program import StepProgram
@@ -15,7 +16,7 @@ from tracecompile.rules import rule_of
 from tracecompile.rules.accumulation import accumulator_dtype
 from tracecompile.rules.measured.horizon import CELLS
 from tracecompile.rules.measured.lines import FROM
-from tracecompile.runtime.engine.choice import COMPILED_CHUNK
+from tracecompile.runtime.engine.choice import COMPILED_CHUNK, one_by_one
 
 _SUM_AND_WEIGHT = 16
 """Bytes of one cell of a profile."""
@@ -53,8 +54,24 @@ def footprint(program: StepProgram, grows: bool = False) -> Footprint:
     if rule_of(settings).recomputes:
         # On top of the snapshots the states before the last piece are kept.
         snapshots = states * ((settings.snapshots or 0) + 1)
-        piece = -(-graph_bytes(program) // batch) * (settings.chunk or COMPILED_CHUNK)
+        piece = -(-_piece(program) // batch)
     return Footprint(states, traces, tangents, responses, snapshots, piece, profiles, grows)
+
+
+def _piece(program: StepProgram) -> int:
+    """Returns the bytes of the graph of a piece; the most of them where the length of a sequence will say how it runs.
+
+    A state that is kept for the next step and for what is computed of all steps together is there twice.
+    """
+    chunk = program.settings.chunk
+    steps, alone = chunk or COMPILED_CHUNK, one_by_one(program)
+    found = []
+    if program.settings.backend != "inductor" or alone:
+        together = not alone and (chunk or 1) > 1
+        found.append(piece_bytes(program, steps, False) if together else graph_bytes(program) * steps)
+    if program.settings.backend != "eager" and not alone:
+        found.append(piece_bytes(program, steps, True))
+    return max(found)
 
 
 def _slots(accrual: Accrual, variable: str, bins: int, is_current: bool) -> int:

@@ -22,6 +22,7 @@ from tracecompile.rules.measured.horizon import CELLS
 from tracecompile.rules.measured.lines import FROM
 from tracecompile.runtime.forms import CoreForm, Form
 from tracecompile.runtime.record import Moment, Record, owned
+from tracecompile.runtime.twins import Twins
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Loop:
         index: Their bin.
         last: The last step, None before the first.
         form: What is run.
+        twins: Of the modules in it.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Loop:
         states: Sequence[Tensor],
         statics: Mapping[str, Any],
         invariants: Sequence[Any],
+        twins: Twins | None = None,
     ) -> None:
         """Stands before the first step.
 
@@ -67,8 +70,10 @@ class Loop:
             states: Initial ones.
             statics: Static values by name.
             invariants: Values of the call that do not change over time.
+            twins: Of the modules in the step, which are called in their place.
         """
         self.record, self.invariants = record, list(invariants)
+        self.twins = twins or Twins({})
         self.states = list(states)
         self.follow(program, form, statics)
         self.since = self.index = 0
@@ -83,7 +88,7 @@ class Loop:
         assert program.statics is not None
         placeholders = set(program.invariants)
         self.arguments = [statics[name] for name in program.statics.names if name not in placeholders]
-        self._run = form.step.forward
+        self._run = self.twins.called(form.step)
 
     def step(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
         """Takes one step, from what ``with_draws`` returns; one that fails leaves everything as it was.

@@ -76,7 +76,7 @@ class Span:
         answers = self._answers()
         for steps in self.engine.pieces(form, self.steps):
             now = values if steps == self.steps else [value.narrow(0, begin, steps) for value in values]
-            found = self.engine.run(Stretch(form, steps, now, states, statics, accrued), answers)
+            found = self.engine.run(Stretch(form, steps, now, states, statics, accrued, self.loop.twins), answers)
             states, accrued = found.carries, found.accrued
             outputs.append(found.outputs)
             norms.append(found.norms)
@@ -139,17 +139,17 @@ class Span:
         """Computes what depends on other blocks alone, for all steps at once where that is the same."""
         sources = {name: self.value(name) for name in unit.sources}
         statics = {name: self.loop.statics[name] for name in unit.below_statics}
+        below = self.loop.twins.called(unit.below)
         if unit.fold is not None and fold_applies(unit.fold, self.loop.program, sources):
             rows = next(iter(sources.values())).shape[1]
             for name in unit.fold.per_sample:
                 statics[name] = repeated(statics[name], rows, self.steps)
-            found, normed = unit.below(*(folded(value) for value in sources.values()), *statics.values())
+            found, normed = below(*(folded(value) for value in sources.values()), *statics.values())
             values = [unfolded(value, self.steps) for value in found]
             statistics = [_statistics(unfolded(value, self.steps)) for value in normed]
         else:
             each = [
-                unit.below(*(value[time] for value in sources.values()), *statics.values())
-                for time in range(self.steps)
+                below(*(value[time] for value in sources.values()), *statics.values()) for time in range(self.steps)
             ]
             values = [torch.stack(rows) for rows in zip(*(found for found, _ in each), strict=True)]
             statistics = [_statistics(torch.stack(rows)) for rows in zip(*(normed for _, normed in each), strict=True)]
@@ -161,9 +161,9 @@ class Span:
         reads = [self.value(name) for name in moves.reads]
         statics = [self.loop.statics[name] for name in moves.statics]
         now: Sequence[Tensor] = [self.states[name] for name in moves.statistics]
-        rows = []
+        rows, move = [], self.loop.twins.called(moves.graph)
         for time in range(self.steps):
-            now = moves.graph(*(value[time] for value in reads), *now, *statics)
+            now = move(*(value[time] for value in reads), *now, *statics)
             rows.append(now)
         for name, values in zip(moves.statistics, zip(*rows, strict=True), strict=True):
             self.values[self.next[name]] = torch.stack(values)

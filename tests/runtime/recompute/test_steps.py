@@ -116,6 +116,55 @@ def test_steps_run_again_under_the_autocast_that_they_ran_under() -> None:
         assert error < 0.006
 
 
+class OfTheBatch(nn.Module):
+    """Its state is that of the whole batch, of whatever size; or that of each sample, which starts anew with it."""
+
+    def __init__(self, shared: bool) -> None:
+        super().__init__()
+        self.below, self.above = nn.Linear(INPUTS, 8, bias=False), nn.Linear(8, OUTPUTS)
+        self.shared = shared
+        self.v: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        current = self.below(x)
+        if self.shared:
+            current = current.mean(0)
+        if self.v is None or self.v.shape != current.shape:
+            self.v = torch.zeros_like(current)
+        self.v = (0.9 * self.v + current).tanh()
+        return self.above(self.v + x[:, :1])
+
+
+def of_the_batch(shared: bool) -> tuple[Any, nn.Module, nn.Module]:
+    torch.manual_seed(0)
+    model = OfTheBatch(shared).double()
+    twin = copy.deepcopy(model)
+    return tracecompile.convert(model, inputs(1, 3)[0], rule="exact", chunk=2), model, twin
+
+
+def test_states_that_start_anew_begin_other_steps() -> None:
+    net, model, twin = of_the_batch(shared=False)
+    silent, x = torch.zeros(3, 4, INPUTS, dtype=torch.float64), inputs(5, 3)
+    for module in (net, twin):  # after steps without any input nothing is lost with the states
+        sum(module(x_t).square().sum() for x_t in (*silent, *x)).backward()
+    assert_same_gradients(model, twin)
+
+
+def test_states_of_no_sample_meet_a_batch_of_another_size() -> None:
+    net, model, twin = of_the_batch(shared=True)
+    few, many = inputs(3, 3), inputs(5, 4)
+    for module in (net, twin):
+        sum(module(x).square().sum() for x in few).backward()
+    twin.v = twin.v.detach()
+    for module in (net, twin):
+        sum(module(x).square().sum() for x in many).backward()
+    assert_same_gradients(model, twin)
+    with pytest.raises(tracecompile.ConversionError, match="still to be trained"):
+        [net(x) for x in (*many, *few)]
+    net.detach()
+    net(few[0])
+
+
 def test_under_functional_call() -> None:
     net, model, twin = both(chunk=2)
     given = [{name: value.detach().clone().requires_grad_() for name, value in twin.named_parameters()} for _ in "ab"]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tracecompile.layers import Layer
-from tracecompile.runtime.backward.twins import on_twins
+from tracecompile.runtime.twins import on_twins
 
 
 class LocalGraph:

@@ -9,9 +9,9 @@ from typing import Literal
 
 from torch import Tensor
 
+from tracecompile import units
 from tracecompile.program import StepProgram, example_value, step_results
 from tracecompile.rules import rule_of
-from tracecompile.units import one_by_one
 
 LONG_ENOUGH = 128
 """Steps below which "auto" does not compile."""
@@ -46,7 +46,7 @@ def choose(program: StepProgram, steps: int, inputs: Mapping[str, Tensor]) -> Ch
         inputs: The whole sequences, by the placeholder of their steps.
     """
     settings = program.settings
-    if _one_by_one(program):
+    if one_by_one(program):
         return Choice("eager", 1, "the time steps of this model are taken one by one")
     if settings.backend == "eager":
         return Choice("eager", settings.chunk or 1, "as asked for")
@@ -67,7 +67,7 @@ def foretell(program: StepProgram) -> list[str]:
     """Returns sentences for the report: how the backend of a sequence will be chosen, and what that means."""
     settings = program.settings
     wanted = settings.backend == "inductor" or (settings.chunk or 1) > 1
-    if _one_by_one(program):
+    if one_by_one(program):
         return ["Nothing is compiled or computed in chunks: the steps are taken one by one."] if wanted else []
     notes = []
     if settings.backend == "auto":
@@ -84,10 +84,10 @@ def foretell(program: StepProgram) -> list[str]:
     return notes
 
 
-def _one_by_one(program: StepProgram) -> bool:
+def one_by_one(program: StepProgram) -> bool:
     """Tells whether the steps of a program have to be taken one by one: what they draw may not be drawn ahead."""
     draws = any(node.meta.get("draws") for node in program.step.graph.nodes)
-    return draws or one_by_one(program.units) or rule_of(program.settings).through_time
+    return draws or units.one_by_one(program.units) or rule_of(program.settings).through_time
 
 
 def _elements(program: StepProgram) -> int:

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from tracecompile.layers import Pair
 from tracecompile.runtime.engine.scan import ScanResult, Stretch, scan
 from tracecompile.runtime.forms import UnitForm
+from tracecompile.runtime.twins import Twins
 
 Step = Callable[..., Any]
 
@@ -53,7 +53,8 @@ class Layout:
         """Lays out the arguments, every one of them dense, so that one compilation serves them all."""
         left_out = {position for position, _ in self.constants}
         kept = (value for place, value in enumerate(given.statics) if place not in left_out)
-        found = [*given.values, *given.carries, *kept, *held_tensors(self.step, self.held), *given.accrued]
+        held = held_tensors(given.twins.of(self.step), self.held)
+        found = [*given.values, *given.carries, *kept, *held, *given.accrued]
         return [value if value.is_contiguous() else value.contiguous() for value in found]
 
     def first_step(self, arguments: Sequence[Tensor]) -> list[Tensor]:
@@ -67,8 +68,9 @@ class Layout:
         unit = self.form.unit
         states = list(islice(given, len(unit.values) + len(unit.carries)))
         statics = self._statics(given)
-        held = dict(zip(self.held, islice(given, len(self.held)), strict=True))
-        return functional_call(self.step, held, (*states, *statics, *given))
+        own = [value for _, value in (*self.step.named_parameters(), *self.step.named_buffers())]
+        twins = Twins(dict(zip(own, islice(given, len(self.held)), strict=True)))
+        return twins.called(self.step)(*states, *statics, *given)
 
     def _statics(self, given: Any) -> list[Any]:
         constants = dict(self.constants)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tracecompile.layers import Pair
 from tracecompile.runtime.forms import UnitForm
+from tracecompile.runtime.twins import Twins
 
 Answers = Literal["last", "means", "each"]
 """Which answers of the cores are wanted: those of the last step alone, the means of every step, or those themselves."""
@@ -48,6 +49,7 @@ class Stretch:
         values: (steps, *shape) each.
         carries, accrued: At the beginning.
         statics: What does not change.
+        twins: Of the modules in its step, which are called in their place.
     """
 
     form: UnitForm
@@ -56,6 +58,7 @@ class Stretch:
     carries: Sequence[Tensor]
     statics: Sequence[Any]
     accrued: Sequence[Tensor]
+    twins: Twins = field(default_factory=lambda: Twins({}))
 
 
 def scan(step: Callable[..., Any], given: Stretch, kept: Callable[[Tensor], Tensor] | None) -> ScanResult:
@@ -107,4 +110,4 @@ class Engine:
         """Runs one scan; see ``scan``."""
         assert given.form.step is not None
         kept = {"last": None, "means": torch.mean, "each": torch.clone}[answers]
-        return scan(given.form.step.forward, given, kept)
+        return scan(given.twins.called(given.form.step), given, kept)

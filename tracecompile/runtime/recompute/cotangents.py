@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tracecompile.analysis.differentiable import differentiable
 from tracecompile.program import StepProgram
+from tracecompile.runtime.twins import Twins
 
 Pair = tuple[Tensor, Tensor]
 """A value and what the loss answers to it."""
@@ -37,7 +38,9 @@ class Cotangents:
         of_steps: On (output or state, step), counted from 0: where single steps were given to the caller.
         states: On the states after the piece that comes next.
         statics, invariants: As leaves of every piece's graph.
-        parameters: Stand-ins for the parameters of modules in the step, likewise.
+        parameters: Stand-ins for the parameters of modules in the step, likewise: a hook on a parameter must see its
+            whole gradient once, and not that of every piece.
+        twins: Of these modules, which hold them.
     """
 
     def __init__(
@@ -65,6 +68,8 @@ class Cotangents:
         self.statics = {name: _leaf(value) for name, value in statics.items()}
         self.invariants = [_leaf(value) for value in invariants]
         self.parameters = {parameter: parameter.detach().requires_grad_() for parameter in parameters}
+        self.twins = Twins(self.parameters)
+        self._owned = list(dict.fromkeys([*parameters, *(p for p in program.root.parameters() if p.requires_grad)]))
         self._shared = [*self.statics.values(), *self.invariants, *self.parameters.values()]
         self._learned = [value for value in self._shared if isinstance(value, Tensor) and value.requires_grad]
         self._found: dict[Tensor, Tensor] = {}
@@ -84,8 +89,10 @@ class Cotangents:
 
     def pull(
         self, leaves: Leaves, made: Sequence[tuple[Sequence[Tensor], Sequence[Tensor]]], begin: int, end: int
-    ) -> None:
-        """Takes a piece back.
+    ) -> bool:
+        """Takes a piece back; tells whether all of its gradient has come to the leaves.
+
+        A piece some of whose gradient leads past them, to the parameters themselves, is left as it is.
 
         Args:
             leaves: What it began with.
@@ -99,18 +106,22 @@ class Cotangents:
         pairs += [(state, signal) for state, signal in last if signal is not None]
         pairs = [(value, signal.to(value.dtype)) for value, signal in pairs if value.requires_grad]
         sources = [value for value in (*leaves.states, *leaves.inputs) if value.requires_grad]
-        found: Sequence[Tensor | None] = [None] * (len(sources) + len(self._learned))
+        sources += self._learned
+        found: Sequence[Tensor | None] = [None] * len(sources)
         if pairs:
             values, signals = zip(*pairs, strict=True)
-            found = torch.autograd.grad(values, [*sources, *self._learned], signals, allow_unused=True)
+            found = torch.autograd.grad(values, [*sources, *self._owned], signals, allow_unused=True)
+        if any(gradient is not None for gradient in found[len(sources) :]):
+            return False
         given = iter(found)
         self.states = [next(given) if state.requires_grad else None for state in leaves.states]
         for index, value in enumerate(leaves.inputs):
             if value.requires_grad:
                 self._take_input(index, next(given), begin, end)
-        for value, gradient in zip(self._learned, given, strict=True):
+        for value, gradient in zip(self._learned, given, strict=False):
             if gradient is not None:
                 self._add(value, gradient)
+        return True
 
     def _add(self, value: Tensor, gradient: Tensor) -> None:
         if value in self._found:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tracecompile.analysis.linearity import draws_random
+from tracecompile.errors import UnsupportedOperation
 from tracecompile.program import StepProgram
 from tracecompile.runtime.collector import Collector
 from tracecompile.runtime.engine.scan import Engine
@@ -20,6 +21,7 @@ from tracecompile.runtime.piece import run_piece
 from tracecompile.runtime.recompute.cotangents import Cotangents
 from tracecompile.runtime.recompute.stand_ins import in_place_of_parameters
 from tracecompile.runtime.replay import drawn_again, random_states, set_random_states
+from tracecompile.runtime.twins import LOST, Twins
 
 Change = Callable[[Sequence[Tensor]], list[Tensor]]
 
@@ -130,21 +132,38 @@ class Pieces:
             piece: Its number.
             inputs: Whole sequences.
             signals: Take what the loss answers to the piece back to what it begins with and reads.
+
+        Raises:
+            UnsupportedOperation: Some of the gradient leads to a Parameter that no module holds.
         """
         self.runs += 1
         begin, end = self.edges[piece], self.edges[piece + 1]
         cut = [value.narrow(axis, begin, end - begin) for value, axis in zip(inputs, self.how.axes, strict=True)]
-        leaves = signals.leaves(moment.states, cut)
-        graph = self.how.form.step
-        with torch.enable_grad(), drawn_again(moment.drawn), in_place_of_parameters(graph, signals.parameters):
-            loop = self._loop(leaves.states, signals.statics, signals.invariants)
-            made = []
-            for outputs in self._outputs(loop, leaves.inputs, begin, end):
-                made.append((outputs, loop.states))
-            signals.pull(leaves, made, begin, end)
 
-    def _loop(self, states: Sequence[Tensor], statics: Mapping[str, Any], invariants: Sequence[Any]) -> Loop:
-        return Loop(self.how.program, self.how.form, None, states, statics, invariants)
+        def taken(twins: Twins | None) -> bool:
+            leaves = signals.leaves(moment.states, cut)
+            with torch.enable_grad(), drawn_again(moment.drawn):
+                loop = self._loop(leaves.states, signals.statics, signals.invariants, twins)
+                made = []
+                for outputs in self._outputs(loop, leaves.inputs, begin, end):
+                    made.append((outputs, loop.states))
+                return signals.pull(leaves, made, begin, end)
+
+        if taken(signals.twins):
+            return
+        # A hook, or what a module keeps beside its tables, has found its way back to the model itself.
+        with in_place_of_parameters(self.how.form.step, signals.parameters):
+            if not taken(None):
+                raise UnsupportedOperation(*LOST)
+
+    def _loop(
+        self,
+        states: Sequence[Tensor],
+        statics: Mapping[str, Any],
+        invariants: Sequence[Any],
+        twins: Twins | None = None,
+    ) -> Loop:
+        return Loop(self.how.program, self.how.form, None, states, statics, invariants, twins)
 
     def _outputs(self, loop: Loop, cut: Sequence[Tensor], begin: int, end: int) -> Iterator[Sequence[Tensor]]:
         """Yields the outputs of a piece: of every step, or once of all of them, (steps, *shape) each."""

@@ -10,10 +10,7 @@ from torch import Tensor, nn
 
 @contextmanager
 def in_place_of_parameters(graph: nn.Module, stand_ins: Mapping[Tensor, Tensor]) -> Iterator[None]:
-    """Lets the modules of a graph hold stand-ins while the context is open.
-
-    A hook on a parameter must see its whole gradient once, and not that of every piece.
-    """
+    """Lets the modules of a graph hold stand-ins while the context is open; other threads see them there."""
     tables = {id(module): module._parameters for module in graph.modules()}.values()
     entries = [(table, name, value) for table in tables for name, value in table.items() if value in stand_ins]
     try:

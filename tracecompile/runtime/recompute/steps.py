@@ -90,9 +90,17 @@ class KeptSteps:
         self._last: Sequence[Tensor] = start.initial
 
     def goes_on(self, prepared: Prepared) -> bool:
-        """Tells whether a step begins with what the last one left."""
+        """Tells whether a step begins with what the last one left; where it starts afresh, other steps begin with it.
+
+        Raises:
+            InvalidInput: It does, and what it takes beside is not like that of the steps before.
+        """
         carries = zip(self.program.carries, self._last, prepared.initial, strict=True)
-        return all(carry.statistic or _same(last, now) for carry, last, now in carries)
+        if not all(carry.statistic or _same(last, now) for carry, last, now in carries):
+            return False
+        self._require_same_invariants(prepared)
+        self._require_same_shapes(prepared)
+        return True
 
     def take(self, prepared: Prepared, drawn: Sequence[Tensor]) -> None:
         """Keeps what the step just run has begun with.
@@ -105,7 +113,6 @@ class KeptSteps:
         assert kept is not None
         assert loop is not None
         number = len(kept.inputs)
-        self._require_same_invariants(prepared)
         if number % self.size == 0:
             states = tuple(state.detach() for state in prepared.initial)
             kept.keep(number // self.size, Moment(states, tuple(drawn)), self.snapshots)
@@ -132,6 +139,17 @@ class KeptSteps:
                 raise InvalidInput(
                     f"{name} is another one than in the steps before, which are still to be trained.",
                     "Call backward, detach() or reset() of the converted module before it changes.",
+                )
+
+    def _require_same_shapes(self, prepared: Prepared) -> None:
+        """Refuses a batch of another size, which states that belong to no sample survive."""
+        assert self._held is not None
+        for x, value, (first, _) in zip(self.program.inputs, prepared.inputs, self._held.inputs[0], strict=True):
+            if value.shape != first.shape:
+                raise InvalidInput(
+                    f"{x.name} has shape {tuple(value.shape)}, and {tuple(first.shape)} in the steps before, which are "
+                    "still to be trained.",
+                    "Call backward, detach() or reset() of the converted module before a batch of another size.",
                 )
 
     def step_anchors(

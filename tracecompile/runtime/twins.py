@@ -20,6 +20,11 @@ from tracecompile.errors import UnsupportedOperation
 
 StandIns = Mapping[Tensor, Tensor]
 """What stands in the place of each Parameter."""
+LOST = (
+    "A synapse reads a Parameter from elsewhere than from a module: its gradient would be lost.",
+    "Let what runs in a layer, its hooks included, read Parameters as attributes of modules.",
+)
+"""What an error says where no way leads to a stand-in."""
 
 
 def on_twins(graph: nn.Module, stand_ins: StandIns) -> Callable[..., Any]:
@@ -31,7 +36,7 @@ def on_twins(graph: nn.Module, stand_ins: StandIns) -> Callable[..., Any]:
     """
     if not stand_ins:
         return graph
-    call = _Twins(stand_ins).of_graph(graph)
+    call = Twins(stand_ins).called(graph)
 
     def run(*given: Any) -> Any:
         found = call(*given)
@@ -40,32 +45,45 @@ def on_twins(graph: nn.Module, stand_ins: StandIns) -> Callable[..., Any]:
         # A hook, or what a module keeps beside its tables, has found its way back to the model itself.
         found = functional_call(graph, _by_place(graph, stand_ins), given, tie_weights=False)
         if _leads_past(found, stand_ins):
-            raise UnsupportedOperation(
-                "A synapse reads a Parameter from elsewhere than from a module: its gradient would be lost.",
-                "Let what runs in a layer, its hooks included, read Parameters as attributes of modules.",
-            )
+            raise UnsupportedOperation(*LOST)
         return found
 
     return run
 
 
-class _Twins:
-    """Twins of modules, each made once."""
+class Twins:
+    """Twins of modules, each made once. They live as long as the modules do."""
 
     def __init__(self, stand_ins: StandIns) -> None:
+        """Makes nothing yet.
+
+        Args:
+            stand_ins: In the places of Parameters; of buffers too, where a graph takes them as arguments.
+        """
         self.stand_ins = stand_ins
         self.made: dict[int, Any] = {}
         self.whole: set[int] = set()
+        self._called: dict[int, Callable[..., Any]] = {}
 
-    def of_graph(self, graph: nn.Module) -> Callable[..., Any]:
-        """Returns what runs a graph on twins: its function as it is printed, or the graph itself."""
-        forward = vars(graph).get("forward")
+    def called(self, graph: nn.Module) -> Callable[..., Any]:
+        """Returns what runs a graph on twins, or the graph itself where nothing stands in."""
+        if not self.stand_ins:
+            return graph.forward
+        if id(graph) not in self._called:
+            self._called[id(graph)] = self._of_graph(graph)
+        return self._called[id(graph)]
+
+    def _of_graph(self, graph: nn.Module) -> Callable[..., Any]:
+        forward = vars(graph).get("forward")  # a function, where the graph is printed
         if isinstance(forward, partial):
             return partial(self._calling_twins(forward.func), self._with_parts(forward.args[0], graph))
-        return self.of(graph) if forward is None else self._calling_twins(forward)
+        run: Callable[..., Any] = self.of(graph).forward if forward is None else self._calling_twins(forward)
+        return run
 
     def of(self, module: nn.Module) -> Any:
-        """Returns a twin of a module and of all below it."""
+        """Returns a twin of a module and of all below it; the module itself where nothing stands in."""
+        if not self.stand_ins:
+            return module
         twin = self._alone(module)
         if id(module) not in self.whole and twin is not module:
             self.whole.add(id(module))
@@ -80,6 +98,8 @@ class _Twins:
             twin = self.made[id(module)] = object.__new__(type(module))
             held = {name: self._instead(value) for name, value in module._parameters.items()}
             vars(twin).update(vars(module), _modules=dict(module._modules), _parameters=held)
+            if any(value in self.stand_ins for value in module._buffers.values()):
+                twin._buffers = {name: self._instead(value) for name, value in module._buffers.items()}
         return self.made[id(module)]
 
     def _instead(self, value: Tensor | None) -> Tensor | None:
