@@ -149,6 +149,7 @@ class StepProgram:
         reads_mode: Whether the user's code branches on ``training``, so that the other mode is another program.
         length_bound: Whether the program is that of one number of time steps: a call with another is another program.
         epilogue_again: The line of the epilogue whose derivative needs all steps, if one does: backward runs it again.
+        prologue_again: Whether the prologue mixes time steps: it keeps nothing for backward, which runs it again.
         pinned: Positions, among the leaves of the arguments, of numbers that the program has built in.
         written: Names of the attributes that the model writes: states of the converted module, and not of the model.
         statistics: Names of the attributes that a sequence moves for the model itself: what they hold at the end are
@@ -189,6 +190,7 @@ class StepProgram:
     constants: dict[str, torch.Tensor] = field(default_factory=dict)
     length_bound: bool = False
     epilogue_again: SourceLine | None = None
+    prologue_again: bool = False
     cores: tuple[Core, ...] = ()
     statics: Statics | None = None
     layers: tuple[Layer, ...] = ()

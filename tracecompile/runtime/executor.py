@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from tracecompile.analysis.differentiable import GradientFlow
-from tracecompile.analysis.linearity import draws_random, refuse_active_dropout
+from tracecompile.analysis.linearity import refuse_active_dropout
 from tracecompile.errors import InvalidInput
 from tracecompile.program import StepProgram
 from tracecompile.report import ExecutionReport
 from tracecompile.rules import rule_of
 from tracecompile.rules.written import in_sequence
+from tracecompile.runtime.ahead import Ahead
 from tracecompile.runtime.backward.gradients import StandIns
 from tracecompile.runtime.bins import Clock, StreamClock
 from tracecompile.runtime.collector import Collector
@@ -38,6 +39,7 @@ from tracecompile.runtime.replay import random_states
 from tracecompile.runtime.rerun import Prepared
 from tracecompile.runtime.turn import Turn
 from tracecompile.runtime.window import Window
+from tracecompile.segment import segments_of
 
 
 class Executor:
@@ -61,11 +63,14 @@ class Executor:
             opened: Returns the model as it is at this call; None for one that nobody changes.
         """
         self.opened = opened or functools.partial(Opened, program.root, None)
+        self.ahead = None
+        if any(segments_of(program.leaves)):
+            self.ahead = Ahead(program, lambda each: Executor(each, kernels, turn, self.opened))
+            program = self.ahead.program
         self.program, self.turn = program, turn
-        self.ends = Ends(program)
+        self.ends = Ends(program, self.opened)
         self.flow = GradientFlow(program)
         self.rule = rule_of(program.settings)
-        self.draws = any(draws_random(program, node) for node in program.prologue.graph.nodes)
         self.forms = Forms(program)
         self.observer: Observer | None = None
         self.stepped = False
@@ -97,15 +102,28 @@ class Executor:
     # Whole sequences.
 
     def sequence(
-        self, leaves: Sequence[Any], bins: int, left: Sequence[Tensor] | None = None
+        self,
+        leaves: Sequence[Any],
+        bins: int,
+        left: Sequence[Tensor] | None = None,
+        kept: Sequence[Any] | None = None,
     ) -> tuple[list[Any], Window | None, list[Tensor]]:
         """Runs a whole sequence, for a model that keeps states from the states that the last sequence left.
+
+        Args:
+            leaves: Of the call.
+            bins: Of the rule.
+            left: The states that the last sequence left.
+            kept: The leaves as they may be kept for backward; None for as they are.
 
         Returns:
             The leaves of the model's result, the window where it was recorded, and the last states.
         """
-        drawn = random_states() if self.draws else []
-        prepared = self.ends.prepare(leaves)
+        if self.ahead is not None:
+            leaves, kept = self.ahead.run(self, leaves, bins, {})
+        drawn = random_states() if self.ends.draws else []
+        prepared = self.ends.prepare(leaves, kept=kept)
+        leaves = leaves if kept is None else kept
         # A state that starts as a row of a tensor of all steps would hold the whole tensor.
         own = [tuple(map(apart, values)) for values in (prepared.initial, prepared.invariants)]
         prepared = dataclasses.replace(prepared, initial=own[0], invariants=own[1])
