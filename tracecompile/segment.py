@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tracecompile.program import StepProgram
+from tracecompile.program import Carry, StepProgram
 
 SEGMENT = "segment_"
 """How the names of these operations begin."""
@@ -56,6 +56,12 @@ class Segment(nn.Module):
         other = type(self)(copy.deepcopy(self.program, memo))
         memo[id(self)] = other
         return other
+
+
+def lasting(program: StepProgram) -> tuple[Carry, ...]:
+    """Returns the states of a program that are there between calls, if any are: its own, then those of its segments."""
+    programs = [program, *(segment.program for _, segment in segments_of(program.leaves))]
+    return tuple(carry for each in programs for carry in each.carries if not carry.statistic)
 
 
 def segments_of(leaves: Mapping[str, nn.Module]) -> Iterator[tuple[str, Segment]]:

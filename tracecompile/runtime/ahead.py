@@ -16,6 +16,7 @@ from torch import Tensor, fx
 
 from tracecompile.program import StepProgram
 from tracecompile.runtime.executes import Executes
+from tracecompile.runtime.live import count_states
 from tracecompile.runtime.packed import Packed
 from tracecompile.segment import Segment, segments_of
 
@@ -29,6 +30,7 @@ class Ahead:
     Attributes:
         program: What is left: its prologue takes the leaves of the call, and then what the segments return.
         kept: What of the last call is kept for backward: it grows with the number of time steps.
+        left: The last states of all segments.
     """
 
     def __init__(self, program: StepProgram, executor_of: Callable[[StepProgram], Executes]) -> None:
@@ -40,6 +42,7 @@ class Ahead:
         """
         emitted = program.emitted
         assert emitted is not None
+        self.left: list[Tensor] = []
         self.kept: weakref.WeakSet[Packed] = weakref.WeakSet()
         self.executors = {name: executor_of(segment.program) for name, segment in segments_of(program.leaves)}
         graph = emitted.prologue.graph
@@ -76,7 +79,7 @@ class Ahead:
         return program.graph_module(graph, name)
 
     def run(
-        self, by: Executes, leaves: Sequence[Any], bins: int, left: dict[str, list[Any]]
+        self, by: Executes, leaves: Sequence[Any], bins: int, left: Sequence[Tensor] | None
     ) -> tuple[list[Any], list[Any]]:
         """Runs all segments.
 
@@ -84,14 +87,14 @@ class Ahead:
             by: What runs the rest, by the same settings.
             leaves: Of the call.
             bins: Of the rule.
-            left: States that the last call left, by segment.
+            left: States that the last call left, of one segment after the other.
 
         Returns:
             What the prologue of the rest takes, and the same as it is kept for backward.
         """
         values: dict[fx.Node, Any] = dict(zip(self.leaves, leaves, strict=True))
         packed: dict[fx.Node, Any] = {}
-        learning = torch.is_grad_enabled()
+        learning, self.left = torch.is_grad_enabled(), []
 
         def kept(node: Any) -> Any:
             value = values[node] if isinstance(node, fx.Node) else node
@@ -108,7 +111,10 @@ class Ahead:
             executor.program = executor.program.evolve(settings=by.program.settings)
             executor.stepped = by.stepped
             given = [values[node] if isinstance(node, fx.Node) else node for node in call.args]
-            found, _, _ = executor.sequence(given, bins, left.get(name), [kept(node) for node in call.args])
+            count = count_states(executor.program.carries)
+            begun = None if left is None else left[len(self.left) : len(self.left) + count]
+            found, _, states = executor.sequence(given, bins, begun, [kept(node) for node in call.args])
+            self.left += states[:count]
             del given
             for node in call.users:
                 values[node] = found[self.results[node][1]]

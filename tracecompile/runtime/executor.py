@@ -28,6 +28,7 @@ from tracecompile.runtime.engine.kernels import Kernels
 from tracecompile.runtime.engine.scan import Engine
 from tracecompile.runtime.executes import Observer
 from tracecompile.runtime.forms import Forms
+from tracecompile.runtime.live import count_states
 from tracecompile.runtime.loop import Loop
 from tracecompile.runtime.opened import Opened
 from tracecompile.runtime.outside import unseen
@@ -120,7 +121,9 @@ class Executor:
             The leaves of the model's result, the window where it was recorded, and the last states.
         """
         if self.ahead is not None:
-            leaves, kept = self.ahead.run(self, leaves, bins, {})
+            own = count_states(self.program.carries)
+            leaves, kept = self.ahead.run(self, leaves, bins, None if left is None else left[own:])
+            left = None if left is None else left[:own]
         drawn = random_states() if self.ends.draws else []
         prepared = self.ends.prepare(leaves, kept=kept)
         leaves = leaves if kept is None else kept
@@ -139,6 +142,11 @@ class Executor:
         for outputs in self.steps(loop, prepared.inputs):
             collector.add(outputs)
         return self.ends.finish(collector.results(), loop.states, prepared.invariants), None, _detached(loop.states)
+
+    def lasting(self, states: Sequence[Tensor]) -> list[Tensor]:
+        """Returns what the last sequence has left of its states, and of those of the segments: see ``lasting``."""
+        own = list(states[: count_states(self.program.carries)])
+        return own if self.ahead is None else [*own, *self.ahead.left]
 
     def _going_on(self, prepared: Prepared, left: Sequence[Tensor]) -> Prepared:
         """Starts from what the last sequence left of the states that the model keeps."""
