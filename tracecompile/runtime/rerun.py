@@ -45,6 +45,18 @@ class Prepared:
         return [each for each in (*self.inputs, *self.initial, *self.invariants) if isinstance(each, Tensor)]
 
 
+def of_steps(program: StepProgram, prepared: Prepared) -> Prepared:
+    """Returns what the steps start from: what the epilogue alone reads may be as long as the sequence, and is left out.
+
+    Args:
+        program: The program.
+        prepared: What its prologue has made.
+    """
+    read = read_by_steps(program)
+    named = zip(program.invariants, prepared.invariants, strict=True)
+    return dataclasses.replace(prepared, invariants=tuple(value if name in read else None for name, value in named))
+
+
 class Prepares(Protocol):
     """What runs a prologue."""
 
@@ -104,12 +116,8 @@ class Rerun:
         self.leaves, self.computed = list(leaves), not _are_views(prepared.inputs, leaves)
         self.drawn = drawn
         self.drawn_by_steps = random_states() if executor.program.draws.names else []
-        # What the epilogue alone reads may be as long as the sequence.
-        read = read_by_steps(executor.program)
-        named = zip(executor.program.invariants, prepared.invariants, strict=True)
-        invariants = tuple(value if name in read else None for name, value in named)
         inputs = () if self.computed else prepared.inputs
-        self.prepared = Prepared(inputs, invariants, prepared.initial, prepared.device)
+        self.prepared = dataclasses.replace(of_steps(executor.program, prepared), inputs=inputs)
         kept = [value for value in (*leaves, *self.prepared.inputs) if isinstance(value, Tensor)]
         self.versions = [(value, value._version) for value in kept if not value.is_inference()]
 
