@@ -8,8 +8,9 @@ Two convolutions of 8 channels (8x8, then 4x4); leaky neurons, leak 0.8, and a l
 time is taken. What comes in is rate-coded: the digits of scikit-learn; or ten random patterns, of which each image
 shows one and as much that is its own; or spikes without any pattern. The patterns are the hard case: the network
 cannot learn much, so that little is left of the gradient of a normalised layer but what the spikes of single steps do.
-Every network is trained a little by backpropagation through time, then its gradients are compared, parameter by parameter, on
-new batches. A row gives the cosine and, behind it, the norm ratio of every parameter: medians over networks and batches.
+Every network is trained a little by backpropagation through time, then its gradients are compared, parameter by
+parameter, on new batches. A row gives the cosine and, behind it, the norm ratio of every parameter: medians over
+networks and batches.
 """
 
 from __future__ import annotations

@@ -132,16 +132,17 @@ class Responses:
             variable: A current, a parameter or an initial state.
             signals: Learning signals by output, one per bin.
             slot: The bin of a current; 0 for the others.
-            factors: Finite-horizon factors by (output, variable).
+            factors: Finite-horizon factors by (output, variable), each by (bin, slot).
         """
         variable = self.tangents.alike.get(variable, variable)
         total: Tensor | None = None
         for output, signal in signals.items():
-            factor = factors.get((output, variable), 1.0) if factors else 1.0
+            factor = factors.get((output, variable)) if factors else None
             for index, row in self.rows.get((output, variable), {}).items():
                 given = signal[index]
                 if given is not None and row.first <= slot < row.first + row.sums.shape[0]:
-                    term = row.sums[slot - row.first] * (given * (factor / self.weights[index]))
+                    share = (1.0 if factor is None else factor[index, slot]) / self.weights[index]
+                    term = row.sums[slot - row.first] * (given * share)
                     total = term if total is None else total + term
         return total
 
