@@ -77,7 +77,7 @@ def test_norms_of_several_bins_do_not_inflate_with_depth(
     assert all(0.8 < ratio < 1.25 for ratio in found), found
     monkeypatch.setattr(HorizonOfBins, "_factors", without_factors)
     without = ratios(last, True, bins, steps, leak)
-    assert max(without) > 1.3 * max(found), (without, found)
+    assert max(without) - 1 > 2 * max(abs(ratio - 1) for ratio in found), (without, found)
 
 
 def test_a_reset_in_the_graph_is_no_worse(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +93,7 @@ class Integrators(nn.Module):
     def __init__(self, around: bool) -> None:
         super().__init__()
         self.synapses = nn.ModuleList([nn.Linear(a, b) for a, b in ((3, 5), (5, 5), (5, 2))])
-        self.cells = nn.ModuleList([snn.LI(leak=leak) for leak in (0.9, 0.7, 0.95)])
+        self.cells = nn.ModuleList([snn.LI(leak=leak) for leak in (0.97, 0.9, 0.98)])
         self.around = around
 
     def forward(self, x: Tensor) -> Tensor:
@@ -107,12 +107,12 @@ class Integrators(nn.Module):
         return total / x.shape[0]
 
 
-@pytest.mark.parametrize(("bins", "steps"), [(2, 20), (4, 23), (3, 700)])
+@pytest.mark.parametrize(("bins", "steps"), [(2, 20), (4, 23), (3, 300)])
 @pytest.mark.parametrize("around", [False, True])
 def test_where_nothing_but_time_is_lost_nothing_is(
     bins: int, steps: int, around: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A constant input through leaky neurons, whose kernel is known, is exact but for rounding and wide cells."""
+    """A constant input through leaky neurons, whose kernel is known; what two paths hand on is mixed by their norms."""
     torch.manual_seed(0)
     model = Integrators(around).double()
     x = torch.randn(1, 4, 3, dtype=torch.float64).expand(steps, 4, 3)
@@ -121,9 +121,10 @@ def test_where_nothing_but_time_is_lost_nothing_is(
     def worst() -> float:
         net = tracecompile.convert(model, torch.zeros(5, 2, 3, dtype=torch.float64), bins=bins)
         rows = tracecompile.compare_gradients(model, net, x, lambda outputs: (outputs * weights).sum()).rows
-        return max(abs(row.norm_ratio - 1) + abs(row.cosine - 1) for row in rows)
+        of_signals = [row for row in rows if "bias" in row.parameter or row.parameter == "synapses.0.weight"]
+        return max(abs(row.norm_ratio - 1) + abs(row.cosine - 1) for row in of_signals)
 
     found = worst()
-    assert found < (0.02 if around else 1e-3), found
+    assert found < (0.02 if around else 1e-4), found
     monkeypatch.setattr(HorizonOfBins, "_factors", without_factors)
-    assert worst() > 2 * found
+    assert worst() > 4 * found
