@@ -62,7 +62,7 @@ def test_norms_do_not_inflate_with_depth(last: bool, monkeypatch: pytest.MonkeyP
 
 
 def without_factors(horizon: HorizonOfBins, kernel: object, profile: Tensor) -> tuple[Tensor, Tensor]:
-    ones = torch.ones(len(horizon.parts), len(horizon.parts))
+    ones = torch.ones(1, len(horizon.parts), len(horizon.parts))
     return ones, ones
 
 
@@ -128,3 +128,17 @@ def test_where_nothing_but_time_is_lost_nothing_is(
     assert found < (0.02 if around else 1e-4), found
     monkeypatch.setattr(HorizonOfBins, "_factors", without_factors)
     assert worst() > 4 * found
+
+
+def test_a_sample_does_not_depend_on_what_else_is_in_the_batch() -> None:
+    torch.manual_seed(0)
+    model = Deep(False, True).double()
+    x = (torch.rand(14, 3, 20) < torch.tensor([0.2, 0.4, 0.7]).reshape(1, 3, 1)).double()
+    net = tracecompile.convert(model, x[:5, :2], bins=4)
+    weights = torch.randn(3, 3, dtype=torch.float64)
+    parameters = list(model.parameters())
+    whole = torch.autograd.grad((net(x) * weights).sum(), parameters)
+    alone = [torch.autograd.grad((net(x[:, i : i + 1]) * weights[i]).sum(), parameters) for i in range(3)]
+    for joined, parts in zip(whole, zip(*alone, strict=True), strict=True):
+        assert joined.norm() > 0
+        torch.testing.assert_close(joined, sum(parts[1:], parts[0]), rtol=1e-9, atol=1e-12)

@@ -210,7 +210,7 @@ def test_fewer_bins_are_what_the_reference_computes(
 
     It knows nothing of the finite-horizon factor, which test_horizon is about.
     """
-    monkeypatch.setattr(HorizonOfBins, "_factors", lambda self, kernel, profile: [torch.ones(9, 9)] * 2)
+    monkeypatch.setattr(HorizonOfBins, "_factors", lambda self, kernel, profile: [torch.ones(1, 9, 9)] * 2)
     monkeypatch.setattr(neumann, "SETTLED", settled)
     exact = recurrence == "none" or settled == 0
     vacuity = Vacuity()

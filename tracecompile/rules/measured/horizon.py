@@ -108,7 +108,7 @@ class Horizon:
         for output in outputs:
             for (name, variable), recorded in response.responses.profiles.items():
                 if name == output and output in signals:
-                    response.factors[name, variable] = self.factor(recorded, self.of_bins(output)).reshape(1, 1)
+                    response.factors[name, variable] = self.factor(recorded, self.of_bins(output)).reshape(1, 1, 1)
             below = self._handed(layer, output, response.responses.profiles)
             handed = below if handed is None else handed + below
         return handed
