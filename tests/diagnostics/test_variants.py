@@ -128,8 +128,32 @@ def test_where_the_graph_would_not_fit_it_is_not_made(no_room: None) -> None:
         ([("bins=1", 0.7, 1.0), ("bins=4", 0.8, 2.0), ("exact", 1.0, 4.0)], "Take rule='exact': no number of bins"),
         ([("bins=1", 0.7, 1.0), ("bins=4", 0.995, 2.0), ("exact", 1.0, 1.5)], "Take rule='exact': its lowest"),
         ([("bins=1", None, 1.0), ("exact", None, 2.0)], "No choice"),
+        ([("bins=1", 0.7, 1.0), ("bins=4", 0.995, 2.0)], "Take bins=4: its lowest cosine is 0.9950, and no faster one"),
+        ([("bins=1", 0.995, 2.0), ("bins=4", 0.995, 1.95)], "Take bins=1: its lowest cosine is 0.9950, and none that"),
+        ([("bins=1", 0.995, 1.0), ("bins=4", 0.995, 2.0)], "Take bins=1: its lowest cosine is 0.9950, and none is fas"),
     ],
 )
 def test_what_is_chosen(rows: list[tuple[str, float | None, float]], choice: str) -> None:
     made = [Variant(name, cosine, None, Cost(100, seconds)) for name, cosine, seconds in rows]
     assert Variants(tuple(made)).choice.startswith(choice)
+
+
+def test_what_is_worse_in_every_respect_is_not_chosen() -> None:
+    rows = Variant("bins=4", 0.995, None, Cost(100, 2.0)), Variant("exact", 1.0, None, Cost(50, 1.95))
+    assert Variants(rows).choice.startswith("Take rule='exact': its lowest cosine is 1.0000, and none is faster")
+
+
+def test_every_rule_draws_what_the_model_drew() -> None:
+    class Dropping(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            state, outputs = None, []
+            for x_t in x:
+                z, state = self.layer(torch.nn.functional.dropout(2 * self.below(x_t), 0.4), state)
+                outputs.append(self.above(z))
+            return torch.stack(outputs)
+
+    model, x = Dropping(), inputs()[:12]
+    result = check_model(model, tracecompile.convert(model, x, backend="eager"), (x,))
+    rows = {row.name: row.cosine for row in result.variants.rows}
+    assert rows["exact"] == pytest.approx(1, abs=1e-6)
+    assert rows["bins=1"] < rows["bins=10"], "the comparison proves nothing"

@@ -74,7 +74,8 @@ def compared(
     with _undisturbed(net, model.training):
         cast(Converted, net).reset()
         own = dict(model.named_parameters())
-        gradients = gradients_of(net, [own[name] for name in reference.gradients], inputs, loss_fn, run)
+        trained = [own[name] for name in reference.gradients]
+        gradients = gradients_of(net, trained, inputs, loss_fn, run, reference.generators)
     reported = cast(Converted, net).report.parameters
     rows = []
     for (name, expected), measured in zip(reference.gradients.items(), gradients, strict=True):

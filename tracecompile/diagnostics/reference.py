@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from tracecompile.capture.tracing.draws import drawing_again, torch_generators
 from tracecompile.diagnostics.memory import memory_limit
 from tracecompile.diagnostics.one_step import graph_bytes
 from tracecompile.errors import InvalidInput
@@ -29,10 +30,12 @@ class Reference:
     Attributes:
         gradients: By parameter, of those that are trained.
         by: "bptt", or "exact" where the graph over time would take more than half of the memory that is free.
+        generators: States of torch's generators from which the model drew: whoever is compared draws from there.
     """
 
     gradients: dict[str, Tensor | None]
     by: str
+    generators: list[Tensor]
 
 
 def reference_of(model: nn.Module, net: nn.Module, inputs: Any, loss_fn: LossFunction, run: Run) -> Reference:
@@ -47,13 +50,14 @@ def reference_of(model: nn.Module, net: nn.Module, inputs: Any, loss_fn: LossFun
     if isinstance(net, TracedModule) and not fits(net, inputs):
         module, by = TracedModule(copied, settings_of(rule="exact"), session_of(net).compiler), "exact"
     parameters = dict(copied.named_parameters())
-    found = gradients_of(module, [parameters[name] for name in names], inputs, loss_fn, run)
+    generators = torch_generators()
+    found = gradients_of(module, [parameters[name] for name in names], inputs, loss_fn, run, generators)
     if all(gradient is None for gradient in found):
         raise InvalidInput(
             "The loss does not depend on any parameter of the model.",
             "Check that loss_fn uses the outputs and that nothing detaches them.",
         )
-    return Reference(dict(zip(names, found, strict=True)), by)
+    return Reference(dict(zip(names, found, strict=True)), by, generators)
 
 
 def fits(net: TracedModule, inputs: Any) -> bool:
@@ -80,11 +84,15 @@ def predicted_bytes(net: TracedModule, inputs: Any) -> int:
 
 
 def gradients_of(
-    module: Any, parameters: Sequence[nn.Parameter], inputs: Any, loss_fn: LossFunction, run: Run
+    module: Any,
+    parameters: Sequence[nn.Parameter],
+    inputs: Any,
+    loss_fn: LossFunction,
+    run: Run,
+    generators: list[Tensor],
 ) -> tuple[Tensor | None, ...]:
-    """Returns the gradients of some parameters; random numbers are drawn, and the generators put back."""
-    devices = sorted({p.device.index or 0 for p in module.parameters() if p.device.type == "cuda"})
-    with torch.random.fork_rng(devices), torch.enable_grad():
+    """Returns the gradients of some parameters; random numbers are drawn from these states on, then put back."""
+    with drawing_again(generators), torch.enable_grad():
         loss = loss_fn(run(module, inputs))
         if not loss.requires_grad or not parameters:
             return (None,) * len(parameters)

@@ -52,6 +52,12 @@ class Variant:
     cost: Cost
     asked: bool = False
 
+    def is_worse(self, other: Variant) -> bool:
+        """Tells whether another one is better in every respect."""
+        assert self.cosine is not None and other.cosine is not None
+        cost = other.cost
+        return other.cosine > self.cosine and cost.seconds < self.cost.seconds and cost.bytes < self.cost.bytes
+
     @property
     def cells(self) -> tuple[str, ...]:
         """Its row of the table."""
@@ -78,10 +84,14 @@ class Variants:
 
     @property
     def chosen(self) -> Variant | None:
-        """The fastest of those that are close enough; of as good as equal ones the one with fewer bins."""
+        """The fastest of those that are close enough; of as good as equal ones the one with fewer bins.
+
+        One than which another is closer and faster, and holds less, is never chosen.
+        """
         close = [row for row in self.rows if row.cosine is not None and row.cosine >= CLOSE]
         fastest = min((row.cost.seconds for row in close), default=0.0)
-        return next((row for row in close if row.cost.seconds <= 1.1 * fastest), None)
+        good = [row for row in close if not any(row.is_worse(other) for other in close)]
+        return next((row for row in good if row.cost.seconds <= 1.1 * fastest), None)
 
     @property
     def choice(self) -> str:
@@ -92,7 +102,11 @@ class Variants:
             return f"No choice: {f'none reaches a cosine of {CLOSE}' if compared else NOTHING}."
         option = "rule='exact'" if row.name == "exact" else row.name
         others = [each for each in self.rows if each.cosine is not None and each.cosine < CLOSE]
-        reason = f"its lowest cosine is {row.cosine:.4f}, and no faster one reaches {CLOSE}"
+        faster = [each for each in self.rows if each.cost.seconds < row.cost.seconds]
+        why = f"no faster one reaches {CLOSE}" if faster else "none is faster"
+        if any(each.cosine is not None and each.cosine >= CLOSE for each in faster):
+            why = f"none that reaches {CLOSE} is more than a tenth faster"
+        reason = f"its lowest cosine is {row.cosine:.4f}, and {why}"
         if row.name == "exact" and len(others) == len(self.rows) - 1:
             reason = f"no number of bins reaches a cosine of {CLOSE} here"
         through_time = "would not fit into memory"
@@ -120,7 +134,7 @@ class Variants:
 
     def __str__(self) -> str:
         through_time = ("would not fit", "") if self.bptt is None else _cost_cells(self.bptt)
-        cells = [("backpropagation through time", "", "", *through_time), *(row.cells for row in self.rows)]
+        cells = [("through time", "", "", *through_time), *(row.cells for row in self.rows)]
         length = "" if self.steps is None else f" of {self.steps:,} time steps"
         lines = [f"one training step{length}"]
         lines += [text_table(("", "lowest cosine", "norm ratios", "time", "for backward"), cells)]

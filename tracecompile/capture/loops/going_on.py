@@ -14,10 +14,12 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from tracecompile.analysis.prologue import without_side_effects
 from tracecompile.capture.copying.fresh_start import library_of
 from tracecompile.capture.loops.loop_plan import LoopPlan
 from tracecompile.capture.steps.leftovers import attributes_read
 from tracecompile.capture.tracing.build import evaluate
+from tracecompile.capture.tracing.draws import drawing_again
 from tracecompile.capture.tracing.tape import Tape
 from tracecompile.program import StepProgram
 
@@ -45,10 +47,8 @@ def going_on(program: StepProgram, plan: LoopPlan, names: Sequence[str]) -> Step
     """Marks the carries that hold these states; None where the second call is not the loop gone on from them."""
     tape = plan.tape
     assert tape.again is not None
-    left = {tape.attributes[name]: name for name in names}
-    places = [left.get(plan.loop.template(past.site), "") if past.distance == 1 else "" for past in plan.carries]
-    kept = [place != "" for place in places]
-    if sum(kept) != len(left):
+    places = _places(plan, names)
+    if not_carried(plan, names):
         return None
     # Of a part of a model the second call may have other inputs: what comes before it has states of its own.
     given, given_next = ([node.meta["val"] for node in each.inputs if node is not None] for each in (tape, tape.again))
@@ -56,8 +56,10 @@ def going_on(program: StepProgram, plan: LoopPlan, names: Sequence[str]) -> Step
     read = {str(node.target): node.meta["val"] for node in tape.again.graph.nodes if node.op == "get_attr"}
     begun = {k: read[place] for k, place in enumerate(places) if place}
     with torch.no_grad():
-        _, states = _run(program, given, plan.loop.steps, {})
-        results, _ = _run(program, given_next, plan.loop.steps, begun)
+        with drawing_again(tape.generators):
+            _, states = _run(program, given, plan.loop.steps, {})
+        with drawing_again(tape.again.generators):
+            results, _ = _run(program, given_next, plan.loop.steps, begun)
     expected = pytree.tree_leaves(tape.again.results()[0])
     ended = [(states[k], tape.attributes[place]) for k, place in enumerate(places) if place]
     if not all(_same(one, other) for one, other in (*ended, *zip(results, expected, strict=False))):
@@ -68,13 +70,25 @@ def going_on(program: StepProgram, plan: LoopPlan, names: Sequence[str]) -> Step
     return program.evolve(carries=carries, notes=(*program.notes, NOTE))
 
 
+def not_carried(plan: LoopPlan, names: Sequence[str]) -> list[str]:
+    """Returns those states that no step hands to the next one: a mask drawn once and kept, for example."""
+    places, left = _places(plan, names), {plan.tape.attributes[name]: name for name in names}
+    return [name for name in left.values() if name not in places]
+
+
+def _places(plan: LoopPlan, names: Sequence[str]) -> list[str]:
+    """Returns for every carry the state that it is, empty for none."""
+    left = {plan.tape.attributes[name]: name for name in names}
+    return [left.get(plan.loop.template(past.site), "") if past.distance == 1 else "" for past in plan.carries]
+
+
 def _run(program: StepProgram, given: list[Any], steps: int, left: dict[int, Any]) -> tuple[list[Any], list[Any]]:
     """Runs a program from the given states; returns the leaves of its result, and its last states."""
 
     def call(graph: fx.GraphModule, values: Sequence[Any]) -> Any:
         return evaluate(graph.graph, values, program.root, program.leaves, remember=False)
 
-    sequences, invariants, states = call(program.prologue, given)
+    sequences, invariants, states = call(without_side_effects(program), given)
     states = [left.get(k, state) for k, state in enumerate(states)]
     kept: list[list[Any]] = [[] for _ in program.outputs]
     for step in range(steps):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from tracecompile.capture.loops.assemble import Assembler
-from tracecompile.capture.loops.going_on import going_on, left_for_the_next
+from tracecompile.capture.loops.going_on import going_on, left_for_the_next, not_carried
 from tracecompile.capture.steps.leftovers import attributes_read, same_results
 from tracecompile.capture.tracing.tape import Tape
 from tracecompile.errors import UnsupportedState
@@ -18,7 +18,7 @@ def with_states_left(program: StepProgram | None, plan: Assembler, left: tuple[s
         return program
     found = going_on(program, plan, left)
     if found is None:
-        raise left_over_state(plan.tape, left[0])
+        raise left_over_state(plan.tape, (not_carried(plan, left) or left)[0])
     return found
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -30,17 +31,35 @@ class TorchDraws:
     """Notices when torch's own generators have moved."""
 
     def __init__(self) -> None:
-        self.states = self._now()
+        self.states = torch_generators()
 
     def moved(self) -> bool:
         """Tells whether random numbers were drawn since the last question."""
-        before, self.states = self.states, self._now()
+        before, self.states = self.states, torch_generators()
         return not all(torch.equal(one, other) for one, other in zip(before, self.states, strict=False))
 
-    @staticmethod
-    def _now() -> list[torch.Tensor]:
-        devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-        return [torch.get_rng_state(), *devices]
+
+def torch_generators() -> list[torch.Tensor]:
+    """Returns the states of torch's own generators, that of the processor first."""
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return [torch.get_rng_state(), *devices]
+
+
+@contextmanager
+def drawing_again(states: list[torch.Tensor]) -> Iterator[None]:
+    """Lets torch draw what it drew from these states on; afterwards its generators stand where they stood."""
+    before = torch_generators()
+    try:
+        _put_back(states)
+        yield
+    finally:
+        _put_back(before)
+
+
+def _put_back(states: list[torch.Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    for device, state in enumerate(states[1:]):
+        torch.cuda.set_rng_state(state, device)
 
 
 class OtherDraws:

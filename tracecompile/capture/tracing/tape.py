@@ -54,6 +54,7 @@ class Tape:
         statistics: Those of the written attributes that outlive the sequence with no gradient. Where there are any, the
             result is a pair, of the user's own and of what they hold at the end, by name.
         mixes_before: Whether something before the loop makes of several time steps together what the loop reads.
+        generators: States of torch's generators when the run began.
     """
 
     graph: fx.Graph
@@ -71,6 +72,7 @@ class Tape:
     stepwise: tuple[str, ...] = ()
     statistics: tuple[str, ...] = ()
     mixes_before: bool = False
+    generators: list[torch.Tensor] = field(default_factory=list)
 
     def states_written(self) -> tuple[str, ...]:
         """Returns the written attributes that are no statistics."""

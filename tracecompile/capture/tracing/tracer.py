@@ -20,7 +20,7 @@ from tracecompile.capture.copying.copies import replace_attribute, share_paramet
 from tracecompile.capture.copying.registries import registries_redirected
 from tracecompile.capture.layerwise.permutations import undo_permutations
 from tracecompile.capture.tracing.alone import other_threads
-from tracecompile.capture.tracing.draws import OtherDraws
+from tracecompile.capture.tracing.draws import OtherDraws, torch_generators
 from tracecompile.capture.tracing.example_sizes import free_sizes, resized_along
 from tracecompile.capture.tracing.module_calls import CallRecorder
 from tracecompile.capture.tracing.names import valid_name
@@ -79,7 +79,7 @@ class Recorder(CallRecorder):
             self.hand_in_attribute(name, learning)
         before = {name: id(value) for name, value in tensor_attributes(self.root)}
         copied_args, copied_kwargs = pytree.tree_unflatten([value for _, value in handed], spec)
-        others = OtherDraws()
+        others, self.tape.generators = OtherDraws(), torch_generators()
         with self.recording():
             result = run_user_code(self.root, copied_args, copied_kwargs)
         if others.moved():
