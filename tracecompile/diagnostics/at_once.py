@@ -26,8 +26,8 @@ def said_of_mixing(program: StepProgram) -> list[str]:
         f"All time steps are taken together by what is computed before a loop ({listed}): each layer runs over the "
         "whole sequence before the next one begins, and the values are those of the model. The values of one such "
         f"layer are alive for all steps at a time, at most about {_size(largest)} per sample and step, and as much "
-        "again for their gradients in backward, which computes them once more: that memory grows with the sequence, for "
-        "these layers alone."
+        "again for their gradients in backward, which computes them once more: that memory grows with the sequence, "
+        "for these layers alone."
     ]
     kept = sum(_kept(call) for call in _calls(program)) // _rows(programs[0])
     if kept:

@@ -35,6 +35,8 @@ class Packed:
             return
         small = self.data.clamp(0, MOST).to(torch.uint8)
         if not _same_bits(small.to(self.dtype), self.data):
+            is_part = self.data.untyped_storage().nbytes() > self.data.numel() * self.data.element_size()
+            self.data = self.data.clone(memory_format=torch.contiguous_format) if is_part else self.data
             return
         self.bits = bool((small <= 1).all())
         self.data = _bits(small) if self.bits else small.flatten()
