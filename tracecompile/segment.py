@@ -60,8 +60,13 @@ class Segment(nn.Module):
 
 def lasting(program: StepProgram) -> tuple[Carry, ...]:
     """Returns the states of a program that are there between calls, if any are: its own, then those of its segments."""
-    programs = [program, *(segment.program for _, segment in segments_of(program.leaves))]
-    return tuple(carry for each in programs for carry in each.carries if not carry.statistic)
+    *before, last = with_segments(program)
+    return tuple(carry for each in (last, *before) for carry in each.carries if not carry.statistic)
+
+
+def with_segments(program: StepProgram) -> tuple[StepProgram, ...]:
+    """Returns the programs of all segments of a model in order, that of its last loop at the end."""
+    return (*(segment.program for _, segment in segments_of(program.leaves)), program)
 
 
 def segments_of(leaves: Mapping[str, nn.Module]) -> Iterator[tuple[str, Segment]]:

@@ -18,7 +18,7 @@ from tracecompile.program import StepProgram
 from tracecompile.runtime.executes import Executes
 from tracecompile.runtime.live import count_states
 from tracecompile.runtime.packed import Packed
-from tracecompile.segment import Segment, segments_of
+from tracecompile.segment import segments_of
 
 Result = tuple[str, int]
 """A segment, and the place of one of its results."""

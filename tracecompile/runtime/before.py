@@ -63,7 +63,7 @@ class Before:
         count = len(given)
         operands = [value.detach() if isinstance(value, Tensor) else value for value in given]
         sources = [value.requires_grad_() for value, need in zip(operands, wanted, strict=False) if need]
-        stand_ins = {value: value.detach().requires_grad_() for value in self.parameters}
+        stand_ins: dict[Tensor, Tensor] = {value: value.detach().requires_grad_() for value in self.parameters}
         sources += [stand_ins[value] for value, need in zip(self.parameters, wanted[count:], strict=True) if need]
         with torch.enable_grad():
             # Not the sources themselves: the user's code may write into what it is given.

@@ -56,7 +56,9 @@ class Ends:
         code = self.emitted.prologue if given is None else self.emitted.arguments
         attributes = self.attributes(self.emitted.prologue_attributes, device)
         if self.program.prologue_again and torch.is_grad_enabled():
-            before = Before(code, self.opened, [*attributes, *(leaves if kept is None else kept)], self.draws)
+            # The model may move its buffers before backward: statistics move with this very call.
+            own = [value.clone() if _is_buffer(value) else value for value in attributes]
+            before = Before(code, self.opened, [*own, *(leaves if kept is None else kept)], self.draws)
             found = before.run([*attributes, *map(unpacked, leaves)])
         else:
             found = code(*attributes, *map(unpacked, leaves))
@@ -138,6 +140,10 @@ def _stand_in(value: Any, stand_ins: StandIns) -> Any:
 
 def _device_of(values: Iterable[Any]) -> torch.device | None:
     return next((value.device for value in values if isinstance(value, Tensor)), None)
+
+
+def _is_buffer(value: Any) -> bool:
+    return isinstance(value, Tensor) and not isinstance(value, nn.Parameter) and not value.requires_grad
 
 
 def _on_device(value: Any, device: torch.device | None) -> Any:

@@ -37,7 +37,7 @@ from tracecompile.runtime.recompute.steps import KeptSteps
 from tracecompile.runtime.record import Record
 from tracecompile.runtime.recorded import recorded
 from tracecompile.runtime.replay import random_states
-from tracecompile.runtime.rerun import Prepared
+from tracecompile.runtime.rerun import Prepared, going_on
 from tracecompile.runtime.turn import Turn
 from tracecompile.runtime.window import Window
 from tracecompile.segment import segments_of
@@ -121,9 +121,9 @@ class Executor:
             The leaves of the model's result, the window where it was recorded, and the last states.
         """
         if self.ahead is not None:
-            own = count_states(self.program.carries)
-            leaves, kept = self.ahead.run(self, leaves, bins, None if left is None else left[own:])
-            left = None if left is None else left[:own]
+            count = count_states(self.program.carries)
+            leaves, kept = self.ahead.run(self, leaves, bins, None if left is None else left[count:])
+            left = None if left is None else left[:count]
         drawn = random_states() if self.ends.draws else []
         prepared = self.ends.prepare(leaves, kept=kept)
         leaves = leaves if kept is None else kept
@@ -131,7 +131,7 @@ class Executor:
         own = [tuple(map(apart, values)) for values in (prepared.initial, prepared.invariants)]
         prepared = dataclasses.replace(prepared, initial=own[0], invariants=own[1])
         if left is not None:
-            prepared = self._going_on(prepared, left)
+            prepared = going_on(self.program, prepared, left)
         steps = self._length(prepared.inputs)
         if self.rule.recomputes and self._trains(prepared):
             return recomputed(self, leaves, prepared, steps, drawn)
@@ -147,22 +147,6 @@ class Executor:
         """Returns what the last sequence has left of its states, and of those of the segments: see ``lasting``."""
         own = list(states[: count_states(self.program.carries)])
         return own if self.ahead is None else [*own, *self.ahead.left]
-
-    def _going_on(self, prepared: Prepared, left: Sequence[Tensor]) -> Prepared:
-        """Starts from what the last sequence left of the states that the model keeps."""
-        initial = []
-        for carry, fresh, state in zip(self.program.carries, prepared.initial, left, strict=False):
-            if not carry.kept or not isinstance(state, Tensor):
-                initial.append(fresh)
-                continue
-            if state.shape != fresh.shape:
-                raise InvalidInput(
-                    f"The state {carry.name} is left over from a batch of another size.",
-                    "Call reset() of the converted module before a sequence that does not go on from the last one.",
-                )
-            initial.append(state)
-        initial += prepared.initial[len(left) :]
-        return Prepared(prepared.inputs, prepared.invariants, tuple(initial), prepared.device)
 
     def engine(self, choice: Choice) -> Engine:
         """Returns what runs the scans of a sequence that begins."""

@@ -27,13 +27,16 @@ class Packed:
         """
         self.dtype, self.device = value.dtype, value.device
         # In the order of memory: what is computed of it once more adds up in that order.
-        self.order = sorted(range(value.dim()), key=lambda axis: (-value.stride(axis), axis))
+        strides = value.stride()
+        self.order = sorted(range(value.dim()), key=lambda axis: (-strides[axis], axis))
         self.bits, self.data = False, value.detach().permute(self.order)
-        self.shape = self.data.shape
+        self.shape: torch.Size = self.data.shape
         if value.is_complex() or not value.numel():
             return
         small = self.data.clamp(0, MOST).to(torch.uint8)
         if not _same_bits(small.to(self.dtype), self.data):
+            is_part = self.data.untyped_storage().nbytes() > self.data.numel() * self.data.element_size()
+            self.data = self.data.clone(memory_format=torch.contiguous_format) if is_part else self.data
             return
         self.bits = bool((small <= 1).all())
         self.data = _bits(small) if self.bits else small.flatten()
@@ -68,7 +71,7 @@ def _places(device: torch.device) -> Tensor:
 
 def _bits(small: Tensor) -> Tensor:
     """Returns a byte for every eight zeros and ones."""
-    flat = torch.nn.functional.pad(small.flatten(), (0, -small.numel() % EIGHT))
+    flat = torch.nn.functional.pad(small.flatten(), (0, (-small.numel()) % EIGHT))
     return (flat.view(-1, EIGHT) * _places(small.device)).sum(1, dtype=torch.uint8)
 
 

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from tracecompile.errors import InvalidInput
 from tracecompile.layers import Layer
 from tracecompile.program import StepProgram
 from tracecompile.rules.measured.adjoint import Derivatives
@@ -55,6 +56,26 @@ def of_steps(program: StepProgram, prepared: Prepared) -> Prepared:
     read = read_by_steps(program)
     named = zip(program.invariants, prepared.invariants, strict=True)
     return dataclasses.replace(prepared, invariants=tuple(value if name in read else None for name, value in named))
+
+
+def going_on(program: StepProgram, prepared: Prepared, left: Sequence[Tensor]) -> Prepared:
+    """Starts from what the last sequence left of the states that the model keeps.
+
+    Raises:
+        InvalidInput: They are those of a batch of another size.
+    """
+    initial = []
+    for carry, fresh, state in zip(program.carries, prepared.initial, left, strict=False):
+        if not carry.kept or not isinstance(state, Tensor):
+            initial.append(fresh)
+            continue
+        if state.shape != fresh.shape:
+            raise InvalidInput(
+                f"The state {carry.name} is left over from a batch of another size.",
+                "Call reset() of the converted module before a sequence that does not go on from the last one.",
+            )
+        initial.append(state)
+    return dataclasses.replace(prepared, initial=(*initial, *prepared.initial[len(left) :]))
 
 
 class Prepares(Protocol):

@@ -21,7 +21,7 @@ from tracecompile.capture.tracing.build import find
 from tracecompile.capture.tracing.tape import Tape
 
 LAYOUT = "layout"
-"""Of a placeholder, ``meta[LAYOUT]`` says where its time steps are, None for nowhere; without it, as in the arguments."""
+"""Of a placeholder, ``meta[LAYOUT]`` says where its time steps are, None for nowhere; by default as in all."""
 
 
 @dataclass(frozen=True)

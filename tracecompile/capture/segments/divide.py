@@ -209,7 +209,7 @@ class _Part:
             graph=self.graph,
             result=result if is_last else tuple(map(self._given, self.gives)),
             attributes=attributes,
-            written=tuple(name for name in whole.written if name in attributes or name in statistics),
+            written=(*(name for name in whole.states_written() if name in attributes), *statistics),
             inputs=[self.taken[key] for key in takes],
             states={},
             again=None,

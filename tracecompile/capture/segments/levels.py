@@ -15,8 +15,8 @@ from torch.utils import _pytree as pytree
 
 from tracecompile.capture.layerwise.whole import WholeSequences
 from tracecompile.capture.loops.places import place_key
-from tracecompile.capture.tracing.build import cone
 from tracecompile.capture.tracing.tape import Tape
+from tracecompile.operations.cone import cone
 
 
 class Levels:
@@ -40,7 +40,7 @@ class Levels:
         live = cone(ends)
         self._nodes = [node for node in tape.graph.nodes if node in live and node.op not in ("placeholder", "get_attr")]
         self.of: dict[fx.Node, int] = dict.fromkeys(self._nodes, 0)
-        if (mixing := self._mixing()):
+        if mixing := self._mixing():
             self._rise(mixing)
             self._sink()
         looped = sorted({self.of[node] for node in self._nodes if node in sequences.inside})
@@ -75,7 +75,7 @@ class Levels:
                 return
 
     def _sink(self) -> None:
-        """Lets what no loop computes wait until it is read: what is handed on is spikes, and not what is made of them."""
+        """Lets what no loop computes wait until it is read: spikes are handed on, and not what is made of them."""
         for node in reversed(self._nodes):
             whole = self.sequences.found.get(node)
             if node in self.sequences.inside or node in self._returned or (whole is not None and whole.items):
