@@ -51,8 +51,11 @@ class MeasuredRule(Rule):
     def notes(self, program: StepProgram) -> list[str]:
         """See Rule."""
         settings, notes = program.settings, []
-        if settings.bins == 1 and settings.decay is None:
-            notes.append("One bin: feed-forward layers are scaled by the measured factor for the finite sequence.")
+        if settings.decay is None:
+            within = (
+                "the finite sequence, as measured" if settings.bins == 1 else "the finite sequence and the bins in it"
+            )
+            notes.append(f"Feed-forward layers are scaled by a factor for {within}; it is one with a step per bin.")
         if settings.decay is None and program.kind == "sequence":
             notes.append(
                 "A loss that reads single steps (a maximum over time, a first spike) makes backward run the sequence "
