@@ -11,6 +11,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from tracecompile.analysis.scales import scales_of
 from tracecompile.layers import STATISTICS, Accrual, Layer
 from tracecompile.passes.base import Pass
 from tracecompile.passes.insert_input_traces import unused
@@ -69,6 +70,7 @@ def _with_response(program: StepProgram, layer: Layer, trainable: frozenset[str]
     layer = replace(layer, local=local, norms=norms)
     if layer.core is None:
         return layer
+    layer = replace(layer, scales=scales_of(program, layer, trainable))
     rule = rule_of(program.settings)
     return replace(layer, response=rule.core(program, layer, trainable))
 

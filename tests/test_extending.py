@@ -98,7 +98,7 @@ class Wire:
     def record(self, layer: Layer, trained: Sequence[str], learned: Sequence[str], bins: int) -> None:
         return None
 
-    def local(self, layer: Layer, recorded: Any, currents: Mapping[str, Tensor], statics: Mapping[str, Tensor]) -> Wire:
+    def local(self, layer: Layer, recorded: Any, currents: Any, statics: Mapping[str, Tensor]) -> Wire:
         return self
 
     def on_currents(self, layer: Layer, signals: Signals, index: int) -> dict[str, Tensor]:

@@ -112,6 +112,25 @@ class Accrual:
 
 
 @dataclass(frozen=True)
+class Scale:
+    """A parameter that multiplies a current, neuron by neuron.
+
+    Attributes:
+        current: Name of it. But for a constant it is proportional to the parameter.
+        static: The static value; empty where a module holds it.
+        module: Path in the synapse of the module whose ``weight`` it is; empty for a static value.
+        channels: Whether it goes along the second axis, with all that follow it; else along the last ones.
+        divides: Whether the current is divided by it.
+    """
+
+    current: str
+    static: str = ""
+    module: str = ""
+    channels: bool = False
+    divides: bool = False
+
+
+@dataclass(frozen=True)
 class Jacobian:
     """Per-neuron derivatives of a core, each a node of ``graph`` or a constant.
 
@@ -147,6 +166,7 @@ class Layer:
         local: The synapse as the local graph evaluates it, on mean inputs: it takes the recorded statistics of
             ``norms``.
         norms: Batch normalisations of the synapse.
+        scales: Parameters between the last operation of the synapse that mixes neurons and the core.
         decay: Of the traces that it reads, per step; None for means over whole time bins.
         response: What the rule makes of its core, see ``tracecompile.rules.rule``; None without one.
     """
@@ -167,6 +187,7 @@ class Layer:
     reset: str = "none"
     local: fx.GraphModule | None = None
     norms: tuple[str, ...] = ()
+    scales: tuple[Scale, ...] = ()
     decay: float | None = None
     response: CoreRule | None = None
 

@@ -25,13 +25,13 @@ def norm_arguments(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
     facts = operation_of_function(function).facts if callable(function) else Fact(0)
     if not facts & NORMALISES:
         return None
-    given = {**_DEFAULTS, **dict(zip(_argument_names(function), args, strict=False)), **kwargs}
+    given = {**_DEFAULTS, **dict(zip(argument_names(function), args, strict=False)), **kwargs}
     if Fact.OWN_STATISTICS in facts:
         given["training"] = given.get("use_input_stats", True)
     return given
 
 
-def _argument_names(function: Any) -> list[str]:
+def argument_names(function: Any) -> list[str]:
     """Returns the names of a function's arguments, those of torch's operator where it is one: the order differs."""
     if isfunction(function):
         return list(signature(function).parameters)

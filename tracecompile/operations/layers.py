@@ -56,6 +56,8 @@ NORMS = (
         modules=(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
     ),
     Operation(name="group_norm", facts=Fact(0), modules=(nn.GroupNorm,), rows=_SAMPLES),
+    Operation(name="layer_norm", facts=Fact(0), modules=(nn.LayerNorm,)),
+    Operation(name="rms_norm", facts=Fact(0), modules=(nn.RMSNorm,)),
 )
 
 DROPOUTS = (

@@ -14,7 +14,7 @@ from tracecompile.printing.layout import INDENT, Expression, call, names, sequen
 from tracecompile.printing.naming import Scope, wanted_name
 from tracecompile.printing.page import Page, signature
 from tracecompile.program import StepProgram
-from tracecompile.rules.measured.lines import FROM
+from tracecompile.rules.measured.lines import FROM, SCALED
 
 HELPERS = ("start", "fold", "CARRIED")
 """What stands in the text beside the functions of graphs, where something is carried."""
@@ -51,8 +51,8 @@ class Carried:
         return self._of_pair(accrual.role, of, by)
 
     def _of_pair(self, role: str, of: str, by: str) -> str:
-        how = "from" if by.startswith(FROM) else "by"
-        return f"{role}_{self.called(of)}_{how}_{self.called(by.removeprefix(FROM))}"
+        how = {FROM: "from", SCALED: "by_scaled"}.get(f"{by.partition(':')[0]}:", "by")
+        return f"{role}_{self.called(of)}_{how}_{self.called(by.rpartition(':')[2])}"
 
     def called(self, name: str) -> str:
         """Returns what a value of the step would be called, by the name of its node."""

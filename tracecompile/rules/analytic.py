@@ -112,10 +112,14 @@ class RateCurve:
         """See CoreRule: the traces are all that a rate curve needs."""
 
     def local(
-        self, layer: Layer, recorded: Responses | None, currents: Mapping[str, Tensor], statics: Mapping[str, Tensor]
+        self,
+        layer: Layer,
+        recorded: Responses | None,
+        currents: Sequence[Mapping[str, Tensor]],
+        statics: Mapping[str, Tensor],
     ) -> AnalyticResponse:
         """See CoreRule."""
-        return AnalyticResponse(self, currents, statics)
+        return AnalyticResponse(self, currents[0], statics)
 
     def mean_outputs(self, currents: Mapping[str, Tensor], statics: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns the mean of every output under constant currents, with a graph to the currents and statics."""

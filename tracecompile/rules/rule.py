@@ -35,7 +35,11 @@ class Response(Protocol):
         """Returns the learning signals on the currents in one bin."""
 
     def parameter_signals(self, layer: Layer, signals: Signals) -> dict[str, Tensor]:
-        """Returns the learning signal on every parameter and initial state (``init:<state>``) of the core."""
+        """Returns the learning signal on every parameter and initial state (``init:<state>``) of the core.
+
+        Of a current that has scales also what the local graph lacks of the sum of signal times current, as
+        ``scaled:<current>``.
+        """
 
 
 class CoreRule(Protocol):
@@ -76,14 +80,18 @@ class CoreRule(Protocol):
         """
 
     def local(
-        self, layer: Layer, recorded: Responses | None, currents: Mapping[str, Tensor], statics: Mapping[str, Tensor]
+        self,
+        layer: Layer,
+        recorded: Responses | None,
+        currents: Sequence[Mapping[str, Tensor]],
+        statics: Mapping[str, Tensor],
     ) -> Response:
         """Returns how the core answers in a backward pass.
 
         Args:
             layer: The layer.
             recorded: As ``record`` has returned it.
-            currents: Mean currents of the first bin.
+            currents: Mean currents of every bin.
             statics: Static values.
         """
 

@@ -7,6 +7,8 @@ Per step, one line each, with J the Jacobian of the core, I a current and p a pa
     R^v  <-  R^v + J_ys e^v + J_yv   response: the answer of the step's outputs, summed since the last fold
     Q    <-  Q + J_ys P
 
+(and for a gain of a current, which some parameter of its synapse is: J_sv = J_sI I)
+
 so that what a step costs does not depend on the number of bins: what happened before the last fold acts through P and Q
 alone, and the bins themselves are touched once each, when a bin ends (see ``tracecompile.runtime.fold``).
 """
@@ -25,9 +27,12 @@ from tracecompile.layers import Accrual, Jacobian, Layer, Pair
 from tracecompile.program import StepProgram
 from tracecompile.rules.accumulation import accumulated, decayed, precise, spread
 from tracecompile.rules.jacobian import differentiate, is_differentiable
+from tracecompile.rules.measured.common import alike_currents, is_invariant
 
 FROM = "from:"
 """Prefix of the variables that stand for a state where the last fold left it."""
+SCALED = "scaled:"
+"""Prefix of the variables that stand for a factor of one on a current."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +78,10 @@ class _Writer:
         self.layer, self.jacobian, self.drawn, self.decay = layer, jacobian, drawn, layer.decay
         floating = {node.name for node in layer.core.graph.nodes if is_differentiable(node)} if layer.core else set()
         self.states = [state for state in layer.states if state in floating]
-        self.alike = _alike(layer, jacobian.rows)
+        self.alike = alike_currents(layer, jacobian.rows)
         currents = [current for current in layer.currents if current not in self.alike]
-        self.variables = (*currents, *parameters, *(f"{FROM}{state}" for state in self.states))
+        self.gains = {f"{SCALED}{scale.current}": scale.current for scale in layer.scales if layer.decay is None}
+        self.variables = (*currents, *parameters, *self.gains, *(f"{FROM}{state}" for state in self.states))
         self.results = {state: f"next:{place}" for place, state in enumerate(layer.states)}
         self.graph = fx.Graph()
         self.values: dict[fx.Node, fx.Node] = {}
@@ -92,6 +98,7 @@ class _Writer:
         given = [node for node in source.nodes if node.op == "placeholder"]
         tangents, responses = self._tangents(), self._responses()
         self.values.update((node, self.graph.node_copy(node)) for node in given)
+        self.currents = {node.name: self.values[node] for node in given}
         totals = {}
         for accrual in (*tangents, *responses):
             totals[accrual.pair] = self.graph.placeholder(accrual.name)
@@ -113,7 +120,7 @@ class _Writer:
         results = ((outputs, states), (*moved, *sums), tuple(answers), derivatives)
         self.graph.output(results)
         module = fx.GraphModule(self.jacobian.graph, self.graph, "Measured")
-        invariant = _is_invariant(self.layer, self.jacobian, self.drawn)
+        invariant = is_invariant(self.layer, self.jacobian, self.drawn)
         return MeasuredLines(module, self.jacobian.rows, tangents, responses, self.alike, invariant)
 
     def _copy(self, source: fx.Graph, output: fx.Node) -> None:
@@ -172,12 +179,12 @@ class _Writer:
     def _answers(self, result: str, variable: str, reached: set[Pair]) -> bool:
         rows = self.jacobian.rows
         through = any((result, state) in rows and (variable, state) in reached for state in self.states)
-        return (result, variable) in rows or through
+        return (result, self.gains.get(variable, variable)) in rows or through
 
     @staticmethod
     def _named(role: str, result: str, variable: str) -> str:
-        before = variable.startswith(FROM)
-        return f"{role}_{result}_{'from' if before else 'by'}_{variable.removeprefix(FROM)}"
+        how = {FROM: "from_", SCALED: "by_scaled_"}.get(f"{variable.partition(':')[0]}:", "by_")
+        return f"{role}_{result}_{how}{variable.rpartition(':')[2]}"
 
     # The lines.
 
@@ -190,6 +197,11 @@ class _Writer:
             place = pair[0].removeprefix("next:")
             result = pair[0] if place == pair[0] else self.layer.states[int(place)]
             slope.meta.setdefault("means", ("slope", result, pair[1]))
+        for gain, current in self.gains.items():
+            value = self.currents[current]
+            acting = {pair[0]: slope for pair, slope in self.slopes.items() if pair[1] == current}
+            for result, slope in acting.items():
+                self.slopes[result, gain] = self._product(slope, self._line(precise, value, value))
 
     def _line(self, function: Callable[..., Any], *args: Any) -> fx.Node:
         """Adds a line, or returns the one that is there."""
@@ -212,38 +224,13 @@ class _Writer:
     def _plus_product(self, total: fx.Node | float | None, slope: fx.Node | float, tangent: fx.Node) -> fx.Node:
         if isinstance(total, fx.Node) and isinstance(slope, fx.Node):
             return self._line(torch.addcmul, total, slope, tangent)
-        product = tangent if slope == 1.0 else self._line(operator.mul, slope, tangent)
+        product = self._product(slope, tangent)
         return product if total is None else self._line(operator.add, total, product)
+
+    def _product(self, slope: fx.Node | float, value: fx.Node) -> fx.Node:
+        return value if slope == 1.0 else self._line(operator.mul, slope, value)
 
     def _summed(self, total: fx.Node, answer: fx.Node) -> fx.Node:
         if self.decay is None:
             return self._line(accumulated, total, answer)
         return self._line(decayed, total, answer, self.decay)
-
-
-def _alike(layer: Layer, rows: dict[Pair, int | float]) -> dict[str, str]:
-    """Returns the currents that have all their derivatives in common with an earlier one, and that one."""
-    results = dict.fromkeys(result for result, _ in rows)
-    first: dict[Any, str] = {}
-    found = {}
-    for current in layer.currents:
-        key = tuple(rows.get((result, current)) for result in results)
-        if first.setdefault(key, current) != current:
-            found[current] = first[key]
-    return found
-
-
-def _is_invariant(layer: Layer, jacobian: Jacobian, drawn: Collection[str]) -> bool:
-    """Tells whether a core's derivatives by its currents and states are the same at every step."""
-    graph = jacobian.graph.graph
-    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-    varying: set[fx.Node] = set(placeholders[: len(layer.currents) + len(layer.states)])
-    varying.update(node for node in placeholders if node.name in drawn)
-    for node in graph.nodes:
-        if any(source in varying for source in node.all_input_nodes):
-            varying.add(node)
-    output = next(node for node in reversed(graph.nodes) if node.op == "output")
-    entries: Any = output.args[0][1]
-    of_signals = {*layer.currents, *layer.states}
-    rows = [row for (_, variable), row in jacobian.rows.items() if variable in of_signals]
-    return not any(entries[row] in varying for row in rows if isinstance(row, int))

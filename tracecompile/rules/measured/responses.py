@@ -148,6 +148,43 @@ class Responses:
                     total = term if total is None else total + term
         return total
 
+    def lacking(
+        self,
+        gain: str,
+        current: str,
+        means: Sequence[Tensor],
+        signals: Mapping[str, list[Tensor | None]],
+        factors: Mapping[tuple[str, str], Tensor],
+    ) -> Tensor | None:
+        """Returns the signal on a factor of a current, less what its means would make of it.
+
+        Args:
+            gain: The variable that is the factor.
+            current: Of the layer.
+            means: Of the current, by bin.
+            signals, factors: See ``pulled``.
+        """
+        acting = self.tangents.alike.get(current, current)
+        total: Tensor | None = None
+        for output, signal in signals.items():
+            # A single bin has one factor for all that acts, which one that changes its sign would spoil.
+            by = gain if self.tangents.is_binned(current) else acting
+            factor = factors.get((output, by))
+            of_current = self.rows.get((output, acting), {})
+            for index, row in self.rows.get((output, gain), {}).items():
+                given = signal[index]
+                if given is None:
+                    continue
+                answer = row.sums[0]
+                if index in of_current:
+                    for slot, response in enumerate(of_current[index].sums, of_current[index].first):
+                        answer = answer - response * means[slot]
+                if factor is not None:
+                    given = given * _spread(factor[:, index, 0], given)
+                term = answer * (given * (1.0 / self.weights[index]))
+                total = term if total is None else total + term
+        return total
+
 
 def _own(total: Tensor) -> Tensor:
     """Returns sums that may be added to in place."""

@@ -8,9 +8,9 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, fx
 
-from tracecompile.layers import Accrual, Layer, Pair
+from tracecompile.layers import Accrual, Layer, Pair, Scale
 from tracecompile.program import Settings, StepProgram
-from tracecompile.rules.measured.lines import MeasuredLines, measured
+from tracecompile.rules.measured.lines import SCALED, MeasuredLines, measured
 from tracecompile.rules.measured.responses import Responses
 from tracecompile.rules.measured.tangents import Tangents
 from tracecompile.rules.rule import Response, Rule, Signals
@@ -121,15 +121,22 @@ class MeasuredCore:
     def record(self, layer: Layer, trained: Sequence[str], learned: Sequence[str], bins: int) -> Responses:
         """See CoreRule."""
         parameters = [name for name in layer.core_statics if name in trained]
+        scaled = dict.fromkeys(f"{SCALED}{scale.current}" for scale in layer.scales if _learns(layer, scale, trained))
+        if layer.decay is None:
+            parameters += scaled
         tangents = Tangents(layer, self.lines.alike, parameters, learned, bins)
         return Responses(tangents, bins, layer.decay)
 
     def local(
-        self, layer: Layer, recorded: Responses | None, currents: Mapping[str, Tensor], statics: Mapping[str, Tensor]
+        self,
+        layer: Layer,
+        recorded: Responses | None,
+        currents: Sequence[Mapping[str, Tensor]],
+        statics: Mapping[str, Tensor],
     ) -> Response:
         """See CoreRule."""
         assert recorded is not None
-        return MeasuredResponse(recorded)
+        return MeasuredResponse(recorded, currents)
 
 
 @dataclass
@@ -137,6 +144,8 @@ class MeasuredResponse:
     """Responses as they were recorded."""
 
     responses: Responses
+    currents: Sequence[Mapping[str, Tensor]]
+    """Means by bin, as the local graph has them."""
     factors: dict[Pair, Tensor] = field(default_factory=dict)
     """Finite-horizon factors by (output, variable); filled by the solver once it knows the profile of the signal."""
 
@@ -154,5 +163,18 @@ class MeasuredResponse:
     def parameter_signals(self, layer: Layer, signals: Signals) -> dict[str, Tensor]:
         """See Response."""
         names = [name for name in self.responses.tangents.slots if name not in layer.currents]
-        found = ((name, self.responses.pulled(name, signals, 0, self.factors)) for name in names)
+        found = ((name, self._pulled(name, signals)) for name in names)
         return {name: signal for name, signal in found if signal is not None}
+
+    def _pulled(self, name: str, signals: Signals) -> Tensor | None:
+        if not name.startswith(SCALED):
+            return self.responses.pulled(name, signals, 0, self.factors)
+        current = name.removeprefix(SCALED)
+        means = [currents[current].detach() for currents in self.currents]
+        return self.responses.lacking(name, current, means, signals, self.factors)
+
+
+def _learns(layer: Layer, scale: Scale, trained: Sequence[str]) -> bool:
+    if scale.static:
+        return scale.static in trained
+    return layer.synapse.get_submodule(scale.module).weight.requires_grad

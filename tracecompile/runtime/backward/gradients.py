@@ -215,7 +215,7 @@ class BackwardPass:
 def _response(layer: Layer, record: Record, graph: LocalGraph, statics: Mapping[str, Tensor]) -> Response:
     if layer.response is None:
         return JunctionResponse()
-    currents = dict(zip(layer.currents, graph.currents[0], strict=True))
+    currents = [dict(zip(layer.currents, values, strict=True)) for values in graph.currents]
     return layer.response.local(layer, record.responses.get(layer.name), currents, statics)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from tracecompile.layers import Layer
 from tracecompile.program import StepProgram
 from tracecompile.rules.measured.adjoint import KnownCurrents
+from tracecompile.rules.measured.lines import SCALED
 from tracecompile.runtime.backward.local import LocalGraph
 from tracecompile.runtime.backward.signals import AtOnce
 from tracecompile.runtime.backward.solve import Solver
@@ -70,7 +71,7 @@ class MomentPass:
             return
         tangents = self.solver.tangents(layer)
         for (output, variable), change in moment.changes[layer.name].items():
-            acting = [each for each in tangents.acting_as(variable) if each not in but]
+            acting = [each for each in tangents.acting_as(variable) if each.removeprefix(SCALED) not in but]
             if output in signals and acting:
                 first = moment.first[layer.name] if tangents.is_binned(variable) else 0
                 answer = change * signals[output]

@@ -11,10 +11,12 @@ from tracecompile.layers import Layer
 from tracecompile.program import StepProgram
 from tracecompile.rules import Response
 from tracecompile.rules.measured.horizon import Horizon
+from tracecompile.rules.measured.lines import SCALED
 from tracecompile.rules.measured.responses import Responses
 from tracecompile.rules.measured.tangents import Tangents
 from tracecompile.runtime.backward.local import LocalGraph
 from tracecompile.runtime.backward.neumann import Handed, Neumann, Settling
+from tracecompile.runtime.backward.scaled import scale_gradients
 
 
 class Solver:
@@ -159,10 +161,15 @@ class Solver:
         signals = {name: self.signals[name] for name in layer.outputs if name in self.signals}
         self.add_weights(*self.graphs[layer.name].weight_gradients(pulled))
         of_core = self.responses[layer.name].parameter_signals(layer, signals) if signals else {}
-        for name, signal in self.timed.get(layer.name, {}).items():
+        timed = self.timed.get(layer.name, {})
+        if layer.scales and self.horizon is not None:
+            self.add_weights(*scale_gradients(layer, self.graphs[layer.name], of_core, timed))
+        for name, signal in timed.items():
             if name not in layer.currents:
                 of_core[name] = _plus(of_core.get(name), signal[0])
         for name, gradient in of_core.items():
+            if name.startswith(SCALED):
+                continue
             if name.startswith("init:"):
                 self.initial[name.removeprefix("init:")] = gradient
             else:
