@@ -200,8 +200,8 @@ class _Writer:
         for gain, current in self.gains.items():
             value = self.currents[current]
             acting = {pair[0]: slope for pair, slope in self.slopes.items() if pair[1] == current}
-            for result, slope in acting.items():
-                self.slopes[result, gain] = self._product(slope, self._line(precise, value, value))
+            for result, acts in acting.items():
+                self.slopes[result, gain] = self._product(acts, self._line(precise, value, value))
 
     def _line(self, function: Callable[..., Any], *args: Any) -> fx.Node:
         """Adds a line, or returns the one that is there."""

@@ -177,4 +177,4 @@ class MeasuredResponse:
 def _learns(layer: Layer, scale: Scale, trained: Sequence[str]) -> bool:
     if scale.static:
         return scale.static in trained
-    return layer.synapse.get_submodule(scale.module).weight.requires_grad
+    return layer.synapse.get_parameter(f"{scale.module}.weight").requires_grad

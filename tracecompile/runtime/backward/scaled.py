@@ -30,17 +30,16 @@ def scale_gradients(
     statics: dict[str, Tensor] = {}
     for scale in layer.scales:
         name = f"{SCALED}{scale.current}"
-        lacking = _plus(found.get(name), _of_steps(layer, graph, name, scale.current, timed))
-        if lacking is None:
-            continue
+        parts = [part for part in (found.get(name), _of_steps(layer, graph, scale.current, timed)) if part is not None]
         value = _value(layer, scale, graph)
-        if value is None:
+        if not parts or value is None:
             continue
+        lacking = sum(parts[1:], parts[0])
         added = _by_scale(lacking, scale, graph.currents[0][layer.currents.index(scale.current)], value)
         if scale.static:
-            statics[scale.static] = _plus(statics.get(scale.static), added)
+            statics[scale.static] = statics[scale.static] + added if scale.static in statics else added
         else:
-            weights[value] = _plus(weights.get(value), added)
+            weights[value] = weights[value] + added if value in weights else added
     return weights, statics
 
 
@@ -49,14 +48,15 @@ def _value(layer: Layer, scale: Scale, graph: LocalGraph) -> Tensor | None:
     if scale.static:
         value = graph.statics[scale.static]
         return value if value.requires_grad else None
-    weight: Tensor = layer.synapse.get_submodule(scale.module).weight
+    weight = layer.synapse.get_parameter(f"{scale.module}.weight")
     return weight if weight in graph.parameters else None
 
 
-def _of_steps(layer: Layer, graph: LocalGraph, name: str, current: str, timed: Mapping[str, Tensor]) -> Tensor | None:
-    if name not in timed:
+def _of_steps(layer: Layer, graph: LocalGraph, current: str, timed: Mapping[str, Tensor]) -> Tensor | None:
+    """Returns what is lacking of the signals of single steps."""
+    if f"{SCALED}{current}" not in timed:
         return None
-    place, total = layer.currents.index(current), timed[name][0]
+    place, total = layer.currents.index(current), timed[f"{SCALED}{current}"][0]
     for signal, currents in zip(timed.get(current, ()), graph.currents, strict=False):
         total = total - signal * currents[place].detach()
     return total
@@ -73,6 +73,3 @@ def _by_scale(lacking: Tensor, scale: Scale, current: Tensor, value: Tensor) -> 
     found = torch.where(small, torch.zeros_like(summed), summed / torch.where(small, 1.0, divisor))
     return (-found if scale.divides else found).reshape(value.shape).to(value.dtype)
 
-
-def _plus(left: Tensor | None, right: Tensor | None) -> Tensor | None:
-    return right if left is None else left if right is None else left + right
