@@ -130,6 +130,8 @@ ARGUMENTS: dict[str, Arguments] = dict.fromkeys(
     "batch_norm": lambda x, y: (x, torch.zeros(4).to(x), torch.ones(4).to(x), None, None, True),
     "instance_norm": lambda x, y: (IMAGES[1](x),),
     "group_norm": lambda x, y: (x, 2),
+    "layer_norm": lambda x, y: (x, (4,)),
+    "rms_norm": lambda x, y: (x, (4,)),
     "full": lambda x, y: (x.shape, 0.5),
     "full_like": lambda x, y: (x, 0.5),
     "new_full": lambda x, y: (x, x.shape, 0.5),

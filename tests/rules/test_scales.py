@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import tracecompile
+from tracecompile.diagnostics.memory import live_state_bytes
 
 STEPS, BATCH = 11, 5
 
@@ -162,3 +163,28 @@ def test_a_scale_of_zero_keeps_what_the_means_say() -> None:
     assert found.isfinite().all()
     torch.testing.assert_close(found[1:], exact[1:])
     assert found[0] != 0
+
+
+def test_compiled_and_in_chunks() -> None:
+    model, x, weigh = built("batch norm")
+    eager, chunked, compiled = (
+        tracecompile.convert(model, x, bins=3, backend=backend, chunk=chunk)
+        for backend, chunk in (("eager", 1), ("eager", 4), ("inductor", 4))
+    )
+    exact = gradients(model, eager, x, weigh)
+    for net in (chunked, compiled):
+        torch.testing.assert_close(gradients(model, net, x, weigh), exact, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("bins", [1, 4])
+def test_the_report_states_what_is_carried_for_them(bins: int) -> None:
+    net = tracecompile.convert(built("batch norm")[0], torch.randn(5, 7, INPUTS).double(), bins=bins, backend="eager")
+    memory = net.report.memory
+    held = []
+    for steps in (40, 80):
+        outputs = net(torch.randn(steps, 7, INPUTS).double())
+        held.append(live_state_bytes(net))
+        outputs.sum().backward()
+    stated = 7 * (memory.total - memory.states) + memory.profiles
+    assert held[0] == held[1]
+    assert 0.85 * stated < held[0] < 1.1 * stated, (held[0], str(memory))

@@ -72,4 +72,3 @@ def _by_scale(lacking: Tensor, scale: Scale, current: Tensor, value: Tensor) -> 
     small = divisor.abs() <= torch.finfo(divisor.dtype).eps ** 0.5
     found = torch.where(small, torch.zeros_like(summed), summed / torch.where(small, 1.0, divisor))
     return (-found if scale.divides else found).reshape(value.shape).to(value.dtype)
-
