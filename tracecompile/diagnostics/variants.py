@@ -54,7 +54,8 @@ class Variant:
 
     def is_worse(self, other: Variant) -> bool:
         """Tells whether another one is better in every respect."""
-        assert self.cosine is not None and other.cosine is not None
+        assert self.cosine is not None
+        assert other.cosine is not None
         cost = other.cost
         return other.cosine > self.cosine and cost.seconds < self.cost.seconds and cost.bytes < self.cost.bytes
 

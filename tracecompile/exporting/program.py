@@ -20,8 +20,8 @@ STEPS, BATCHES = 6, (3, 5)
 """Numbers of time steps (and two more) and of samples of the calls that an export is made and checked with."""
 
 
-def in_eval_mode(net: TracedModule) -> Compiled:
-    """Returns what runs calls like the last one where the network is in eval mode; the network stays in its mode.
+def in_eval_mode(net: TracedModule) -> StepProgram:
+    """Returns the program of calls like the last one where the network is in eval mode; the network stays in its mode.
 
     Raises:
         InvalidInput: The network is not captured yet, or was saved without a program of this mode.
@@ -35,8 +35,9 @@ def in_eval_mode(net: TracedModule) -> Compiled:
         known = [ready, *reversed([each for each, _ in session.programs])]
         for each in known:
             if each.modes in (None, training_flags(model)):
-                return each
-        return session.compiler(session.example(), [each for each, _ in session.programs])
+                return each.program
+        compiled: Compiled = session.compiler(session.example(), [each for each, _ in session.programs])
+        return compiled.program
     finally:
         for module, training in flags.items():
             module.training = training
