@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from tracecompile.exporting.exported import Exported
+from tracecompile.exporting.idle import without_idle_draws
 from tracecompile.exporting.onnx.check import compare
 from tracecompile.exporting.onnx.guide import Plan, described, guide
 from tracecompile.exporting.onnx.write import Proto, require_onnx, write_part
 from tracecompile.exporting.parts import begin_part, end_part, step_part
-from tracecompile.exporting.idle import without_idle_draws
 from tracecompile.exporting.program import calls_of, in_eval_mode
 from tracecompile.exporting.trajectory import trajectory
 from tracecompile.runtime.module import TracedModule
