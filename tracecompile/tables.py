@@ -19,9 +19,10 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         rows: The cells, one sequence a row, each as long as ``header``.
     """
     lines = _used(header, rows)
-    widths = _widths(lines)
+    widths, words = _widths(lines), _words(lines)
     while sum(widths) + 2 * (len(widths) - 1) > WIDTH and max(widths) > NARROW:
-        widths[widths.index(max(widths))] -= 1
+        whole = [column for column, width in enumerate(widths) if width > words[column]]  # no word is broken yet
+        widths[max(whole or range(len(widths)), key=widths.__getitem__)] -= 1
     lines.insert(1, ["-" * width for width in widths])
     return "\n".join(line for cells in lines for line in _row(cells, widths))
 
@@ -52,6 +53,13 @@ def _used(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[list[str
 
 def _widths(lines: Sequence[Sequence[str]]) -> list[int]:
     return [max(map(len, column)) for column in zip(*lines, strict=True)]
+
+
+def _words(lines: Sequence[Sequence[str]]) -> list[int]:
+    """Returns the length of the longest word of every column."""
+    return [
+        max((len(word) for cell in column for word in cell.split()), default=0) for column in zip(*lines, strict=True)
+    ]
 
 
 def _row(cells: Sequence[str], widths: Sequence[int]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import fx
 
 from tracecompile.analysis.statics import static_nodes
+from tracecompile.operations.cone import cone
 from tracecompile.program import StepProgram, is_tensor, step_results
 
 
@@ -25,7 +26,7 @@ class Moving:
         if not moved:
             return
         states = [node for carry, node in zip(program.carries, following, strict=True) if not carry.statistic]
-        of_layers = _cone([*outputs, *states])
+        of_layers = cone([*outputs, *states])
         static = static_nodes(program)
         inside: set[fx.Node] = set()
         waiting = list(moved)
@@ -38,14 +39,3 @@ class Moving:
         self.nodes = [node for node in program.step.graph.nodes if node in inside]
         sources = {source for node in inside for source in node.all_input_nodes} | set(moved)
         self.read = [node for node in program.step.graph.nodes if node in sources - inside]
-
-
-def _cone(nodes: list[fx.Node]) -> set[fx.Node]:
-    found: set[fx.Node] = set()
-    waiting = list(nodes)
-    while waiting:
-        node = waiting.pop()
-        if node not in found:
-            found.add(node)
-            waiting += node.all_input_nodes
-    return found

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tracecompile.diagnostics.cost import format_bytes
-from tracecompile.tables import text_table
+from tracecompile.tables import text_lines, text_table
 
 BASELINE = "inference"
 """The row that the ratios refer to."""
-HEADER = ("", "time", "of inference", "peak memory", "above 64 steps", "lowest cosine", "first step", "remarks")
+HEADER = ("", "time", "of inference", "peak memory", "above 64 steps", "lowest cosine", "first step")
 
 
 @dataclass
@@ -123,7 +123,10 @@ class BenchResult:
         sections = []
         for (_, steps), rows in self.tables():
             title = f"{rows[0].title}, {steps:,} time steps"
-            sections.append(f"{title}\n{text_table(HEADER, [self._cells(row) for row in rows])}")
+            remarks = [(row.name, f"skipped: {row.skipped}" if row.skipped else row.note) for row in rows]
+            below = text_lines([f"{name}: {remark}" for name, remark in remarks if remark])
+            table = text_table(HEADER, [self._cells(row) for row in rows])
+            sections.append("\n".join(part for part in (title, table, below) if part))
         machine = ", ".join(f"{name} {value}" for name, value in self.environment.items())
         written = "\n".join(f"{kind}: {path}" for kind, path in self.files.items())
         return "\n\n".join(part for part in (*sections, FOOTNOTE, machine, written) if part)
@@ -139,10 +142,12 @@ class BenchResult:
             "" if steps is None else format_bytes(steps),
             "" if row.cosine is None else f"{row.cosine:.4f}",
             "" if row.first_seconds is None else f"{row.first_seconds:,.1f} s",
-            f"skipped: {row.skipped}" if row.skipped else row.note,
         ]
 
 
-FOOTNOTE = """time: of one training step, forward and backward without an update; median of interleaved runs
-peak memory: of a fresh process; above 64 steps: what it took beyond a training step of 64 time steps and the input
+FOOTNOTE = """time: of a training step, forward and backward without an update; median of
+    interleaved runs
+peak memory: of a fresh process
+above 64 steps: what it took beyond a training step of 64 time steps and the
+    input
 first step: once, with conversion and compilation"""

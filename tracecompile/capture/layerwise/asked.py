@@ -14,7 +14,7 @@ from tracecompile.capture.layerwise.editing import Editor
 from tracecompile.capture.layerwise.whole import WholeSequences
 from tracecompile.capture.layerwise.writing import StepWriter
 from tracecompile.capture.steps.shapes import kind_of, same_shape_above
-from tracecompile.capture.tracing.build import cone
+from tracecompile.operations.cone import cone
 
 
 class Asked:

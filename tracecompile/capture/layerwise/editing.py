@@ -9,8 +9,8 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from tracecompile.capture.layerwise.probing import Prober
-from tracecompile.capture.tracing.build import cone
 from tracecompile.capture.tracing.tape import Tape
+from tracecompile.operations.cone import cone
 
 EXACT = "exact value"
 """The role of what is written beside the user's code."""

@@ -25,9 +25,10 @@ from tracecompile.capture.layerwise.writing import StepWriter
 from tracecompile.capture.loops.backwards import begins_with_the_last
 from tracecompile.capture.loops.slices import Pick
 from tracecompile.capture.steps.shapes import only_shape_matters
-from tracecompile.capture.tracing.build import cone, is_random
+from tracecompile.capture.tracing.build import is_random
 from tracecompile.capture.tracing.tape import Tape
 from tracecompile.exact import exact_value
+from tracecompile.operations.cone import cone
 
 FEWEST_STEPS = 3
 

@@ -15,7 +15,8 @@ from tracecompile.capture.loops.loop_plan import LoopPlan, is_learned
 from tracecompile.capture.loops.replay import require_same_values
 from tracecompile.capture.loops.running_sums import find_sums
 from tracecompile.capture.loops.slices import Stream
-from tracecompile.capture.tracing.build import GraphCutter, cone, evaluate, graph_module
+from tracecompile.capture.tracing.build import GraphCutter, evaluate, graph_module
+from tracecompile.operations.cone import cone
 from tracecompile.program import AHEAD, Carry, SequenceInput, StepOutput, StepProgram
 
 CLOCK = "time_t"

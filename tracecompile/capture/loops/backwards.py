@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from torch import fx
 
 from tracecompile.capture.loops.places import place_key, visits_of
-from tracecompile.capture.tracing.build import cone
 from tracecompile.capture.tracing.tape import Tape
 from tracecompile.errors import SourceLine, UnrollableLoop
+from tracecompile.operations.cone import cone
 
 FEWEST_STEPS = 3
 

@@ -13,9 +13,10 @@ from tracecompile.capture.loops.loop_body import Loop, Past, Site, leaves_of
 from tracecompile.capture.loops.roll import Roller
 from tracecompile.capture.loops.running_sums import RunningSum
 from tracecompile.capture.loops.slices import Stream
-from tracecompile.capture.tracing.build import cone, find, is_random
+from tracecompile.capture.tracing.build import find, is_random
 from tracecompile.capture.tracing.names import unique, valid_name
 from tracecompile.capture.tracing.step_mode import in_single_steps
+from tracecompile.operations.cone import cone
 from tracecompile.program import ChosenSteps, Collect
 
 Output = tuple[Site, Collect, ChosenSteps | None]

@@ -11,8 +11,9 @@ from torch import fx
 from tracecompile.capture.loops.loop_body import Loop, body_changes, first_line
 from tracecompile.capture.loops.loop_plan import LoopPlan
 from tracecompile.capture.loops.places import written_place
-from tracecompile.capture.tracing.build import cone, evaluate, is_dropout, is_random
+from tracecompile.capture.tracing.build import evaluate, is_dropout, is_random
 from tracecompile.errors import UnrollableLoop
+from tracecompile.operations.cone import cone
 from tracecompile.program import StepProgram
 
 

@@ -17,7 +17,7 @@ from torch import fx
 
 from tracecompile.capture.loops.loop_body import Loop, Past, Site, body_changes, leaves_of
 from tracecompile.capture.loops.slices import Slice, slice_at_every_step
-from tracecompile.capture.tracing.build import cone
+from tracecompile.operations.cone import cone
 
 
 class Roller:

@@ -9,10 +9,11 @@ from torch.utils import _pytree as pytree
 
 from tracecompile.capture.copying.copies import share_parameters
 from tracecompile.capture.steps.explicit import StateArguments
-from tracecompile.capture.tracing.build import cone, read_by_value
+from tracecompile.capture.tracing.build import read_by_value
 from tracecompile.capture.tracing.step_mode import in_single_steps
 from tracecompile.capture.tracing.tape import Tape
 from tracecompile.errors import SourceLine, UnsupportedState
+from tracecompile.operations.cone import cone
 
 
 @dataclass(frozen=True)

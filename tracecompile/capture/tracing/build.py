@@ -10,6 +10,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from tracecompile.operations import SHAPE_ONLY, Fact, has
+from tracecompile.operations.cone import cone
 
 
 class GraphCutter:
@@ -97,20 +98,6 @@ def find(root: nn.Module, target: str) -> Any:
     for part in target.split("."):
         value = getattr(value, part)
     return value
-
-
-def cone(nodes: Iterable[Any], stop: Callable[[fx.Node], bool] = lambda node: False) -> set[fx.Node]:
-    """Returns the nodes that some nodes need, themselves included."""
-    found: set[fx.Node] = set()
-    waiting = [node for node in nodes if isinstance(node, fx.Node)]
-    while waiting:
-        node = waiting.pop()
-        if node in found:
-            continue
-        found.add(node)
-        if not stop(node):
-            waiting.extend(node.all_input_nodes)
-    return found
 
 
 def read_by_value(nodes: Iterable[Any]) -> set[fx.Node]:

@@ -16,11 +16,12 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from tracecompile.capture.tracing.build import cone, find, is_dropout, is_random
+from tracecompile.capture.tracing.build import find, is_dropout, is_random
 from tracecompile.capture.tracing.source import INSTALLED, PACKAGE, TORCH, source_line
 from tracecompile.capture.tracing.tape import Tape
 from tracecompile.errors import SourceLine, UnsupportedOperation
 from tracecompile.operations import Fact, has
+from tracecompile.operations.cone import cone
 from tracecompile.program import StepProgram
 
 LIBRARY = str(Path(os.__file__).parent) + "/"

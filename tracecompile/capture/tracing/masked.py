@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from tracecompile.capture.tracing.build import cone
 from tracecompile.capture.tracing.writer import Writer
 from tracecompile.operations import Fact, operation_of
+from tracecompile.operations.cone import cone
 
 
 def masked_write(recorder: Writer, tensor: torch.Tensor, index: Any, value: Any) -> fx.Node | None:

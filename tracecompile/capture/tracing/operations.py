@@ -12,7 +12,7 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from tracecompile.capture.tracing import counted
-from tracecompile.capture.tracing.build import cone, is_random
+from tracecompile.capture.tracing.build import is_random
 from tracecompile.capture.tracing.functionalize import canonical, is_in_place
 from tracecompile.capture.tracing.memory import same_kind
 from tracecompile.capture.tracing.node_writer import NodeWriter
@@ -22,6 +22,7 @@ from tracecompile.capture.tracing.tape import Condition
 from tracecompile.capture.tracing.values import TracedFloat, TracedInt, plain
 from tracecompile.errors import UnsupportedControlFlow, UnsupportedOperation, UnsupportedState
 from tracecompile.operations import UNKNOWN, Fact, operation_named, operation_of_property
+from tracecompile.operations.cone import cone
 
 
 class OperationRecorder(NodeWriter):

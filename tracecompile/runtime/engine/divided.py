@@ -18,6 +18,7 @@ from torch import Tensor, fx
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from tracecompile.operations.cone import cone
 from tracecompile.runtime.engine.overtime import OverTime, Sums
 
 aten = torch.ops.aten
@@ -95,8 +96,8 @@ def divided(step: fx.GraphModule, places: Places, wanted: Sequence[int]) -> Divi
     products = _products(step.graph, of_one, cotangents)
     kept: list[fx.Node] = []
     forward = None
-    if products & _before(results, ()):
-        needed = _before(returned, products)
+    if products & cone(results):
+        needed = cone(returned, products.__contains__)
         kept = [node for node in step.graph.nodes if node in needed and node in products]
         forward = _part(step, arguments, [*results, *kept])
     back = _part(step, [*arguments, *kept, *cotangents], returned)
@@ -174,23 +175,11 @@ def _products(graph: fx.Graph, moving: Collection[fx.Node], cotangents: Collecti
     return {node for node in graph.nodes if node.target in COSTLY and node in varying and node not in backward}
 
 
-def _before(nodes: Iterable[fx.Node], known: Collection[fx.Node]) -> set[fx.Node]:
-    """Returns what some nodes are computed from, themselves included; what is known is followed no further."""
-    found: set[fx.Node] = set()
-    waiting = list(nodes)
-    while waiting:
-        node = waiting.pop()
-        if node not in found:
-            found.add(node)
-            waiting += () if node in known else node.all_input_nodes
-    return found
-
-
 def _part(step: fx.GraphModule, given: Sequence[fx.Node], results: Sequence[fx.Node]) -> fx.GraphModule:
     """Returns the graph from some nodes to others."""
     graph = fx.Graph()
     values = {node: graph.placeholder(node.name) for node in given}
-    needed = _before(results, given)
+    needed = cone(results, set(given).__contains__)
     for node in step.graph.nodes:
         if node in needed and node not in values:
             values[node] = graph.node_copy(node, values.__getitem__)

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from tracecompile.runtime.engine.products import APART, lay_out_weights
+
 LOG = logging.getLogger("tracecompile")
 Key = tuple[Any, ...]
 OPTIONS: dict[str, Any] = {"emulate_precision_casts": True}
@@ -53,8 +55,9 @@ class Kernels:
                 warnings.simplefilter("ignore", DeprecationWarning)
                 unrolled = make_fx(code, tracing_mode="symbolic")(*arguments)
                 unrolled.graph = fx_graph_cse(unrolled.graph)
+                options = OPTIONS | APART if lay_out_weights(unrolled.graph) else OPTIONS
                 unrolled.recompile()
-                run = torch.compile(unrolled, dynamic=True, fullgraph=True, options=OPTIONS)
+                run = torch.compile(unrolled, dynamic=True, fullgraph=True, options=options)
                 run(*(value.clone() for value in arguments))
             self._compiled[key] = run
             self.count += 1
