@@ -56,7 +56,7 @@ def test_every_example_is_tested() -> None:
         "own_neuron",
         "fidelity",
     }
-    tested |= {"long_memory", "long_memory_results", "ragged"}
+    tested |= {"long_memory", "long_memory_results", "ragged", "norms_fidelity"}
     tested |= {"fidelity_networks", "fidelity_baselines"}  # parts of fidelity.py
     tested |= {"with_lightning", "plain_loop", "with_torchrun", "event_frames", "library_tutorials"}  # test_recipes.py
     assert {path.stem for path in EXAMPLES.glob("*.py")} == tested
@@ -281,3 +281,12 @@ def online_by_hand(
             fired, above = model.layer2(current, above)
             membrane = above.membrane
     return weight, lateral
+
+
+def test_fidelity_of_normalised_networks(capsys: pytest.CaptureFixture[str]) -> None:
+    found = example("norms_fidelity").main(["--quick"])
+    assert [row["norm"] for row in found] == ["batch", "layer"]
+    for row in found:  # of a bin per step: backpropagation through time
+        assert set(row["parameters"]) >= {"conv1.weight", "norm1.weight", "norm1.bias", "readout.weight"}
+        assert all(abs(cosine - 1) < 1e-3 > abs(ratio - 1) for cosine, ratio in row["parameters"].values())
+    assert capsys.readouterr().out.count("K = 8") == 2

@@ -26,6 +26,7 @@ ORDER = (
         "units",
         "emitted",
         "program",
+        "segment",
     ),
     ("tables",),
     ("report", "arguments", "nn", "analysis"),

@@ -14,6 +14,7 @@ from tracecompile.facts import Facts
 from tracecompile.printing import Stages
 from tracecompile.program import Settings, StepProgram
 from tracecompile.report import ConversionReport
+from tracecompile.segment import with_segments
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,9 @@ class Compiled:
 
 def moving(program: StepProgram) -> frozenset[str]:
     """Returns the names of the attributes of a model that its program moves, or that its states are in."""
-    names = {*program.written, *program.statistics}
-    names |= {name for carry in program.carries for name in (carry.place, carry.statistic) if name}
+    programs = with_segments(program)
+    names = {name for each in programs for name in (*each.written, *each.statistics)}
+    names |= {name for each in programs for carry in each.carries for name in (carry.place, carry.statistic) if name}
     roots = {name.partition("[")[0] for name in names}
     # SpikingJelly's neurons keep theirs in a dictionary.
     within = {".".join((*root.split(".")[:-1], "_memories", root.rpartition(".")[2])) for root in roots}

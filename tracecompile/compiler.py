@@ -29,6 +29,7 @@ from tracecompile.refused import check_model
 from tracecompile.runtime.faults import is_from_outside
 from tracecompile.runtime.outside import unseen
 from tracecompile.runtime.session import Session
+from tracecompile.segment import Segment, segments_of
 from tracecompile.self_check import Checked, check_against_model
 
 
@@ -151,7 +152,7 @@ def build(request: Request, source: TimeSource | None = None) -> Compiled:
             "Clear it before the model is converted, or give the model a method reset() that does.",
             where,
         )
-    program, stages = run_pipeline(resolved_in(model, captured).evolve(settings=request.settings))
+    program, stages = run_pipeline(_with_segments(resolved_in(model, captured).evolve(settings=request.settings)))
     stages.run_as_printed()
     arguments = Arguments.of(model, program, args, kwargs)
     if program.length_bound:
@@ -165,6 +166,20 @@ def build(request: Request, source: TimeSource | None = None) -> Compiled:
         numbers=arguments.numbers(program.pinned, args, kwargs),
         steps=steps_of(program, args, kwargs),
     )
+
+
+def _with_segments(program: StepProgram) -> StepProgram:
+    """Runs the passes over the segments of a program."""
+    leaves = dict(program.leaves)
+    for name, segment in segments_of(program.leaves):
+        own = resolved_in(program.root, segment.program).evolve(settings=program.settings)
+        compiled, stages = run_pipeline(own)
+        stages.run_as_printed()
+        leaves[name] = Segment(compiled)
+    if leaves == program.leaves:
+        return program
+    program = program.evolve(leaves=leaves)
+    return program.evolve(prologue=program.graph_module(program.prologue.graph, "Prologue"))
 
 
 def _forget_examples(program: StepProgram) -> None:

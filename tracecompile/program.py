@@ -36,8 +36,7 @@ AHEAD = "ahead"
 TWIN_OF = "_twin_of"
 """Attribute of a leaf that stands for a layer of the model, and has its tables of Parameters: that layer."""
 Collect = Literal["stack", "last", "sum", "step"]
-"""How the per-step values of one output reach the epilogue: all of them along a new axis 0, the last one, their running
-sum in the order of time, or (step models) this step's."""
+"""How per-step values reach the epilogue: all along a new axis 0, the last, their sum, or (step models) this step's."""
 
 
 @dataclass(frozen=True)
@@ -138,24 +137,24 @@ class StepProgram:
         carries: The states, in the order of the step's last placeholders and of its second result.
         outputs: The per-step outputs, in the order of the step's first result.
         length: Number of steps where the model fixes it, else None (read off the first sequence input).
-        signature: Pytree of the user's (args, kwargs) at capture.
-        result: Pytree of the user's return value; its leaves are what the epilogue returns.
+        signature, result: Pytrees of the user's (args, kwargs), and of the return value: what the epilogue makes.
         explicit_states: Where the caller of a step model holds them: their places among the leaves of the arguments.
         explicit_results: Places of their successors among the leaves of the result, in the same order.
         notes: Sentences for the report.
         stepwise: Names of what the model computes for all steps at once, the program at each: it may round otherwise.
         left_over: States that start from the rows of an earlier call, with the user's line that reads each.
-        time: Axis of the first tensor, and place among the leaves of a number, that say how many steps there are.
+        time: Axis of the first tensor, and place of a number among the leaves, that say how many steps there are.
         reads_mode: Whether the user's code branches on ``training``, so that the other mode is another program.
-        length_bound: Whether the program is that of one number of time steps: a call with another is another program.
+        length_bound: Whether the program is that of one number of time steps.
         epilogue_again: The line of the epilogue whose derivative needs all steps, if one does: backward runs it again.
+        prologue_again: Whether the prologue mixes time steps: it keeps nothing for backward, which runs it again.
         pinned: Positions, among the leaves of the arguments, of numbers that the program has built in.
         written: Names of the attributes that the model writes: states of the converted module, and not of the model.
-        statistics: Names of the attributes that a sequence moves for the model itself: what they hold at the end are
-            the last results of the epilogue. Those that the steps of a step model move are among the carries alone.
+        statistics: Names of the attributes that a sequence moves for the model itself: the last results of the
+            epilogue. Those that the steps of a step model move are among the carries alone.
         cores, statics, layers, traces, blocks, units: Annotations of the passes, in this order; a unit per block.
         traces_kept: The traces as they are carried, those of batch statistics included.
-        trainable: Names of the static values that depend on a Parameter, or on an argument of the model.
+        trainable: Names of the static values that depend on a Parameter or an argument.
         first_apart: Whether a state begins in another shape or precision than it goes on with.
         ports: What the user can read of the outputs, then of the final states, see ``tracecompile.analysis.ports``.
         emitted: What emit_module makes.
@@ -189,6 +188,7 @@ class StepProgram:
     constants: dict[str, torch.Tensor] = field(default_factory=dict)
     length_bound: bool = False
     epilogue_again: SourceLine | None = None
+    prologue_again: bool = False
     cores: tuple[Core, ...] = ()
     statics: Statics | None = None
     layers: tuple[Layer, ...] = ()

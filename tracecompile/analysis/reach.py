@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tracecompile.errors import UnsupportedOperation
 from tracecompile.program import StepProgram, final_states_read
+from tracecompile.segment import segments_of
 
 
 def reached_parameters(program: StepProgram) -> set[nn.Parameter]:
@@ -66,7 +67,7 @@ def _without_derivative(program: StepProgram, fault: RuntimeError) -> Exception:
 
 def _before(program: StepProgram, parameters: list[nn.Parameter], taken: list[bool]) -> set[nn.Parameter]:
     """Returns the parameters on which what the step takes depends: hoisted layers, initial states."""
-    memo: dict[int, Any] = {}
+    memo: dict[int, Any] = {id(segment): _Returns(program, name) for name, segment in segments_of(program.leaves)}
     prologue = copy.deepcopy(program.prologue, memo)
     values = [node.meta["val"] for node in program.prologue.graph.nodes if node.op == "placeholder"]
     copies = _learning(parameters, memo)
@@ -75,7 +76,20 @@ def _before(program: StepProgram, parameters: list[nn.Parameter], taken: list[bo
     given = (*inputs, *(None for _ in program.draws.names), *invariants, *states)
     roots = [value for value, is_taken in zip(given, taken, strict=True) if is_taken]
     found = _dependencies(roots, copies)
-    return {parameter for parameter, is_reached in zip(parameters, found, strict=True) if is_reached}
+    within = [reached_parameters(segment.program) for _, segment in segments_of(program.leaves)]
+    return {parameter for parameter, is_reached in zip(parameters, found, strict=True) if is_reached}.union(*within)
+
+
+class _Returns(nn.Module):
+    """Returns what a segment did on the example."""
+
+    def __init__(self, program: StepProgram, name: str) -> None:
+        super().__init__()
+        self.values = next(node.meta["val"] for node in program.prologue.graph.nodes if str(node.target) == name)
+
+    def forward(self, *given: Any) -> Any:
+        """See the class."""
+        return self.values
 
 
 def _after(program: StepProgram) -> set[nn.Parameter]:

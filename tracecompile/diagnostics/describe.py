@@ -6,7 +6,8 @@ from torch import fx, nn
 
 from tracecompile.analysis.linearity import nonlinear_operations
 from tracecompile.diagnostics.aloud import said_aloud, why_cut_off
-from tracecompile.diagnostics.footprint import footprint
+from tracecompile.diagnostics.at_once import said_of_mixing
+from tracecompile.diagnostics.footprint import added, footprint
 from tracecompile.diagnostics.hooks import of_hooks
 from tracecompile.exact import exact_value
 from tracecompile.layers import Layer, StateKind
@@ -15,6 +16,7 @@ from tracecompile.program import StepProgram, step_results
 from tracecompile.report import ConversionReport, LayerReport, ParameterReport
 from tracecompile.rules import rule_of
 from tracecompile.runtime.engine.choice import foretell
+from tracecompile.segment import with_segments
 from tracecompile.units import one_by_one
 
 AT_ONCE = "for all steps of a chunk at once"
@@ -24,23 +26,24 @@ def describe(program: StepProgram) -> ConversionReport:
     """Returns the report of a program that has gone through all passes, as if all its parameters were trained."""
     settings = program.settings
     growing = _growing(program)
+    programs = with_segments(program)
     return ConversionReport(
-        layers=tuple(_layer(program, layer) for layer in program.layers),
+        layers=tuple(_layer(each, layer) for each in programs for layer in each.layers),
         parameters=_parameters(program),
-        schedule=tuple(_block(program, index) for index in range(len(program.blocks))),
+        schedule=tuple(_block(each, index) for each in programs for index in range(len(each.blocks))),
         notes=(
             *program.notes,
             *_stepwise(program),
-            *said_aloud(program),
+            *dict.fromkeys(note for each in programs for note in said_aloud(each)),
             *of_hooks(program),
-            *_notes(program),
+            *dict.fromkeys(note for each in programs for note in _notes(each)),
             *growing,
             *foretell(program),
         ),
         rule=settings.rule,
         bins=settings.bins,
         backend=settings.backend,
-        memory=footprint(program, grows=bool(growing)),
+        memory=added([footprint(each, grows=bool(growing)) for each in programs]),
     )
 
 
@@ -120,7 +123,8 @@ def _exact_parameters(program: StepProgram) -> set[nn.Parameter]:
     """Returns the parameters of linear readouts that only the user reads: their gradient needs no slope of a neuron."""
     read = {source.origin for layer in program.layers for source in layer.sources}
     found: set[nn.Parameter] = set()
-    others: set[nn.Parameter] = set()
+    before = [layer for each in with_segments(program)[:-1] for layer in each.layers]
+    others: set[nn.Parameter] = {parameter for layer in before for parameter in layer.synapse.parameters()}
     for layer in program.layers:
         is_readout = (
             layer.kind == "junction" and layer.outputs[0] not in read and not nonlinear_operations(program, layer)
@@ -193,8 +197,9 @@ def _growing(program: StepProgram) -> list[str]:
         notes.append(
             "Layers after the loop keep the collected outputs for backward: that memory grows with the sequence."
         )
+    notes += said_of_mixing(program)
     arguments = program.emitted.arguments if program.emitted is not None else program.prologue
-    if any(node.op == "call_module" and _trains(program, node) for node in arguments.graph.nodes):
+    if not notes and any(node.op == "call_module" and _trains(program, node) for node in arguments.graph.nodes):
         notes.append("Layers before the loop keep the whole input for backward: that memory grows with the sequence.")
     return notes
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import fields
 from math import prod
 
 import torch
@@ -56,6 +58,13 @@ def footprint(program: StepProgram, grows: bool = False) -> Footprint:
         snapshots = states * ((settings.snapshots or 0) + 1)
         piece = -(-_piece(program) // batch)
     return Footprint(states, traces, tangents, responses, snapshots, piece, profiles, grows)
+
+
+def added(footprints: Sequence[Footprint]) -> Footprint:
+    """Returns what several programs hold that run one after the other: one of them runs a piece at a time."""
+    names = [each.name for each in fields(Footprint) if each.name not in ("piece", "grows")]
+    held = {name: sum(getattr(each, name) for each in footprints) for name in names}
+    return Footprint(**held, piece=max(each.piece for each in footprints), grows=any(f.grows for f in footprints))
 
 
 def _piece(program: StepProgram) -> int:

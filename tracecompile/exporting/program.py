@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from tracecompile.compiled import Compiled, training_flags
+from tracecompile.errors import UnsupportedOperation
 from tracecompile.program import StepProgram
 from tracecompile.runtime.module import TracedModule, session_of
 from tracecompile.self_check.inputs import Size, Varied, batch_axes
@@ -33,14 +34,20 @@ def in_eval_mode(net: TracedModule) -> StepProgram:
     try:
         model.eval()
         known = [ready, *reversed([each for each, _ in session.programs])]
-        for each in known:
-            if each.modes in (None, training_flags(model)):
-                return each.program
-        compiled: Compiled = session.compiler(session.example(), [each for each, _ in session.programs])
-        return compiled.program
+        fitting = (each for each in known if each.modes in (None, training_flags(model)))
+        found: Compiled = next(fitting, None) or session.compiler(
+            session.example(), [each for each, _ in session.programs]
+        )
     finally:
         for module, training in flags.items():
             module.training = training
+    if found.program.prologue_again:
+        raise UnsupportedOperation(
+            "The model makes of all time steps together, in eval mode too, what its loop over time reads, and what is "
+            "exported is one time step.",
+            "Export a model that computes one step after the other.",
+        )
+    return found.program
 
 
 @dataclass(frozen=True)

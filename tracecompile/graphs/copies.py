@@ -9,11 +9,19 @@ from typing import Any
 
 from torch import fx
 
+from tracecompile.program import StepProgram
+from tracecompile.segment import segments_of
+
 
 def graphs_of(value: Any) -> Iterator[fx.GraphModule]:
     """Yields every graph of a program, or of a part of one, as often as it is met."""
     if isinstance(value, fx.GraphModule):
         yield value
+    elif isinstance(value, StepProgram):
+        for field in dataclasses.fields(value):
+            yield from graphs_of(getattr(value, field.name))
+        for _, segment in segments_of(value.leaves):
+            yield from graphs_of(segment.program)
     elif isinstance(value, (tuple, list)):
         for item in value:
             yield from graphs_of(item)

@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from tracecompile.analysis.linearity import draws_random
 from tracecompile.errors import InvalidInput
 from tracecompile.program import StepProgram
 from tracecompile.runtime.anew import made_anew
 from tracecompile.runtime.backward.gradients import StandIns
+from tracecompile.runtime.before import Before
 from tracecompile.runtime.epilogue import Again
+from tracecompile.runtime.opened import Opened
+from tracecompile.runtime.packed import unpacked
 from tracecompile.runtime.rerun import Prepared, Rerun
 
 
 class Ends:
     """The code of one program around its steps, on tensors of any batch size, length, dtype and device."""
 
-    def __init__(self, program: StepProgram) -> None:
-        """Takes a program that has gone through all passes."""
+    def __init__(self, program: StepProgram, opened: Callable[[], Opened]) -> None:
+        """Takes a program that has gone through all passes.
+
+        Args:
+            program: The program.
+            opened: Returns the model as it is at this call.
+        """
         assert program.emitted is not None
         assert program.statics is not None
+        self.opened = opened
+        self.draws = any(draws_random(program, node) for node in program.prologue.graph.nodes)
         self.program, self.emitted, self.static_code = program, program.emitted, program.statics
         self.anew = made_anew(program) if program.epilogue_again else frozenset[int]()
 
@@ -31,17 +42,26 @@ class Ends:
         found = [self.program.resolve(path) for path in paths]
         return [_on_device(value, device) for value in found]
 
-    def prepare(self, leaves: Sequence[Any], given: Sequence[Tensor] | None = None) -> Prepared:
+    def prepare(
+        self, leaves: Sequence[Any], given: Sequence[Tensor] | None = None, kept: Sequence[Any] | None = None
+    ) -> Prepared:
         """Runs the prologue.
 
         Args:
-            leaves: The call's leaves.
+            leaves: The call's leaves; packed ones are unpacked.
             given: States that the caller handed in instead of the initial ones.
+            kept: The leaves as a prologue keeps them that runs again for backward; None for as they are.
         """
         device = _device_of(leaves)
         code = self.emitted.prologue if given is None else self.emitted.arguments
         attributes = self.attributes(self.emitted.prologue_attributes, device)
-        found = code(*attributes, *leaves)
+        if self.program.prologue_again and torch.is_grad_enabled():
+            # The model may move its buffers before backward: statistics move with this very call.
+            own = [value.clone() if _is_buffer(value) else value for value in attributes]
+            before = Before(code, self.opened, [*own, *(leaves if kept is None else kept)], self.draws)
+            found = before.run([*attributes, *map(unpacked, leaves)])
+        else:
+            found = code(*attributes, *map(unpacked, leaves))
         inputs, invariants = found[:2]
         initial = self.with_statistics(given if given is not None else found[2])
         missing = [c.name for c, value in zip(self.program.carries, initial, strict=True) if value is None]
@@ -120,6 +140,10 @@ def _stand_in(value: Any, stand_ins: StandIns) -> Any:
 
 def _device_of(values: Iterable[Any]) -> torch.device | None:
     return next((value.device for value in values if isinstance(value, Tensor)), None)
+
+
+def _is_buffer(value: Any) -> bool:
+    return isinstance(value, Tensor) and not isinstance(value, nn.Parameter) and not value.requires_grad
 
 
 def _on_device(value: Any, device: torch.device | None) -> Any:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from torch import Tensor
+
 from tracecompile.analysis.differentiable import GradientFlow
 from tracecompile.rules import Rule
 from tracecompile.runtime.bins import Clock
@@ -45,6 +47,15 @@ class Executes(Runs, Protocol):
 
     def engine(self, choice: Choice) -> Engine:
         """Returns what runs the scans of a sequence that begins."""
+
+    def sequence(
+        self,
+        leaves: Sequence[Any],
+        bins: int,
+        left: Sequence[Tensor] | None = None,
+        kept: Sequence[Any] | None = None,
+    ) -> tuple[list[Any], Window | None, list[Tensor]]:
+        """Runs a whole sequence; returns the leaves of its result, its window and the last states."""
 
     def open_window(self, clock: Clock, prepared: Prepared) -> Window:
         """Opens a window that begins with the prepared states."""

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from tracecompile.analysis.differentiable import GradientFlow
-from tracecompile.analysis.linearity import draws_random, refuse_active_dropout
+from tracecompile.analysis.linearity import refuse_active_dropout
 from tracecompile.errors import InvalidInput
 from tracecompile.program import StepProgram
 from tracecompile.report import ExecutionReport
 from tracecompile.rules import rule_of
 from tracecompile.rules.written import in_sequence
+from tracecompile.runtime.ahead import Ahead
 from tracecompile.runtime.backward.gradients import StandIns
 from tracecompile.runtime.bins import Clock, StreamClock
 from tracecompile.runtime.collector import Collector
@@ -27,6 +28,7 @@ from tracecompile.runtime.engine.kernels import Kernels
 from tracecompile.runtime.engine.scan import Engine
 from tracecompile.runtime.executes import Observer
 from tracecompile.runtime.forms import Forms
+from tracecompile.runtime.live import count_states
 from tracecompile.runtime.loop import Loop
 from tracecompile.runtime.opened import Opened
 from tracecompile.runtime.outside import unseen
@@ -35,9 +37,10 @@ from tracecompile.runtime.recompute.steps import KeptSteps
 from tracecompile.runtime.record import Record
 from tracecompile.runtime.recorded import recorded
 from tracecompile.runtime.replay import random_states
-from tracecompile.runtime.rerun import Prepared
+from tracecompile.runtime.rerun import Prepared, going_on
 from tracecompile.runtime.turn import Turn
 from tracecompile.runtime.window import Window
+from tracecompile.segment import segments_of
 
 
 class Executor:
@@ -61,11 +64,14 @@ class Executor:
             opened: Returns the model as it is at this call; None for one that nobody changes.
         """
         self.opened = opened or functools.partial(Opened, program.root, None)
+        self.ahead = None
+        if any(segments_of(program.leaves)):
+            self.ahead = Ahead(program, lambda each: Executor(each, kernels, turn, self.opened))
+            program = self.ahead.program
         self.program, self.turn = program, turn
-        self.ends = Ends(program)
+        self.ends = Ends(program, self.opened)
         self.flow = GradientFlow(program)
         self.rule = rule_of(program.settings)
-        self.draws = any(draws_random(program, node) for node in program.prologue.graph.nodes)
         self.forms = Forms(program)
         self.observer: Observer | None = None
         self.stepped = False
@@ -97,20 +103,35 @@ class Executor:
     # Whole sequences.
 
     def sequence(
-        self, leaves: Sequence[Any], bins: int, left: Sequence[Tensor] | None = None
+        self,
+        leaves: Sequence[Any],
+        bins: int,
+        left: Sequence[Tensor] | None = None,
+        kept: Sequence[Any] | None = None,
     ) -> tuple[list[Any], Window | None, list[Tensor]]:
         """Runs a whole sequence, for a model that keeps states from the states that the last sequence left.
+
+        Args:
+            leaves: Of the call.
+            bins: Of the rule.
+            left: The states that the last sequence left.
+            kept: The leaves as they may be kept for backward; None for as they are.
 
         Returns:
             The leaves of the model's result, the window where it was recorded, and the last states.
         """
-        drawn = random_states() if self.draws else []
-        prepared = self.ends.prepare(leaves)
+        if self.ahead is not None:
+            count = count_states(self.program.carries)
+            leaves, kept = self.ahead.run(self, leaves, bins, None if left is None else left[count:])
+            left = None if left is None else left[:count]
+        drawn = random_states() if self.ends.draws else []
+        prepared = self.ends.prepare(leaves, kept=kept)
+        leaves = leaves if kept is None else kept
         # A state that starts as a row of a tensor of all steps would hold the whole tensor.
         own = [tuple(map(apart, values)) for values in (prepared.initial, prepared.invariants)]
         prepared = dataclasses.replace(prepared, initial=own[0], invariants=own[1])
         if left is not None:
-            prepared = self._going_on(prepared, left)
+            prepared = going_on(self.program, prepared, left)
         steps = self._length(prepared.inputs)
         if self.rule.recomputes and self._trains(prepared):
             return recomputed(self, leaves, prepared, steps, drawn)
@@ -122,21 +143,10 @@ class Executor:
             collector.add(outputs)
         return self.ends.finish(collector.results(), loop.states, prepared.invariants), None, _detached(loop.states)
 
-    def _going_on(self, prepared: Prepared, left: Sequence[Tensor]) -> Prepared:
-        """Starts from what the last sequence left of the states that the model keeps."""
-        initial = []
-        for carry, fresh, state in zip(self.program.carries, prepared.initial, left, strict=False):
-            if not carry.kept or not isinstance(state, Tensor):
-                initial.append(fresh)
-                continue
-            if state.shape != fresh.shape:
-                raise InvalidInput(
-                    f"The state {carry.name} is left over from a batch of another size.",
-                    "Call reset() of the converted module before a sequence that does not go on from the last one.",
-                )
-            initial.append(state)
-        initial += prepared.initial[len(left) :]
-        return Prepared(prepared.inputs, prepared.invariants, tuple(initial), prepared.device)
+    def lasting(self, states: Sequence[Tensor]) -> list[Tensor]:
+        """Returns what the last sequence has left of its states, and of those of the segments: see ``lasting``."""
+        own = list(states[: count_states(self.program.carries)])
+        return own if self.ahead is None else [*own, *self.ahead.left]
 
     def engine(self, choice: Choice) -> Engine:
         """Returns what runs the scans of a sequence that begins."""

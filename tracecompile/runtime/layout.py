@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tracecompile.errors import InvalidInput
 from tracecompile.program import StepProgram
+from tracecompile.segment import lasting
 
 LAYOUT = "layout"
 """Key of the layout in a snapshot."""
@@ -55,7 +56,7 @@ def checked(program: StepProgram, snapshot: Mapping[str, Any]) -> dict[str, Tens
 
 def _described(program: StepProgram) -> dict[str, Any]:
     parameters = {f"parameter {name}": list(value.shape) for name, value in program.root.named_parameters()}
-    states = [carry.name for carry in program.carries if not carry.statistic]
+    states = [carry.name for carry in lasting(program)]
     return {"rule": program.settings.rule, "bins": program.settings.bins, "list of states": states, **parameters}
 
 

@@ -67,8 +67,8 @@ class LiveState:
         """Lays the states out for another program of the same model, such as that of its other mode.
 
         Args:
-            before: Carries of the program that left the states.
-            now: Carries of the program that goes on from them.
+            before: Of the program that left the states, without statistics.
+            now: Of the program that goes on from them, likewise.
 
         Raises:
             InvalidInput: That program has a state which the other one has not.
@@ -77,15 +77,14 @@ class LiveState:
             return
         states = dict(zip((carry.name for carry in before), self.states, strict=False))
         flags = dict(zip(states, self.flags or (), strict=False))
-        lasting = now[: count_states(now)]
-        missing = [carry.name for carry in lasting if carry.name not in states]
+        missing = [carry.name for carry in now if carry.name not in states]
         if missing:
             raise InvalidInput(
                 f"The state {missing[0]} is kept in this mode of the model alone.",
                 "Call reset() of the converted module before a sequence in another mode.",
             )
-        self.states = [states[carry.name] for carry in lasting]
-        self.flags = None if self.flags is None else tuple(flags[carry.name] for carry in lasting)
+        self.states = [states[carry.name] for carry in now]
+        self.flags = None if self.flags is None else tuple(flags[carry.name] for carry in now)
 
     def close_window(self) -> None:
         """Records nothing more in the open window, if there is one."""

@@ -18,7 +18,7 @@ from tracecompile.runtime.executes import Executes
 from tracecompile.runtime.loop import Loop
 from tracecompile.runtime.outside import unseen
 from tracecompile.runtime.piece import pieces
-from tracecompile.runtime.rerun import Prepared, Rerun
+from tracecompile.runtime.rerun import Prepared, Rerun, of_steps
 from tracecompile.runtime.window import Window
 
 
@@ -26,7 +26,8 @@ def recorded(
     executor: Executes, leaves: Sequence[Any], prepared: Prepared, steps: int, bins: int, drawn: Sequence[Tensor]
 ) -> tuple[list[Any], Window, list[Tensor]]:
     """Runs a sequence that is to be trained; see ``Executor.sequence``."""
-    program = executor.program
+    program, whole = executor.program, prepared
+    prepared = of_steps(program, whole)
     window = executor.open_window(SequenceClock(Bins.over(steps, bins)), prepared)
     collector = Collector(program, steps)
     rerun = Rerun(executor, leaves, prepared, window.statics, drawn)
@@ -56,7 +57,7 @@ def recorded(
     results = with_anchors(collected, of_chosen(program, anchors[: len(collected)]))
     states = with_anchors(states, anchors[len(collected) :])
     again = rerun if program.epilogue_again else None
-    return executor.ends.finish(results, states, prepared.invariants, again, steps), window, last
+    return executor.ends.finish(results, states, whole.invariants, again, steps), window, last
 
 
 def _in_pieces(executor: Executes, prepared: Prepared, loop: Loop, collector: Collector, choice: Choice) -> None:

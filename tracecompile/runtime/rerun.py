@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from tracecompile.errors import InvalidInput
 from tracecompile.layers import Layer
 from tracecompile.program import StepProgram
 from tracecompile.rules.measured.adjoint import Derivatives
@@ -43,6 +44,38 @@ class Prepared:
     def tensors(self) -> list[Tensor]:
         """Returns all tensors, with the graph that they come with."""
         return [each for each in (*self.inputs, *self.initial, *self.invariants) if isinstance(each, Tensor)]
+
+
+def of_steps(program: StepProgram, prepared: Prepared) -> Prepared:
+    """Returns what the steps start from: what the epilogue alone reads may be as long as the sequence, and is left out.
+
+    Args:
+        program: The program.
+        prepared: What its prologue has made.
+    """
+    read = read_by_steps(program)
+    named = zip(program.invariants, prepared.invariants, strict=True)
+    return dataclasses.replace(prepared, invariants=tuple(value if name in read else None for name, value in named))
+
+
+def going_on(program: StepProgram, prepared: Prepared, left: Sequence[Tensor]) -> Prepared:
+    """Starts from what the last sequence left of the states that the model keeps.
+
+    Raises:
+        InvalidInput: They are those of a batch of another size.
+    """
+    initial = []
+    for carry, fresh, state in zip(program.carries, prepared.initial, left, strict=False):
+        if not carry.kept or not isinstance(state, Tensor):
+            initial.append(fresh)
+            continue
+        if state.shape != fresh.shape:
+            raise InvalidInput(
+                f"The state {carry.name} is left over from a batch of another size.",
+                "Call reset() of the converted module before a sequence that does not go on from the last one.",
+            )
+        initial.append(state)
+    return dataclasses.replace(prepared, initial=(*initial, *prepared.initial[len(left) :]))
 
 
 class Prepares(Protocol):
@@ -104,12 +137,8 @@ class Rerun:
         self.leaves, self.computed = list(leaves), not _are_views(prepared.inputs, leaves)
         self.drawn = drawn
         self.drawn_by_steps = random_states() if executor.program.draws.names else []
-        # What the epilogue alone reads may be as long as the sequence.
-        read = read_by_steps(executor.program)
-        named = zip(executor.program.invariants, prepared.invariants, strict=True)
-        invariants = tuple(value if name in read else None for name, value in named)
         inputs = () if self.computed else prepared.inputs
-        self.prepared = Prepared(inputs, invariants, prepared.initial, prepared.device)
+        self.prepared = dataclasses.replace(of_steps(executor.program, prepared), inputs=inputs)
         kept = [value for value in (*leaves, *self.prepared.inputs) if isinstance(value, Tensor)]
         self.versions = [(value, value._version) for value in kept if not value.is_inference()]
 

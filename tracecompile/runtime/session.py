@@ -30,6 +30,7 @@ from tracecompile.runtime.rerun import Prepared
 from tracecompile.runtime.samples import Samples, check_mask
 from tracecompile.runtime.streams import as_sequences
 from tracecompile.runtime.window import Window
+from tracecompile.segment import lasting
 
 
 class Session(Programs):
@@ -65,11 +66,11 @@ class Session(Programs):
             program = executor.program
             with explained(call):
                 if program.kind == "sequence":
-                    keeps = any(carry.kept for carry in program.carries)
+                    keeps = any(carry.kept for carry in lasting(program))
                     left = self._given(program) if keeps else None
                     leaves, window, states = executor.sequence(call.leaves, self.settings.bins, left)
                     if keeps:
-                        self.live.states = states[: count_states(program.carries)]
+                        self.live.states = executor.lasting(states)
                         self._lay()
                     self.live.sequence = None if window is None else weakref.ref(window)
                 else:
@@ -94,7 +95,7 @@ class Session(Programs):
                 snapshot, self.waiting = self.waiting, None
                 self.restore(snapshot)
             if before is not None:
-                self.live.relay(before.program.carries, self.ready.program.carries)
+                self.live.relay(lasting(before.program), lasting(self.ready.program))
         executor = self.executor
         assert executor is not None
         follow_modes(executor.program.leaves.values())
@@ -131,7 +132,7 @@ class Session(Programs):
         if not self.is_ready:
             return {}
         assigned = {} if self.standing is None else self.standing.assigned()
-        live = self.live.with_assigned(assigned, count_states(self.program.carries)) if assigned else self.live
+        live = self.live.with_assigned(assigned, len(lasting(self.program))) if assigned else self.live
         return live.snapshot(self.program)
 
     def restore(self, snapshot: Mapping[str, Tensor]) -> None:

@@ -14,9 +14,10 @@ from tracecompile.facts import Facts
 from tracecompile.own_checks import after_a_call
 from tracecompile.program import StepProgram
 from tracecompile.runtime.held import Held
-from tracecompile.runtime.live import LiveState, count_states
+from tracecompile.runtime.live import LiveState
 from tracecompile.runtime.opened import Opened
 from tracecompile.runtime.watch import Watch
+from tracecompile.segment import lasting
 
 
 class Standing:
@@ -33,7 +34,7 @@ class Standing:
 
     def learn_containers(self, program: StepProgram, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Finds out, by one call of a copy of the model, in what containers it keeps states."""
-        names = {carry.place.partition("[")[0] for carry in program.carries if "[" in carry.place}
+        names = {carry.place.partition("[")[0] for carry in lasting(program) if "[" in carry.place}
         if names - self._templates.keys():
             copied = after_a_call(self.model, args, kwargs)
             self._templates = {name: value_at(copied, name) for name in names}
@@ -46,7 +47,7 @@ class Standing:
 
     def look(self, program: StepProgram) -> Facts:
         """Takes the model as it is now for what runs; returns its facts."""
-        self._held = Held(self.model, program.carries, self._templates, self._held)
+        self._held = Held(self.model, lasting(program), self._templates, self._held)
         self._moving = moving(program)
         self._watch = Watch(self.model, self._moving, self._watch)
         return Facts(self.model)
@@ -91,11 +92,12 @@ class Standing:
         assigned = {} if self._as_left else self.assigned()
         if not assigned:
             return live.states
-        count = count_states(program.carries)
+        carries = lasting(program)
+        count = len(carries)
         left = live.states
         if left is not None and len(assigned) < count and live.window is not None and not live.window.closed:
-            names = ", ".join(program.carries[number].name for number in assigned)
-            others = next(carry.name for number, carry in enumerate(program.carries) if number not in assigned)
+            names = ", ".join(carries[number].name for number in assigned)
+            others = next(carry.name for number, carry in enumerate(carries) if number not in assigned)
             raise InvalidInput(
                 f"{names} was set from outside, and {others} goes on: what the others learn of the steps before would "
                 "be lost.",

@@ -28,6 +28,7 @@ from tracecompile.saving.models import as_weights, read_model, weights_of, write
 from tracecompile.saving.surrogates import written_out
 from tracecompile.saving.trees import read_signature, read_tree, write_signature, write_tree
 from tracecompile.saving.values import Json, Reader, Writer
+from tracecompile.segment import Segment, with_segments
 
 LAST = "emit_module"
 """The stage that is kept of a program."""
@@ -59,16 +60,17 @@ def write(contents: Contents) -> tuple[Json, dict[str, Tensor]]:
     """
     root = contents.model
     weights = weights_of(root)
-    apart = {name for each in contents.compiled for name in (*each.program.leaves, *each.program.constants)}
+    programs = [program for each in contents.compiled for program in with_segments(each.program)]
+    apart = {name for program in programs for name in (*program.leaves, *program.constants)}
     writer = Writer({id(value): name for name, value in weights.items()}, _writers(root, apart))
-    programs = [_write_compiled(writer, each) for each in contents.compiled]
+    compiled = [_write_compiled(writer, each) for each in contents.compiled]
     graphs = [graph for each in contents.compiled for graph in graphs_of(each.program)]
     called, read = (
         {str(node.target) for graph in graphs for node in graph.graph.nodes if node.op == op}
         for op in ("call_module", "get_attr")
     )
     model = write_model(writer, root, called, read)
-    written = {"model": model, "programs": programs, "shared": writer.shared}
+    written = {"model": model, "programs": compiled, "shared": writer.shared}
     return written, {**weights, **writer.tensors}
 
 
@@ -142,6 +144,7 @@ def _writers(root: nn.Module, apart: Collection[str]) -> Writers:
     return {
         fx.GraphModule: ("graph", lambda writer, value: write_graph(writer, value, root, apart)),
         StepProgram: ("program", _write_program),
+        Segment: ("segment", lambda writer, segment: writer.write(segment.program)),
         SurrogateLeaf: ("surrogate", _write_surrogate),
         WithSlopes: ("slopes", _write_slopes),
         OpaqueStep: ("step of a neuron", imported.write_step),
@@ -181,6 +184,7 @@ def _readers(root: nn.Module) -> Readers:
     return {
         "graph": lambda reader, written: read_graph(reader, written, root),
         "program": lambda reader, written: _read_program(reader, written, root),
+        "segment": lambda reader, written: Segment(reader.read(written)),
         "surrogate": _read_surrogate,
         "slopes": _read_slopes,
         "step of a neuron": imported.read_step,

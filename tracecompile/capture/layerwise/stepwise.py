@@ -70,10 +70,11 @@ class _StepByStep:
             pick = self.sequences.picked(node)
             if pick is None or pick.sequence not in live:
                 continue
-            if self._is_computed(self.wholes[pick.sequence]):
+            if self._is_computed(self.wholes[pick.sequence]) and not self.sequences.mixed_before(pick.sequence):
                 picks[node] = pick
             elif pick.sequence.op != "placeholder" and node not in self.sequences.inside:
                 self._copy(node)
+        self._note_mixed_before(live)
         picks = self._without_mixed(picks, live)
         ends = [node for node in self.wholes if node in live and self._is_end(node, picks)]
         asked = Asked(self.editor, self.sequences, self.writer, live)
@@ -88,6 +89,13 @@ class _StepByStep:
     @staticmethod
     def _is_computed(whole: Whole) -> bool:
         return whole.items is not None or whole.mixing is not None or (whole.recipe is not None and not whole.given)
+
+    def _note_mixed_before(self, live: set[fx.Node]) -> None:
+        """Writes down whether a loop reads what parameters make of several time steps before it."""
+        for node in self.wholes:
+            if node in live and self.sequences.mixed_before(node) and self._reaches_a_loop(node):
+                # A normalisation is another operation in the other mode.
+                self.tape.mixes_before = self.tape.reads_mode = True
 
     def _without_mixed(self, picks: dict[fx.Node, Pick], live: set[fx.Node]) -> dict[fx.Node, Pick]:
         """Leaves out what is taken from sequences that mix time steps: it stays behind the loop, if no loop reads it.

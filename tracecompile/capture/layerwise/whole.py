@@ -20,6 +20,9 @@ from tracecompile.capture.steps.shapes import kind_of
 from tracecompile.capture.tracing.build import find
 from tracecompile.capture.tracing.tape import Tape
 
+LAYOUT = "layout"
+"""Of a placeholder, ``meta[LAYOUT]`` says where its time steps are, None for nowhere; by default as in all."""
+
 
 @dataclass(frozen=True)
 class Whole:
@@ -96,6 +99,11 @@ class WholeSequences:
                 return pick if -whole.layout.steps <= pick.number < whole.layout.steps else None
         return None
 
+    def mixed_before(self, node: fx.Node) -> bool:
+        """Tells whether parameters make a sequence, before any loop, of several time steps together."""
+        whole = self.found[node]
+        return whole.learns and not whole.from_loop and (whole.mixing is not None or whole.recipe is None)
+
     def turns_round(self, mixing: fx.Node) -> bool:
         """Tells whether an operation puts the steps of a loop into the opposite order: a flip, an index."""
         sources = [source for source in mixing.all_input_nodes if source in self.found]
@@ -119,6 +127,8 @@ class WholeSequences:
         return node in self.later or (whole is not None and whole.from_loop)
 
     def _whole(self, node: fx.Node) -> Whole | None:
+        if LAYOUT in node.meta:
+            return None if node.meta[LAYOUT] is None else Whole(node.meta[LAYOUT])
         if node.op == "placeholder":
             if self.axis is None or node not in self.tape.inputs or node.meta["val"].dim() <= self.axis:
                 return None

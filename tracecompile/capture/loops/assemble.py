@@ -63,6 +63,7 @@ class Assembler(LoopPlan):
             pinned=self.tape.compared_inputs(),
             written=self.tape.states_written(),
             statistics=tuple(self.moved),
+            prologue_again=self.tape.mixes_before,
         )
         if self.loop.irregular:
             require_same_values(program, self)

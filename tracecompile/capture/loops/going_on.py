@@ -50,7 +50,8 @@ def going_on(program: StepProgram, plan: LoopPlan, names: Sequence[str]) -> Step
     places = _places(plan, names)
     if not_carried(plan, names):
         return None
-    given = [node.meta["val"] for node in tape.inputs if node is not None]
+    # Of a part of a model the second call may have other inputs: what comes before it has states of its own.
+    given, given_next = ([node.meta["val"] for node in each.inputs if node is not None] for each in (tape, tape.again))
     # What the model left, which a program that takes step by step what it does at once has up to rounding alone.
     read = {str(node.target): node.meta["val"] for node in tape.again.graph.nodes if node.op == "get_attr"}
     begun = {k: read[place] for k, place in enumerate(places) if place}
@@ -58,7 +59,7 @@ def going_on(program: StepProgram, plan: LoopPlan, names: Sequence[str]) -> Step
         with drawing_again(tape.generators):
             _, states = _run(program, given, plan.loop.steps, {})
         with drawing_again(tape.again.generators):
-            results, _ = _run(program, given, plan.loop.steps, begun)
+            results, _ = _run(program, given_next, plan.loop.steps, begun)
     expected = pytree.tree_leaves(tape.again.results()[0])
     ended = [(states[k], tape.attributes[place]) for k, place in enumerate(places) if place]
     if not all(_same(one, other) for one, other in (*ended, *zip(results, expected, strict=False))):

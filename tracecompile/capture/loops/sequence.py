@@ -20,6 +20,8 @@ from tracecompile.capture.loops.own_state import noted, require_own_state, with_
 from tracecompile.capture.loops.places import visit_counts
 from tracecompile.capture.loops.resizing import length_of, time_sources
 from tracecompile.capture.loops.traced import Traces, growth_of
+from tracecompile.capture.segments.divide import Segment, divided
+from tracecompile.capture.segments.join import join
 from tracecompile.capture.steps.step import capture_call
 from tracecompile.capture.tracing.build import same_graph
 from tracecompile.capture.tracing.draws import with_all_draws
@@ -27,6 +29,7 @@ from tracecompile.capture.tracing.step_mode import in_single_steps
 from tracecompile.capture.tracing.tape import Tape
 from tracecompile.errors import LengthMatters, UnrollableLoop
 from tracecompile.program import StepProgram
+from tracecompile.segment import segments_of
 
 AT_LENGTH = (
     "What the model computes depends on the number of time steps: it is captured anew for each, and what was is kept."
@@ -116,20 +119,40 @@ def _rolled(traces: Traces, tapes: tuple[Tape, Tape], lengths: tuple[int, ...]) 
     """Rolls the traces of some lengths, which two of them tell the loop of."""
     model, source = traces.model, traces.source
     root = in_single_steps(share_parameters(model))
-    growth = growth_of(tapes)
-    left_out = steps_left_out(tapes[0], lengths[0], growth) or 0
+    left_out = steps_left_out(tapes[0], lengths[0], growth_of(tapes)) or 0
+    left, _ = (require_own_state(tape, model) for tape in tapes)
+    pairs = divided(tapes, root, lengths[0] - left_out, source, left)
+    rolled = [_rolled_alone(traces, pair, lengths, left_out, left) for pair in pairs]
+    if len(rolled) == 1:
+        return rolled[0]
+    return [
+        join(tape, [pair[place] for pair in pairs], programs, traces.signature)  # type: ignore[arg-type]
+        if None not in (programs := [each[place] for each in rolled]) else None
+        for place, tape in enumerate(tapes[: len(lengths)])
+    ]  # fmt: skip
+
+
+def _rolled_alone(
+    traces: Traces, pair: tuple[Segment, Segment], lengths: tuple[int, ...], left_out: int, left: tuple[str, ...]
+) -> list[StepProgram | None]:
+    """Rolls what lies between two places that mix time steps, or all of a model that has none."""
+    model = traces.model
+    root = in_single_steps(share_parameters(model))
+    tapes, source = (pair[0].tape, pair[1].tape), pair[0].source
     for tape, length in zip(tapes, (lengths[0], lengths[0] + 1), strict=True):
         for one in (tape, *([tape.again] if tape.again is not None else [])):
             work_step_by_step(one, root, length - left_out, source.axis)
     growth = growth_of(tapes)
-    left, _ = (require_own_state(tape, model) for tape in tapes)
+    own = tuple(name for name in left if name in tapes[0].attributes)
     make_lengths_symbolic(tapes, (lengths[0], lengths[0] + 1), growth, source)
     programs = []
-    for tape, length in zip(tapes, lengths, strict=False):
+    for segment, length in zip(pair, lengths, strict=False):
+        tape = segment.tape
         with naming_what_is_read_backwards(tape):
             loop = sort_into_steps(tape, length - left_out, growth)
-            plan = Assembler(share_parameters(model), loop, traces.signature, source.clock(tape), source.axis or 0)
-            program = with_states_left(plan.assemble(None), plan, left)
+            signature = traces.signature if segment.is_whole else segment.signature
+            plan = Assembler(share_parameters(model), loop, signature, source.clock(tape), source.axis or 0)
+            program = with_states_left(plan.assemble(None), plan, own)
         programs.append(program and with_all_draws(program, model, tape))
     return programs
 
@@ -146,13 +169,19 @@ def roll_both(traces: Traces, tapes: tuple[Tape, Tape], length: int) -> StepProg
             "Compute with x.shape[...] without a condition on it.",
             condition.where,
         )
+    _require_same(short, longer)
+    return short
+
+
+def _require_same(short: StepProgram, longer: StepProgram) -> None:
+    for (_, one), (_, other) in zip(segments_of(short.leaves), segments_of(longer.leaves), strict=True):
+        _require_same(one.program, other.program)
     for name in ("prologue", "step", "epilogue"):
-        one, other = getattr(short, name).graph, getattr(longer, name).graph
-        if not same_graph(one, other):
-            raise length_matters(one, other)
+        one_graph, other_graph = getattr(short, name).graph, getattr(longer, name).graph
+        if not same_graph(one_graph, other_graph):
+            raise length_matters(one_graph, other_graph)
     if [(one.collect, one.chosen) for one in short.outputs] != [(one.collect, one.chosen) for one in longer.outputs]:
         raise length_matters(short.epilogue.graph, longer.epilogue.graph)
-    return short
 
 
 def steps_left_out(tape: Tape, length: int, growth: dict[Any, int]) -> int | None:

@@ -53,6 +53,7 @@ class Tape:
         reads_mode: Whether code that is not torch's own asked a module whether it is in training mode.
         statistics: Those of the written attributes that outlive the sequence with no gradient. Where there are any, the
             result is a pair, of the user's own and of what they hold at the end, by name.
+        mixes_before: Whether something before the loop makes of several time steps together what the loop reads.
         generators: States of torch's generators when the run began.
     """
 
@@ -70,6 +71,7 @@ class Tape:
     reads_mode: bool = False
     stepwise: tuple[str, ...] = ()
     statistics: tuple[str, ...] = ()
+    mixes_before: bool = False
     generators: list[torch.Tensor] = field(default_factory=list)
 
     def states_written(self) -> tuple[str, ...]:

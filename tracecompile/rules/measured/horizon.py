@@ -17,13 +17,19 @@ from __future__ import annotations
 import bisect
 import itertools
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from tracecompile.later import placed
+from tracecompile.layers import Layer
+from tracecompile.rules.measured.profiles import GAIN, Profiles
 from tracecompile.rules.measured.profiles import Profile as Recorded
+
+if TYPE_CHECKING:
+    from tracecompile.rules.rule import Response
 
 CELLS = 64
 """Cells of time in which the mean response is recorded; as many steps are resolved exactly."""
@@ -59,8 +65,8 @@ class Horizon:
         profile[cell] = 1.0 / (self.ends[cell] - (self.ends[cell - 1] if cell else 0))
         return profile
 
-    def note(self, origin: str, signal: Tensor, profile: Profile) -> None:
-        """Adds a signal on a value to the profile of that value, by its norm."""
+    def note(self, origin: str, signal: Tensor, profile: Profile, index: int) -> None:
+        """Adds a signal on a value in a bin to the profile of that value, by its norm."""
         total = (profile * self.widths).sum().abs().clamp_min(1e-30)
         share = profile * (signal.norm().to(total) / total)
         self._profiles[origin] = self._profiles[origin] + share if origin in self._profiles else share
@@ -83,6 +89,37 @@ class Horizon:
     def of_bins(self, origin: str) -> Profile:
         """Returns the profile of those signals on a value that its mean response answers to."""
         return self._profiles[origin]
+
+    def answer(self, layer: Layer, response: Response, signals: Sequence[str]) -> Profile | None:
+        """Sets the factors of a layer.
+
+        Args:
+            layer: The layer.
+            response: Takes the factors of those outputs that there are signals on.
+            signals: Names of these.
+
+        Returns:
+            The profile of the signals that it hands on.
+        """
+        outputs = [name for name in layer.outputs if self.knows(name)]
+        if response.responses is None:
+            return sum((self.of(name) for name in outputs[1:]), self.of(outputs[0]))
+        handed: Profile | None = None
+        for output in outputs:
+            for (name, variable), recorded in response.responses.profiles.items():
+                if name == output and output in signals:
+                    response.factors[name, variable] = self.factor(recorded, self.of_bins(output)).reshape(1, 1, 1)
+            below = self._handed(layer, output, response.responses.profiles)
+            handed = below if handed is None else handed + below
+        return handed
+
+    def _handed(self, layer: Layer, output: str, profiles: Profiles) -> Profile:
+        """Returns the profile of what an output hands on to the first current that it answers to."""
+        profile = self.of(output)
+        current = next((name for name in layer.currents if (output, name) in profiles), None)
+        if current is None:
+            return profile
+        return self.below(profiles[output, current], profiles.get((f"{GAIN}{output}", current)), profile)
 
     def factor(self, response: Recorded, profile: Profile) -> Tensor:
         """Returns c for one response, a scalar."""

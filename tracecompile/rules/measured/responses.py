@@ -132,16 +132,19 @@ class Responses:
             variable: A current, a parameter or an initial state.
             signals: Learning signals by output, one per bin.
             slot: The bin of a current; 0 for the others.
-            factors: Finite-horizon factors by (output, variable).
+            factors: Finite-horizon factors by (output, variable), each by (sample, bin, slot); one of them
+                for all samples may do.
         """
         variable = self.tangents.alike.get(variable, variable)
         total: Tensor | None = None
         for output, signal in signals.items():
-            factor = factors.get((output, variable), 1.0) if factors else 1.0
+            factor = factors.get((output, variable)) if factors else None
             for index, row in self.rows.get((output, variable), {}).items():
                 given = signal[index]
                 if given is not None and row.first <= slot < row.first + row.sums.shape[0]:
-                    term = row.sums[slot - row.first] * (given * (factor / self.weights[index]))
+                    if factor is not None:
+                        given = given * _spread(factor[:, index, slot], given)
+                    term = row.sums[slot - row.first] * (given * (1.0 / self.weights[index]))
                     total = term if total is None else total + term
         return total
 
@@ -149,3 +152,10 @@ class Responses:
 def _own(total: Tensor) -> Tensor:
     """Returns sums that may be added to in place."""
     return total.clone(memory_format=torch.contiguous_format)
+
+
+def _spread(factor: Tensor, signal: Tensor) -> Tensor:
+    """Returns a factor by sample such that it multiplies a signal."""
+    if signal.ndim == 0 or factor.shape[0] not in (1, signal.shape[0]):
+        factor = factor.mean(0, keepdim=True)
+    return factor.to(signal.dtype).reshape(-1, *([1] * (signal.ndim - 1))) if signal.ndim else factor[0].to(signal)

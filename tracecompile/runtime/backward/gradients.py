@@ -11,10 +11,11 @@ from torch import Tensor
 from tracecompile.analysis.ports import static_names
 from tracecompile.layers import Layer, Pair
 from tracecompile.program import StepProgram
-from tracecompile.rules import Response, Signals
+from tracecompile.rules import Response, Signals, rule_of
 from tracecompile.rules.accumulation import accumulator_dtype
 from tracecompile.rules.measured.adjoint import KnownCurrents
 from tracecompile.rules.measured.horizon import Horizon
+from tracecompile.rules.measured.within import HorizonOfBins
 from tracecompile.runtime.backward.local import LocalGraph
 from tracecompile.runtime.backward.moments import MomentPass
 from tracecompile.runtime.backward.signals import Signal, TimedSignal, at_step, of_all_steps
@@ -118,17 +119,18 @@ class BackwardPass:
         graphs: dict[str, LocalGraph] = {}
         responses: dict[str, Response] = {}
         solver = Solver(self.program, overlap, bins.count, responses, graphs, self.record.responses)
-        solver.horizon = self._horizon()
+        given = [signal.value for signal in signals] + [each.values for each in (moments.signals if moments else ())]
+        solver.horizon = self._horizon(given[0].device) if given else None
         if moments is not None and moments.signals:
             # First, since a second pass fills the record.
             self._take_moments(solver, leaves, moments)
         for layer in self.program.layers:
             graphs[layer.name] = self._graph(layer, leaves)
             responses[layer.name] = _response(layer, self.record, graphs[layer.name], leaves)
-        for given in signals:
-            self._take(solver, given)
+        for signal in signals:
+            self._take(solver, signal)
             if solver.horizon is not None:
-                solver.horizon.note(given.source.origin, given.value, solver.horizon.constant())
+                solver.horizon.note(signal.source.origin, signal.value, solver.horizon.constant(), signal.index)
         solver.run()
         inputs = {x.name: solver.signals[x.name] for x in self.program.inputs if x.name in solver.signals}
         return Gradients(self._through_statics(solver), solver.initial, inputs, solver)
@@ -166,11 +168,13 @@ class BackwardPass:
             known.add(layer, slopes, given[layer.name])
         return known
 
-    def _horizon(self) -> Horizon | None:
-        cells = self.record.cells
-        recorded = (p.sums for responses in self.record.responses.values() for p in responses.profiles.values())
-        device = next((sums.device for sums in recorded if sums is not None), torch.device("cpu"))
-        return None if cells is None else Horizon(cells.bins.widths, device)
+    def _horizon(self, device: torch.device) -> Horizon | None:
+        """Returns what keeps the time within bins, where it counts; ``device`` is where the signals are."""
+        cells, bins = self.record.cells, self.record.bins
+        if cells is not None:
+            return Horizon(cells.bins.widths, device)
+        binned = rule_of(self.program.settings).resolves_steps(self.program.settings)
+        return HorizonOfBins(bins.edges, device) if binned and 1 < bins.count < bins.edges[-1] else None
 
     def _graph(self, layer: Layer, statics: Mapping[str, Tensor]) -> LocalGraph:
         decay = layer.decay

@@ -96,6 +96,7 @@ class MomentPass:
                 handed[source.origin] = handed[source.origin] + signal if source.origin in handed else signal
             elif moment.step >= source.delay:
                 made = moment.step - source.delay
-                self.solver.add(source.origin, 0, self.bins.of(made), signal)
-                if self.solver.horizon is not None:
-                    self.solver.horizon.note(source.origin, signal, self.solver.horizon.at(made))
+                index, time = self.bins.of(made), self.solver.horizon
+                self.solver.add(source.origin, 0, index, signal)
+                if time is not None:
+                    time.note(source.origin, signal, time.at(made), index)

@@ -10,8 +10,7 @@ from torch import Tensor
 from tracecompile.layers import Layer
 from tracecompile.program import StepProgram
 from tracecompile.rules import Response
-from tracecompile.rules.measured.horizon import Horizon, Profile
-from tracecompile.rules.measured.profiles import Profile as Recorded
+from tracecompile.rules.measured.horizon import Horizon
 from tracecompile.rules.measured.responses import Responses
 from tracecompile.rules.measured.tangents import Tangents
 from tracecompile.runtime.backward.local import LocalGraph
@@ -59,7 +58,7 @@ class Solver:
         self.initial: dict[str, Tensor] = {}
         self.settling = Settling()
         self.horizon: Horizon | None = None
-        """Set where there is a single bin, whose responses need the finite-horizon factor."""
+        """Set where there are fewer bins than steps, whose responses need the finite-horizon factor."""
 
     def add(self, origin: str, delay: int, index: int, signal: Tensor, *, own: bool = True) -> None:
         """Adds a learning signal on the values read in bin ``index`` to the bins in which they were made.
@@ -109,42 +108,15 @@ class Solver:
     def _feed_forward(self, layer: Layer) -> None:
         if layer.name not in self.timed and not any(name in self.signals for name in layer.outputs):
             return
-        profile = self._apply_horizon(layer)
+        time = self.horizon
+        profile = None if time is None else time.answer(layer, self.responses[layer.name], list(self.signals))
         pulled = [self._currents(layer, index) for index in range(self.bins)]
         for index, signals in enumerate(pulled):
             for origin, delay, signal in self._handed(layer, index, signals):
                 self.add(origin, delay, index, signal)
-                if self.horizon is not None and profile is not None:
-                    self.horizon.note(origin, signal, profile)
+                if time is not None and profile is not None:
+                    time.note(origin, signal, profile, index)
         self._finish(layer, pulled)
-
-    def _apply_horizon(self, layer: Layer) -> Profile | None:
-        """Sets the finite-horizon factors of a layer; returns the profile of the signals that it hands on."""
-        if self.horizon is None:
-            return None
-        outputs = [name for name in layer.outputs if self.horizon.knows(name)]
-        response = self.responses[layer.name]
-        if response.responses is None:
-            return sum((self.horizon.of(name) for name in outputs[1:]), self.horizon.of(outputs[0]))
-        handed: Profile | None = None
-        for output in outputs:
-            for (name, variable), recorded in response.responses.profiles.items():
-                if name == output and output in self.signals:
-                    response.factors[name, variable] = self.horizon.factor(recorded, self.horizon.of_bins(output))
-            below = self._handed_profile(layer, output, response.responses.profiles, self.horizon.of(output))
-            handed = below if handed is None else handed + below
-        return handed
-
-    def _handed_profile(
-        self, layer: Layer, output: str, profiles: Mapping[tuple[str, str], Recorded], profile: Profile
-    ) -> Profile:
-        """Returns the profile of what an output hands on to the first current that it answers to."""
-        assert self.horizon is not None
-        current = next((name for name in layer.currents if (output, name) in profiles), None)
-        if current is None:
-            return profile
-        gain = profiles.get((f"gain of {output}", current))
-        return self.horizon.below(profiles[output, current], gain, profile)
 
     def _recurrent(self, layers: list[Layer]) -> None:
         """Solves a block bin by bin from the last to the first."""
@@ -162,7 +134,7 @@ class Solver:
                 self.add(origin, delay, index, signal, own=origin not in inside)
                 if self.horizon is not None and origin not in inside:
                     # How a signal spreads in time through recurrence is not known: taken as constant.
-                    self.horizon.note(origin, signal, self.horizon.constant())
+                    self.horizon.note(origin, signal, self.horizon.constant(), index)
         for layer in layers:
             self._finish(layer, pulled[layer.name])
 

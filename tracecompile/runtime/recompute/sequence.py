@@ -21,7 +21,7 @@ from tracecompile.runtime.recompute.cotangents import Cotangents
 from tracecompile.runtime.recompute.pieces import How, Moment, Pieces, edges_of
 from tracecompile.runtime.recompute.schedule import first_snapshots, reverse
 from tracecompile.runtime.recompute.stand_ins import require_unchanged
-from tracecompile.runtime.rerun import Prepared, Rerun
+from tracecompile.runtime.rerun import Prepared, Rerun, of_steps
 
 
 class Kept:
@@ -142,7 +142,8 @@ def recomputed(
     executor: Executes, leaves: Sequence[Any], prepared: Prepared, steps: int, drawn: Sequence[Tensor]
 ) -> tuple[list[Any], None, list[Tensor]]:
     """Runs a sequence that is to be trained; see ``Executor.sequence``."""
-    program = executor.program
+    program, whole = executor.program, prepared
+    prepared = of_steps(program, whole)
     given = dict(zip((x.name for x in program.inputs), prepared.inputs, strict=True))
     choice = choose(program, steps, given)
     executor.choice = choice
@@ -158,4 +159,4 @@ def recomputed(
     results = with_anchors(collected, anchors[: len(collected)])
     states = with_anchors(last, anchors[len(collected) :])
     again = rerun if program.epilogue_again else None
-    return executor.ends.finish(results, states, prepared.invariants, again, steps), None, list(last)
+    return executor.ends.finish(results, states, whole.invariants, again, steps), None, list(last)

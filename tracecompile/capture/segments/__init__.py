@@ -1,0 +1,1 @@
+"""Models that mix time steps between their loops: one program for what lies between two of these places."""

@@ -1,0 +1,139 @@
+"""What is computed before the loop of all time steps together, and computed again for backward.
+
+A normalisation over time and batch needs all steps of a layer's currents at once, and its derivative needs them once
+more. Autograd would keep them, for every such layer, as long as the user keeps the loss. Here nothing is kept but what
+they are computed of: what the user handed in, and spikes as bits. Backward runs the prologue again, with a graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from tracecompile.runtime.backward.once import applied, first_order
+from tracecompile.runtime.opened import Opened
+from tracecompile.runtime.packed import Packed, unpacked
+from tracecompile.runtime.replay import autocast_as, autocast_states, buffers_kept, drawn_again, random_states
+from tracecompile.runtime.twins import on_twins
+
+
+class Before:
+    """One prologue that is to be run twice.
+
+    Its operands are attributes and the leaves of the call; after them the parameters of its modules, for their
+    gradients alone.
+    """
+
+    def __init__(
+        self, prologue: fx.GraphModule, opened: Callable[[], Opened], kept: Sequence[Any], draws: bool
+    ) -> None:
+        """Remembers the circumstances.
+
+        Args:
+            prologue: Maps its operands to inputs, invariants and initial states.
+            opened: Returns the model as it is at this call.
+            kept: The operands as they are kept: some are packed, the others are those of the user.
+            draws: Whether the prologue draws random numbers.
+        """
+        self.prologue, self.opened = prologue, opened()
+        self.parameters = [value for value in prologue.parameters() if value.requires_grad]
+        self.kept = [value.detach() if isinstance(value, Tensor) else value for value in kept]
+        self.versions = [(value, value._version) for value in kept if _is_owned(value)]
+        self.drawn = random_states() if draws else []
+        device = next((value.device for value in self.kept if isinstance(value, (Tensor, Packed))), None)
+        self.autocast = autocast_states(device)
+        self.spec: pytree.TreeSpec | None = None
+
+    def run(self, operands: Sequence[Any]) -> Any:
+        """Returns what the prologue does, and keeps nothing of all steps for its gradient.
+
+        Args:
+            operands: With the graph that they come with.
+        """
+        _, *leaves = applied(BeforeFunction, None, self, *operands, *self.parameters)
+        assert self.spec is not None
+        return pytree.tree_unflatten(leaves, self.spec)
+
+    def leaves(self, given: Sequence[Any], wanted: Sequence[bool]) -> tuple[list[Any], list[Tensor]]:
+        """Runs it with a graph; returns the leaves of what it returns, and the operands that need a gradient."""
+        count = len(given)
+        operands = [value.detach() if isinstance(value, Tensor) else value for value in given]
+        sources = [value.requires_grad_() for value, need in zip(operands, wanted, strict=False) if need]
+        stand_ins: dict[Tensor, Tensor] = {value: value.detach().requires_grad_() for value in self.parameters}
+        sources += [stand_ins[value] for value, need in zip(self.parameters, wanted[count:], strict=True) if need]
+        with torch.enable_grad():
+            # Not the sources themselves: the user's code may write into what it is given.
+            passed = [value.view_as(value) if need else value for value, need in zip(operands, wanted, strict=False)]
+            found, self.spec = pytree.tree_flatten(on_twins(self.prologue, stand_ins)(*passed))
+            return found, sources
+
+    def leaves_again(self, wanted: Sequence[bool]) -> tuple[list[Any], list[Tensor]]:
+        """Runs it once more as it was, and moves no buffer; see ``leaves``.
+
+        Raises:
+            RuntimeError: An operand was modified in place since.
+        """
+        if any(value._version != version for value, version in self.versions):
+            raise RuntimeError(
+                "An input or a parameter was modified in place between the forward and the backward pass, which runs "
+                "what is computed of all time steps together once more. Pass a copy, or call backward before."
+            )
+        given = [unpacked(value) for value in self.kept]
+        root = self.prologue
+        with self.opened.put_back(), buffers_kept(root), autocast_as(self.autocast), drawn_again(self.drawn):
+            return self.leaves(given, wanted)
+
+
+class BeforeFunction(torch.autograd.Function):
+    """Runs a prologue and keeps nothing of all time steps."""
+
+    @staticmethod
+    def forward(ctx: Any, before: Before, *given: Any) -> Any:
+        """Returns a root for ``first_order``, and the leaves of what the prologue returns."""
+        ctx.before, ctx.wanted = before, ctx.needs_input_grad[1:]
+        count = len(given) - len(before.parameters)
+        # The graph says which leaves require a gradient, and need hold nothing for it.
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: None, lambda nothing: nothing):
+            leaves, _ = before.leaves(given[:count], ctx.wanted)
+        found = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        constant = [
+            made
+            for made, leaf in zip(found, leaves, strict=True)
+            if isinstance(leaf, Tensor) and not leaf.requires_grad
+        ]
+        ctx.mark_non_differentiable(*constant)
+        ctx.set_materialize_grads(False)
+        root = torch.zeros(())
+        ctx.save_for_backward(root)
+        return root, *found
+
+    @staticmethod
+    def backward(ctx: Any, from_root: None, *signals: Tensor | None) -> Any:
+        """Returns the gradients of the operands."""
+        (root,) = ctx.saved_tensors
+        with torch.no_grad():
+            found = BeforeFunction.pulled(ctx.before, ctx.wanted, signals)
+        return None, *first_order(root, found)
+
+    @staticmethod
+    def pulled(before: Before, wanted: Sequence[bool], signals: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Runs the prologue once more, and pulls learning signals on what it returns to its operands."""
+        leaves, sources = before.leaves_again(wanted)
+        pairs = [
+            (leaf, signal)
+            for leaf, signal in zip(leaves, signals, strict=True)
+            if signal is not None and isinstance(leaf, Tensor) and leaf.requires_grad
+        ]
+        outputs, pulls = [leaf for leaf, _ in pairs], [signal for _, signal in pairs]
+        none: list[Tensor | None] = [None] * len(sources)
+        found = iter(torch.autograd.grad(outputs, sources, pulls, allow_unused=True) if outputs else none)
+        return [next(found) if need else None for need in wanted]
+
+
+def _is_owned(value: Any) -> bool:
+    """Tells whether somebody else may write into a tensor until backward."""
+    return isinstance(value, Tensor) and not value.is_inference()
