@@ -154,6 +154,7 @@ def test_a_refused_model_gives_1_and_no_traceback(model: Path, capsys: pytest.Ca
         (["inspect", "{model}:Net"], "--input"),
         (["inspect", "{model}:Missing", "--input", "20x4x6"], "has no 'Missing'"),
         (["inspect", "{model}:number", "--input", "20x4x6"], "is a int"),
+        (["inspect", "torch.nn:Linear", "--input", "20x4x6"], "Name a function of your own that makes the model"),
         (["inspect", "{model}:broken", "--input", "20x4x6"], "KeyError"),
         (["inspect", "{model}", "--input", "20x4x6"], "no target"),
         (["inspect", "nowhere.py:Net", "--input", "20x4x6"], "no file nowhere.py"),
