@@ -128,6 +128,22 @@ def test_examples_that_do_not_fit(make: Callable[[], Any]) -> None:
         tracecompile.convert(model, example)
 
 
+@pytest.mark.parametrize(
+    ("args", "kwargs", "says"),
+    [
+        ((), {}, "missing a required argument: 'x'"),
+        ((torch.zeros(5, 2, 4),) * 3, {}, "too many positional arguments"),
+        ((torch.zeros(5, 2, 4),), {"mask": 1.0}, "unexpected keyword argument 'mask'"),
+    ],
+)
+def test_arguments_that_forward_does_not_take_point_at_it(args: Any, kwargs: Any, says: str) -> None:
+    with pytest.raises(InvalidInput, match=says) as caught:
+        tracecompile.convert(LOOP.factory())(*args, **kwargs)
+    assert caught.value.where is not None
+    assert "def forward(" in caught.value.where.source
+    assert "Its forward takes (x" in caught.value.advice
+
+
 class Sizes(TorchDispatchMode):
     """Notes how many elements every result has."""
 

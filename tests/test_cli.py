@@ -154,6 +154,7 @@ def test_a_refused_model_gives_1_and_no_traceback(model: Path, capsys: pytest.Ca
         (["inspect", "{model}:Net"], "--input"),
         (["inspect", "{model}:Missing", "--input", "20x4x6"], "has no 'Missing'"),
         (["inspect", "{model}:number", "--input", "20x4x6"], "is a int"),
+        (["inspect", "torch.nn:Linear", "--input", "20x4x6"], "Name a function of your own that makes the model"),
         (["inspect", "{model}:broken", "--input", "20x4x6"], "KeyError"),
         (["inspect", "{model}", "--input", "20x4x6"], "no target"),
         (["inspect", "nowhere.py:Net", "--input", "20x4x6"], "no file nowhere.py"),
@@ -163,6 +164,7 @@ def test_a_refused_model_gives_1_and_no_traceback(model: Path, capsys: pytest.Ca
         (["inspect", "{model}:Net", "--input", "20x4x6", "--rule", "magic"], "magic"),
         (["inspect", "{model}:Net", "--input", "20x4x6", "--half-life", "0"], "half-life"),
         (["inspect", "{model}:Net", "--input", "20x4x6", "--weights", "no.pt"], "no file no.pt"),
+        (["inspect", "{model}:Net", "--input", "20x4x6", "--weights", "."], "is a folder: --weights takes a file"),
         (["convert", "{model}:Net", "--input", "20x4x6"], "output"),
         (["convert", "{model}:Net", "--input", "20x4x6", "-o", "{model}"], "not a folder"),
         (["frobnicate"], "frobnicate"),
@@ -191,6 +193,7 @@ def test_wrong_usage_gives_2(model: Path, arguments: list[str], says: str, capsy
         (["inspect", "{folder}/script.py:Net"], "SystemExit"),
         (["inspect", "{model}:stopping"], "SystemExit"),
         (["inspect", "{model}:Net", "--weights", "{folder}/script.py"], "reading it might run code"),
+        (["inspect", "{model}:Net", "--weights", "{folder}/empty.pt"], "empty.pt is empty: give"),
         (["inspect", "{folder}"], "not a folder that tracecompile convert wrote"),
         (["convert", "{model}:Net", "-o", "{folder}"], "broken.py, which save has not written"),
         (["bench", "--input", "20x4x6"], "TARGET"),
@@ -207,6 +210,7 @@ def test_options_that_mean_nothing_give_2(
         MODEL + "\ndef example_inputs():\n    return torch.ones(5, 2, 6)\n\ndef stopping():\n    exit(1)\n"
     )
     (model.parent / "broken.py").write_text("class Net(:\n")
+    (model.parent / "empty.pt").touch()
     (model.parent / "script.py").write_text("import sys\nsys.exit(0)\n")
     before = sorted(model.parent.iterdir())
     places = {"{model}": str(model), "{folder}": str(model.parent)}

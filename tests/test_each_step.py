@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 import tracecompile
 from tracecompile.capture import capture_program
-from tracecompile.errors import ConversionError, UnrollableLoop, UnsupportedOperation, UnsupportedState
+from tracecompile.errors import ConversionError, UnrollableLoop, UnsupportedState
 
 INPUTS, HIDDEN, CLASSES = 4, 6, 3
 
@@ -142,40 +143,60 @@ def test_what_may_round_otherwise_is_in_the_report() -> None:
     assert any("fc2" in note and "rounding" in note for note in net.report.notes)
 
 
+def normalised(model: LayerByLayer, z: Tensor) -> Tensor:
+    return 5 * model.norm(z.flatten(0, 1)).view(z.shape)
+
+
 MIXING = {
     "a cumulative product": lambda model, z: 3 * model.fc2((1.5 - z).cumprod(0)),
     "a mean over time": lambda model, z: 3 * model.fc2(z - z.mean(0)),
-    "a softmax over time": lambda model, z: 3 * model.fc2(torch.softmax(z, 0)),
+    "a softmax over time": lambda model, z: 9 * model.fc2(torch.softmax(z, 0)),
     "a shift": lambda model, z: 3 * model.fc2(torch.roll(z, 1, 0)),
-    "a reversal": lambda model, z: 3 * model.fc2(z.flip(0)),
+    "a normalisation": normalised,
 }
 
 
+@pytest.mark.parametrize("rule", ["measured", "exact"])
 @pytest.mark.parametrize("between", MIXING.values(), ids=MIXING.keys())
-def test_what_mixes_time_steps_is_refused(between: Callable[[LayerByLayer, Tensor], Tensor]) -> None:
+def test_what_mixes_time_steps_is_done_before_the_next_loop(
+    between: Callable[[LayerByLayer, Tensor], Tensor], rule: Any
+) -> None:
+    torch.manual_seed(0)
+    model = LayerByLayer(between).double()
+    twin = copy.deepcopy(model)
+    options = {"bins": 9} if rule == "measured" else {}
+    net = tracecompile.convert(model, 5 * torch.randn(5, 2, INPUTS).double(), rule=rule, **options)
+    x = 5 * torch.randn(9, 4, INPUTS).double()
+    expected, found = twin(x), net(x)
+    assert 0 < expected.mean() < 1
+    assert torch.equal(found, expected)
+    weights = torch.randn_like(expected)
+    (expected * weights).sum().backward()
+    (found * weights).sum().backward()
+    live = 0
+    for parameter, of_twin in zip(model.parameters(), twin.parameters(), strict=True):
+        if of_twin.grad is not None:
+            live += bool(of_twin.grad.norm() > 1e-3)
+            assert (parameter.grad - of_twin.grad).norm() <= 1e-9 * of_twin.grad.norm() + 1e-12
+    assert live >= 3
+
+
+def backwards(model: LayerByLayer, z: Tensor) -> Tensor:
+    return 3 * model.fc2(z.flip(0))
+
+
+def test_a_loop_that_goes_backwards_through_another_is_refused() -> None:
     with pytest.raises(UnrollableLoop):
-        tracecompile.convert(LayerByLayer(between), 5 * torch.randn(5, 2, INPUTS))
+        tracecompile.convert(LayerByLayer(backwards), 5 * torch.randn(5, 2, INPUTS))
 
 
-def test_what_mixes_time_steps_is_refused_whatever_the_example_shows() -> None:
-    model = LayerByLayer(MIXING["a reversal"])
+def test_it_is_refused_whatever_the_example_shows() -> None:
+    model = LayerByLayer(backwards)
     nn.init.zeros_(model.fc1.bias)
     x = torch.zeros(5, 2, INPUTS)
     assert not model.first(model.fc1(x)).any(), "the example shows a spike"
     with pytest.raises(UnrollableLoop):
         tracecompile.convert(model, x)
-
-
-def test_a_normalisation_over_time_and_batch_is_refused_in_training() -> None:
-    def between(model: LayerByLayer, z: Tensor) -> Tensor:
-        return model.norm(z.flatten(0, 1)).view(z.shape)
-
-    model = LayerByLayer(between)
-    x = 5 * torch.randn(5, 2, INPUTS)
-    with pytest.raises(UnsupportedOperation, match="norm takes the statistics of all time steps"):
-        tracecompile.convert(model, x)
-    model.eval()
-    assert torch.equal(tracecompile.convert(model, x)(x), model(x))
 
 
 class RequiresGrad(nn.Module):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import tracecompile
 from tracecompile.capture.tracing.opaque import runs_operator
-from tracecompile.errors import ConversionError, InvalidInput, UnsupportedOperation, UnsupportedState
+from tracecompile.errors import ConversionError, InvalidInput, UnsupportedState
 from tracecompile.neuron_step import NeuronStep, OpaqueStep
 from tracecompile.rules.opaque import StepWithSlopes
 
@@ -297,17 +297,25 @@ def test_membranes_kept_of_a_whole_sequence(sj: Any) -> None:
 # What cannot be taken apart into steps.
 
 
-def test_normalisation_over_time_is_refused_in_training(sj: Any) -> None:
-    net = whole_sequences(sj, sj.layer.BatchNorm1d(8, step_mode="m"))
-    x = spikes(6, 3, 6)
-    with pytest.raises(UnsupportedOperation, match="statistics of all time steps"):
-        tracecompile.convert(net, x)
-    twin = copy.deepcopy(net.eval())
-    converted = tracecompile.convert(net, x)
-    assert torch.equal(converted(x), twin(x))
-    converted.reset()
-    with pytest.raises(UnsupportedOperation, match="statistics of all time steps"):
-        converted.train()(x)
+def test_normalisation_over_time_is_the_models(sj: Any) -> None:
+    net = whole_sequences(sj, sj.layer.BatchNorm1d(8, step_mode="m")).double()
+    twin = copy.deepcopy(net)
+    converted = tracecompile.convert(net, spikes(6, 3, 6).double(), bins=7)
+    for training in (True, False):
+        x = spikes(7, 4, 6).double()
+        converted.train(training)
+        twin.train(training)
+        expected, found = twin(x), converted(x)
+        assert torch.equal(found, expected)
+        assert 0 < expected.mean() < 1
+        net.zero_grad()
+        wanted = torch.autograd.grad(expected.square().mean(0).sum(), list(twin.parameters()))
+        found.square().mean(0).sum().backward()
+        for gradient, parameter in zip(wanted, net.parameters(), strict=True):
+            assert (parameter.grad - gradient).norm() <= 1e-9 * gradient.norm() + 1e-12
+        converted.reset()
+        sj.functional.reset_net(twin)
+    assert torch.equal(net[2].running_mean, twin[2].running_mean)
 
 
 def test_a_bias_before_a_normalisation_is_no_fault(sj: Any) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import tracecompile
-from tracecompile.errors import UnsupportedControlFlow, UnsupportedOperation
+from tracecompile.errors import UnsupportedControlFlow
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -365,19 +365,23 @@ class Normalised(nn.Module):
         return self.lif2(5 * z)[0]
 
 
-def test_normalisation_over_all_steps_is_refused_in_training() -> None:
-    with pytest.raises(UnsupportedOperation, match="all time steps at once") as caught:
-        tracecompile.convert(Normalised(), 2 * inputs(5, 2))
-    assert caught.value.where is not None
-    assert "self.norm(z.flatten(0, 1))" in caught.value.where.source
-
-
-def test_normalisation_over_all_steps_converts_in_evaluation_and_refuses_to_train() -> None:
-    model = Normalised().eval()
-    net = tracecompile.convert(model, 2 * inputs(5, 2))
-    assert any("norm" in note and "rounding" in note for note in net.report.notes)
-    found = net(2 * inputs(7, 3))
-    assert torch.equal(found, model(2 * inputs(7, 3)))
-    assert 0 < found.mean() < 1
-    with pytest.raises(UnsupportedOperation, match="all time steps at once"):
-        net.train()(2 * inputs(7, 3))
+def test_normalisation_over_all_steps_is_the_models() -> None:
+    torch.manual_seed(0)
+    model = Normalised()
+    twin = copy.deepcopy(model)
+    net = tracecompile.convert(model, 2 * inputs(5, 2), bins=7)
+    for training in (True, False):
+        net.train(training)
+        twin.train(training)
+        x = 2 * inputs(7, 3)
+        expected, found = twin(x), net(x)
+        assert torch.equal(found, expected)
+        assert 0 < found.mean() < 1
+        wanted = torch.autograd.grad(expected.square().mean(0).sum(), list(twin.parameters()))
+        model.zero_grad()
+        found.square().mean(0).sum().backward()
+        largest = max(gradient.norm() for gradient in wanted)
+        for gradient, parameter in zip(wanted, model.parameters(), strict=True):
+            assert parameter.grad is not None
+            assert (parameter.grad - gradient).norm() <= 1e-5 * largest
+    assert torch.equal(model.norm.running_mean, twin.norm.running_mean)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from tracecompile.errors import InvalidInput
-from tracecompile.kinds import check_kind, described, first_line
+from tracecompile.kinds import check_kind, described, first_line, no_fit
 from tracecompile.later import Later
 from tracecompile.program import StepProgram
 
@@ -146,7 +146,7 @@ class Arguments:
         try:
             given = self.signature.bind(*args, **kwargs).arguments
         except TypeError as fault:
-            raise InvalidInput(f"The call does not fit the model: {fault}.") from None
+            raise no_fit(self.signature, fault) from None
         leaves: dict[int, Any] = {}
         for name, positions in self.positions.items():
             value = given.get(name, self.signature.parameters[name].default)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,7 +23,7 @@ from tracecompile.capture.tracing.source import line_of_failure, line_of_forward
 from tracecompile.compiled import Compiled, Request, shape_of, steps_of, training_flags
 from tracecompile.diagnostics.describe import describe
 from tracecompile.errors import ConversionError, InvalidInput, SourceLine, UnsupportedOperation, UnsupportedState
-from tracecompile.kinds import described, first_line
+from tracecompile.kinds import described, first_line, no_fit
 from tracecompile.passes.pipeline import run_pipeline
 from tracecompile.program import StepProgram
 from tracecompile.refused import check_model
@@ -204,6 +205,10 @@ def _forget_examples(program: StepProgram) -> None:
 
 def _does_not_run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], fault: Exception) -> Exception:
     """Tells an input that the model itself cannot take from a fault of the capture, which stays as it is."""
+    try:
+        (signature := inspect.signature(model.forward)).bind(*args, **kwargs)
+    except TypeError as misfit:
+        return no_fit(signature, misfit).at(line_of_forward(model))
     try:
         copied = share_parameters(model)
         with torch.no_grad(), torch.random.fork_rng(), registries_redirected(copied):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -50,6 +51,14 @@ def _described(leaf: Any) -> str:
     if not isinstance(leaf, Tensor):
         return type(leaf).__name__
     return f"{str(leaf.dtype).removeprefix('torch.')} {list(leaf.shape)}"
+
+
+def no_fit(signature: inspect.Signature, fault: TypeError) -> InvalidInput:
+    """Returns the error for a call that lacks an argument of the model's forward, or has one that it does not know."""
+    plain = [each.replace(annotation=each.empty) for each in signature.parameters.values()]
+    return InvalidInput(
+        f"The call does not fit the model: {fault}.", f"Its forward takes ({', '.join(map(str, plain))})."
+    )
 
 
 def first_line(fault: Exception) -> str:

@@ -115,7 +115,10 @@ def call(factory: Any, target: str) -> Any:
     except ConversionError:
         raise
     except (Exception, SystemExit) as error:
-        raise UsageError(f"Calling {target} without arguments raised {type(error).__name__}: {error}") from error
+        more = ""
+        if isinstance(error, TypeError) and "required" in str(error):
+            more = ". Name a function of your own that makes the model with its arguments, as file.py:function."
+        raise UsageError(f"Calling {target} without arguments raised {type(error).__name__}: {error}{more}") from error
 
 
 def _import_module(name: str) -> ModuleType:

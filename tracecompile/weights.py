@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tracecompile.saving.place import WEIGHTS
 from tracecompile.targets import UsageError
 
 MISFITS = 3
@@ -23,8 +24,15 @@ def load_weights(model: nn.Module, path: Path) -> None:
     Raises:
         UsageError: The file is missing, damaged, names code, or does not fit the model.
     """
+    if path.is_dir():
+        raise UsageError(
+            f"{path} is a folder: --weights takes a file, as safetensors or a state dict; in a folder that convert -o "
+            f"wrote it is {WEIGHTS}."
+        )
     if not path.is_file():
         raise UsageError(f"There is no file {path}.")
+    if not path.stat().st_size:
+        raise UsageError(f"{path} is empty: give a file of weights, as torch.save(model.state_dict(), path) writes.")
     state = _safetensors(path) if path.suffix == ".safetensors" else _state_dict(path)
     try:
         model.load_state_dict(state)

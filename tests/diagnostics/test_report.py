@@ -6,9 +6,12 @@ import copy
 from typing import Any
 
 import pytest
+import torch
 from models import MODELS, weighted_loss
+from torch import Tensor, nn
 
 import tracecompile
+import tracecompile.nn as snn
 from tracecompile.report import ConversionReport, ExecutionReport, Footprint, LayerReport, ParameterReport
 
 WIDE = ConversionReport(
@@ -89,3 +92,30 @@ def test_the_report_follows_requires_grad() -> None:
         parameter.requires_grad_(True)
     assert all(entry.status != "frozen" for entry in other.report.parameters.values()), "a copy has its own"
     assert frozen(), "and leaves the net its own"
+
+
+def test_a_state_is_called_what_the_user_would_write() -> None:
+    class Keeps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mem = torch.zeros(())
+
+        def forward(self, current: Tensor) -> Tensor:
+            self.mem = 0.9 * self.mem + current
+            return snn.fast_sigmoid(5.0)(self.mem - 0.5)
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.top_lif = nn.Sequential(nn.Linear(4, 6), Keeps()), Keeps()
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.net[1].mem = self.top_lif.mem = torch.zeros(x.shape[1], 6)
+            total = torch.zeros(())
+            for x_t in x:
+                total = total + self.top_lif(self.net(x_t))
+            return total
+
+    net = tracecompile.convert(Model(), torch.rand(5, 2, 4))
+    said = [state.split(" ")[0] for layer in net.report.layers for state in layer.states]
+    assert said == ["net.1.mem", "top_lif.mem"]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import tracecompile
 import tracecompile.nn as snn
 from tracecompile.diagnostics import reference
-from tracecompile.diagnostics.check import check_model
+from tracecompile.diagnostics.check import agreeing, check_model
 from tracecompile.diagnostics.cost import Cost
 from tracecompile.diagnostics.memory import saved_bytes
 from tracecompile.diagnostics.reference import predicted_bytes
@@ -157,3 +157,18 @@ def test_every_rule_draws_what_the_model_drew() -> None:
     rows = {row.name: row.cosine for row in result.variants.rows}
     assert rows["exact"] == pytest.approx(1, abs=1e-6)
     assert rows["bins=1"] < rows["bins=10"], "the comparison proves nothing"
+
+
+@pytest.mark.parametrize(("cosine", "more"), [(0.999, False), (0.9, True)])
+def test_the_advice_agrees_with_the_choice(cosine: float, more: bool) -> None:
+    """Where as many bins as asked for are chosen, more of them are not advised; where more are chosen, they are."""
+    advice = ("a: the input drifts (0.80) over the sequence; use more bins.", "a: 95% silent; lower the threshold.")
+    rows = [Variant("bins=4", cosine, (1.0, 1.0), Cost(10, 1.0), asked=True)]
+    rows.append(Variant("bins=10", 0.9999, (1.0, 1.0), Cost(20, 2.0)))
+    variants = Variants(tuple(rows))
+    found = agreeing(advice, variants)
+    assert found[1] == advice[1]
+    assert ("more bins" in found[0]) is more
+    assert more or found[0] == "a: the input drifts (0.80) over the sequence; bins=4 is close all the same."
+    none = Variants((Variant("bins=4", 0.5, (1.0, 1.0), Cost(10, 1.0), asked=True),))
+    assert agreeing(advice, none) == advice

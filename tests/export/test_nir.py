@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from requirements import library
-from support.nir_networks import CASES, SPIKE, Loop, by_hand
+from support.nir_networks import CASES, SPIKE, Loop, by_hand, with_parts
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -150,3 +150,31 @@ def test_a_duration_is_for_nir_alone() -> None:
         tracecompile.export(net, "onnx", dt=1e-3)
     with pytest.raises(ConversionError, match="-1 seconds"):
         tracecompile.export(net, "nir", dt=-1)
+
+
+@pytest.mark.parametrize("place", ["input", "current", "spikes", "output"])
+def test_a_dropout_is_off(place: str) -> None:
+    """Of the module and of the function, in training: the graph is that of the network without it."""
+
+    def step(net: Any, x: Tensor, states: Any) -> Any:
+        def dropped(value: Tensor, here: str) -> Tensor:
+            if here != place:
+                return value
+            return F.dropout(net.drop(value), 0.3, net.training)
+
+        v, w = states
+        v = 0.9 * v + dropped(net.a(dropped(2 * x, "input")), "current")
+        s = SPIKE(v - 1.0)
+        w = 0.8 * w + net.b(dropped(s, "spikes"))
+        z = SPIKE(w - 0.5)
+        return dropped(z, "output"), [v - s, w - 0.5 * z]
+
+    model = with_parts(Loop(step, 2), drop=nn.Dropout(0.4)).double()
+    net = tracecompile.convert(model, torch.randn(5, 2, 6, dtype=torch.float64))
+    exported = tracecompile.export(net, "nir")
+    assert sum(type(node).__name__ == "LIF" for node in exported.model.nodes.values()) == 2
+    assert net.training
+    x = 2 * torch.randn(40, 7, 6, dtype=torch.float64)
+    expected = model.eval()(x)
+    assert 0 < expected.mean() < 1
+    assert torch.equal(spikes_of(exported.model, x), expected)

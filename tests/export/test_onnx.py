@@ -166,3 +166,40 @@ def test_the_command_line_exports_a_saved_folder(tmp_path: Path, capsys: pytest.
     with pytest.raises(SystemExit) as stopped:
         main(["export", str(tmp_path), "--to", "onnx", "-o", str(tmp_path / "other.onnx")])
     assert stopped.value.code == 2
+
+
+class Dropping(Recurrent):
+    """Recurrent, with a dropout before its neurons and one behind them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = nn.Dropout(0.4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        state, total, spikes = None, 0.0, []
+        for x_t in x:
+            s, state = self.cell(2 * self.fc(self.drop(x_t)), state)
+            total = total + self.out(self.drop(s))
+            spikes.append(s)
+        return total / x.shape[0], torch.stack(spikes)
+
+
+def test_a_dropout_is_off_and_what_an_earlier_export_left_beside_is_removed(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = tracecompile.convert(Dropping(), 2 * torch.randn(5, 2, 6))
+    tracecompile.export(net, "onnx", tmp_path / "net.onnx")
+    exported = tracecompile.export(net, "onnx")
+    assert exported.description["random"] == []
+    assert not any("random" in note for note in exported.notes)
+    (tmp_path / "net.onnx").rename(tmp_path / "net.begin.onnx")  # as from a network that has one
+    (tmp_path / "other.begin.onnx").write_text("somebody's")
+    again = tracecompile.export(net, "onnx", tmp_path / "net.onnx")
+    writer.write_onnx(again, tmp_path / "other.onnx")
+    assert {each.name for each in tmp_path.iterdir()} == {
+        *(each.name for each in again.files),
+        "other.onnx",
+        "other.end.onnx",
+        "other.begin.onnx",
+    }
+    assert (tmp_path / "other.begin.onnx").read_text() == "somebody's"
+    assert "begin" not in again.others, "the test proves nothing"

@@ -206,6 +206,10 @@ def test_damage_is_one_clear_error(folder: Path, damage: tuple[Callable[[Path], 
 def test_another_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="not a folder written by"):
         tracecompile.load(tmp_path)
+    for place, met in ((tmp_path / "nothere", "does not exist"), (Path(__file__), "is a file, not a folder")):
+        with pytest.raises(InvalidInput, match=met) as caught:
+            tracecompile.load(place)
+        assert "tracecompile.save" in caught.value.advice
 
 
 def test_a_network_that_is_not_captured_is_refused(tmp_path: Path) -> None:

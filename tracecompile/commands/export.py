@@ -23,13 +23,13 @@ class Format(StrEnum):
 
 
 def export(
-    folder: Annotated[Path, typer.Argument(help="A folder that tracecompile convert wrote.")],
-    to: Annotated[Format, typer.Option("--to", help="Format.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder that tracecompile convert wrote.")],
+    to: Annotated[Format, typer.Option("--to", metavar="NAME", help="onnx: one time step, with its states; or nir.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="File to write.")],
     dt: TimeStep = None,
     as_json: Json = False,
 ) -> None:
-    """Write a saved network for deployment: as one time step in ONNX, with states in and out, or as a NIR graph."""
+    """Write a saved network for deployment, as ONNX or as a NIR graph."""
     if not (folder / "program.json").is_file():
         raise UsageError(f"{folder} is not a folder that tracecompile convert wrote.")
     if dt is not None and to is not Format.nir:

@@ -14,9 +14,9 @@ from torch.utils._pytree import tree_leaves
 from tracecompile.diagnostics.cost import Cost, cheapest, measure_step
 from tracecompile.diagnostics.fidelity import GradientComparison, call_or_loop, compared
 from tracecompile.diagnostics.gradient_table import NO_GRADIENT
-from tracecompile.diagnostics.probe import probe
+from tracecompile.diagnostics.probe import MORE_BINS, probe
 from tracecompile.diagnostics.reference import reference_of
-from tracecompile.diagnostics.variants import Measured, Variants, compare_variants
+from tracecompile.diagnostics.variants import Measured, Variant, Variants, compare_variants
 from tracecompile.errors import InvalidInput
 from tracecompile.rules import rule_of
 from tracecompile.runtime.module import TracedModule
@@ -107,7 +107,27 @@ def check_model(
     advice = probe(net, sequence).advice if rule_of(net.program.settings).reruns else ()
     asked = Measured(gradients, converted)
     variants = compare_variants(model, net, sequence, projection_loss, reference, say, asked, bptt)
-    return CheckResult(gradients, bptt, converted, advice, variants)
+    return CheckResult(gradients, bptt, converted, agreeing(advice, variants), variants)
+
+
+def agreeing(advice: tuple[str, ...], variants: Variants) -> tuple[str, ...]:
+    """Returns the advice of a probe without the call for more bins, where what was chosen has no more of them.
+
+    A probe sees what may need more bins; here the gradients themselves were compared.
+    """
+    chosen = variants.chosen
+    asked = next((row for row in variants.rows if row.asked), None)
+    if chosen is None or (asked is not None and _bins(chosen) > _bins(asked) > 0):
+        return advice
+    close = f"; {chosen.name} is close all the same."
+    parts = (sentence.partition(MORE_BINS) for sentence in advice)
+    return tuple(fact + close if call else fact for fact, call, _ in parts)
+
+
+def _bins(row: Variant) -> int:
+    """Returns how many time bins a way to train has by its name; 0 where it has none."""
+    count = row.name.removeprefix("bins=")
+    return int(count) if count.isdecimal() else 0
 
 
 def projection_loss(outputs: Any) -> torch.Tensor:

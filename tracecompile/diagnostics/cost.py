@@ -39,12 +39,18 @@ def measure_step(model: nn.Module, inputs: Any, loss_fn: Callable[[Any], torch.T
         inputs: A tuple of arguments, or a list of them, one call each.
         loss_fn: Maps the result (a list of results) to a scalar.
     """
+    seconds = time_step(model, inputs, loss_fn)
+    return Cost(count_held(lambda: loss_fn(call_or_loop(model, inputs))), seconds)
+
+
+def time_step(model: nn.Module, inputs: Any, loss_fn: Callable[[Any], torch.Tensor]) -> float:
+    """Runs forward and backward once, without an update, as ``measure_step`` does; returns the seconds."""
     model.zero_grad(set_to_none=True)
     start = time.perf_counter()
     loss_fn(call_or_loop(model, inputs)).backward()
     seconds = time.perf_counter() - start
     model.zero_grad(set_to_none=True)
-    return Cost(count_held(lambda: loss_fn(call_or_loop(model, inputs))), seconds)
+    return seconds
 
 
 def cheapest(measure: Callable[[], Cost]) -> Cost:

@@ -12,7 +12,7 @@ from tracecompile.diagnostics.hooks import of_hooks
 from tracecompile.exact import exact_value
 from tracecompile.layers import Layer, StateKind
 from tracecompile.operations import Fact, has
-from tracecompile.program import StepProgram, step_results
+from tracecompile.program import Carry, StepProgram, step_results
 from tracecompile.report import ConversionReport, LayerReport, ParameterReport
 from tracecompile.rules import rule_of
 from tracecompile.runtime.engine.choice import foretell
@@ -48,7 +48,7 @@ def describe(program: StepProgram) -> ConversionReport:
 
 
 def _layer(program: StepProgram, layer: Layer) -> LayerReport:
-    names = {carry.placeholder: carry.name for carry in program.carries}
+    names = {carry.placeholder: _place(program, carry) for carry in program.carries}
     made = dict(zip((carry.placeholder for carry in program.carries), step_results(program.step)[1], strict=True))
     delayed = [(source.origin, source.delay) for source in layer.sources if source.delay]
     states = list(zip(layer.states, layer.state_kinds, strict=True))
@@ -75,6 +75,18 @@ def _trace(program: StepProgram, decay: float | None) -> str:
     if not rule_of(program.settings).records:
         return ""
     return "mean of each time bin" if decay is None else f"decay {decay}"
+
+
+def _place(program: StepProgram, carry: Carry) -> str:
+    """Returns what the user would write for a state: the module's attribute that its name was made of, if one is."""
+    if carry.place:
+        return carry.place
+    for path, module in program.root.named_modules():
+        start = f"{path.replace('.', '_')}_" if path else ""
+        attribute = carry.name.removeprefix(start)
+        if start and carry.name.startswith(start) and hasattr(module, attribute):
+            return f"{path}.{attribute}"
+    return carry.name
 
 
 def _named(name: str, kind: StateKind) -> str:

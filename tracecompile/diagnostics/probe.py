@@ -23,6 +23,8 @@ from tracecompile.runtime.module import TracedModule, session_of
 from tracecompile.runtime.window import Window
 from tracecompile.tables import text_table
 
+MORE_BINS = "; use more bins"
+"""What ends a sentence about a mean that one bin or few do not follow."""
 SATURATED = 0.95
 """Spikes per step above which a neuron has no room left."""
 
@@ -62,14 +64,14 @@ class LayerProbe:
         if self.saturated is not None and self.saturated > 0.5:
             found.append(f"{self.name}: {self.saturated:.0%} saturated; raise the threshold or scale its weights down.")
         if self.drift is not None and self.drift > 0.5:
-            found.append(f"{self.name}: the input drifts ({self.drift:.2f}) over the sequence; use more bins.")
+            found.append(f"{self.name}: the input drifts ({self.drift:.2f}) over the sequence{MORE_BINS}.")
         if self.warm_up < 0.9:
             found.append(f"{self.name}: the trace has warmed up to {self.warm_up:.0%} only; use a smaller decay.")
         if self.unsettled or self.residual is None or self.residual > SETTLED:
             change = "without bounds" if self.residual is None else f"{self.residual:.1%}"
             found.append(
                 f"{self.name}: the recurrent solve did not settle (change {change}, {self.unsettled} "
-                "samples cut off); use more bins or smaller lateral weights."
+                f"samples cut off){MORE_BINS} or smaller lateral weights."
             )
         return found
 

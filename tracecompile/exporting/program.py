@@ -21,8 +21,8 @@ STEPS, BATCHES = 6, (3, 5)
 """Numbers of time steps (and two more) and of samples of the calls that an export is made and checked with."""
 
 
-def in_eval_mode(net: TracedModule) -> Compiled:
-    """Returns what runs calls like the last one where the network is in eval mode; the network stays in its mode.
+def in_eval_mode(net: TracedModule) -> StepProgram:
+    """Returns the program of calls like the last one where the network is in eval mode; the network stays in its mode.
 
     Raises:
         InvalidInput: The network is not captured yet, or was saved without a program of this mode.
@@ -35,7 +35,9 @@ def in_eval_mode(net: TracedModule) -> Compiled:
         model.eval()
         known = [ready, *reversed([each for each, _ in session.programs])]
         fitting = (each for each in known if each.modes in (None, training_flags(model)))
-        found = next(fitting, None) or session.compiler(session.example(), [each for each, _ in session.programs])
+        found: Compiled = next(fitting, None) or session.compiler(
+            session.example(), [each for each, _ in session.programs]
+        )
     finally:
         for module, training in flags.items():
             module.training = training
@@ -45,7 +47,7 @@ def in_eval_mode(net: TracedModule) -> Compiled:
             "exported is one time step.",
             "Export a model that computes one step after the other.",
         )
-    return found
+    return found.program
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from tracecompile.facts import Facts
 from tracecompile.graphs.copies import copy_graphs
 from tracecompile.own_checks import after_a_call, has_own_checks, sizes_of
 from tracecompile.program import Settings, StepProgram, example_value
+from tracecompile.report import ParameterReport
 from tracecompile.runtime.doubts import Doubts
 from tracecompile.runtime.engine.kernels import Kernels
 from tracecompile.runtime.executor import Executor
@@ -85,9 +86,23 @@ class Programs:
         LOG.info("%s is captured, program %d", type(self.model).__name__, len(self.programs))
         for sentence in compiled.report.notes:
             LOG.info("%s: %s", type(self.model).__name__, sentence)
+        self.warn_of_no_gradient(compiled.report.parameters)
         if self.standing is not None and has_own_checks(self.model):
             self.passed = {sizes_of(args, kwargs)}
             self.note("The model may refuse an input itself: it is run once, without gradients, at every new size.")
+
+    def warn_of_no_gradient(self, parameters: Mapping[str, ParameterReport]) -> None:
+        """Says aloud, in training, where a backward pass will fail: no parameter that asks for a gradient gets one."""
+        wanted = [name for name, value in self.model.named_parameters() if value.requires_grad]
+        reasons = [parameters[name] for name in wanted if name in parameters]
+        cut = [each.reason for each in reasons if each.status == "frozen" and "hard threshold" in each.reason]
+        if self.model.training and cut and all(each.status == "frozen" for each in reasons):
+            LOG.warning(
+                "%s: no parameter can learn: %s. Pass the membrane through a surrogate function, such as those of "
+                "tracecompile.nn.",
+                type(self.model).__name__,
+                cut[0],
+            )
 
     def bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         """Binds a call to what runs it, once the model's own checks have seen one of its size.

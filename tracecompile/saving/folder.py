@@ -90,6 +90,9 @@ def load(path: str | Path, weights_only: bool = False) -> TracedModule:
             names the file.
     """
     folder = Path(path)
+    if not folder.is_dir():
+        met = "is a file, not a folder" if folder.exists() else "does not exist"
+        raise InvalidInput(f"{folder} {met}.", "Give the folder that tracecompile.save or convert -o wrote.")
     report = _read_json(folder, REPORT)
     if report.get("format") != FORMAT:
         raise InvalidInput(
@@ -162,8 +165,9 @@ def _kind(described: Any) -> str:
 
 
 def _read_json(folder: Path, name: str) -> dict[str, Any]:
+    text = _read_text(folder / name)
     try:
-        content = json.loads(_read_text(folder / name))
+        content = json.loads(text)
     except (ValueError, RecursionError) as fault:
         raise InvalidInput(f"{folder / name} is damaged: {fault}.") from fault
     if not isinstance(content, dict):

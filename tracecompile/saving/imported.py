@@ -77,7 +77,9 @@ def _read(reader: Reader, written: Json) -> nn.Module:
     name = f"{written['module']}.{written['class']}"
     if not reader.imports:
         raise InvalidInput(
-            f"It needs {name}, whose code is not in the folder.", "Load it without weights_only if you trust it."
+            f"It needs {name}, whose code is not in the folder, and without trust nothing is imported.",
+            "If you trust it, load it in Python without weights_only: net = tracecompile.load(folder); then "
+            "print(net.report), or tracecompile.export(net, ...).",
         )
     try:
         kind: Any = getattr(importlib.import_module(written["module"]), written["class"])

@@ -20,7 +20,7 @@ from tracecompile.capture.layerwise.recipe import lays_out
 from tracecompile.capture.layerwise.refusals import mixes_steps, operation
 from tracecompile.capture.layerwise.running import rounds_alike
 from tracecompile.capture.layerwise.stacks import spell_as_stacks
-from tracecompile.capture.layerwise.whole import Whole, WholeSequences
+from tracecompile.capture.layerwise.whole import OF_A_LOOP, Whole, WholeSequences
 from tracecompile.capture.layerwise.writing import StepWriter
 from tracecompile.capture.loops.backwards import begins_with_the_last
 from tracecompile.capture.loops.slices import Pick
@@ -91,9 +91,16 @@ class _StepByStep:
         return whole.items is not None or whole.mixing is not None or (whole.recipe is not None and not whole.given)
 
     def _note_mixed_before(self, live: set[fx.Node]) -> None:
-        """Writes down whether a loop reads what parameters make of several time steps before it."""
-        for node in self.wholes:
-            if node in live and self.sequences.mixed_before(node) and self._reaches_a_loop(node):
+        """Writes down whether a loop reads what is made of several time steps before it, and has a gradient."""
+        behind: set[fx.Node] = set()  # what the loops before have a part in
+        for node in self.graph.nodes:
+            handed = bool(node.meta.get(OF_A_LOOP))
+            if handed or not behind.isdisjoint(node.all_input_nodes):
+                behind.add(node)
+            if node not in live or node not in self.wholes or handed:
+                continue
+            mixed = self.sequences.mixed_before(node) or (node in behind and self.wholes[node].recipe is None)
+            if mixed and self._reaches_a_loop(node):
                 # A normalisation is another operation in the other mode.
                 self.tape.mixes_before = self.tape.reads_mode = True
 

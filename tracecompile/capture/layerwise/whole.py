@@ -22,6 +22,8 @@ from tracecompile.capture.tracing.tape import Tape
 
 LAYOUT = "layout"
 """Of a placeholder, ``meta[LAYOUT]`` says where its time steps are, None for nowhere; by default as in all."""
+OF_A_LOOP = "of a loop"
+"""``meta[OF_A_LOOP]`` of such a placeholder says whether a loop before has computed it: it has a gradient."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from tracecompile.capture.layerwise.layout import Layout
 from tracecompile.capture.layerwise.stacks import spell_as_stacks
 from tracecompile.capture.layerwise.stepwise import FEWEST_STEPS
-from tracecompile.capture.layerwise.whole import LAYOUT, WholeSequences
+from tracecompile.capture.layerwise.whole import LAYOUT, OF_A_LOOP, WholeSequences
 from tracecompile.capture.loops.histories import ROWS
 from tracecompile.capture.loops.lengths import TimeSource
 from tracecompile.capture.loops.places import place_key, visits_of
@@ -181,6 +181,7 @@ class _Part:
             with self.graph.inserting_before(None) if last is None else self.graph.inserting_after(last):
                 made = self.taken[key] = self.graph.placeholder(name)
             made.meta.update({"val": value, "where": where, "place": None, LAYOUT: layout})
+            made.meta[OF_A_LOOP] = not isinstance(key, fx.Node) or key in self.whole.levels.of
         return self.taken[key]
 
     def _given(self, key: Key) -> fx.Node:

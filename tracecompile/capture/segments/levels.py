@@ -14,7 +14,7 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from tracecompile.capture.layerwise.whole import WholeSequences
-from tracecompile.capture.loops.places import place_key
+from tracecompile.capture.loops.places import place_key, visits_of
 from tracecompile.capture.tracing.tape import Tape
 from tracecompile.operations.cone import cone
 
@@ -37,7 +37,7 @@ class Levels:
         self.tape, self.sequences = tape, sequences
         ends = [*pytree.tree_leaves(tape.result), *tape.attributes.values()]
         self._returned = {end for end in ends if isinstance(end, fx.Node)}
-        live = cone(ends)
+        live = _at_all_steps(tape, cone(ends))
         self._nodes = [node for node in tape.graph.nodes if node in live and node.op not in ("placeholder", "get_attr")]
         self.of: dict[fx.Node, int] = dict.fromkeys(self._nodes, 0)
         if mixing := self._mixing():
@@ -75,10 +75,25 @@ class Levels:
                 return
 
     def _sink(self) -> None:
-        """Lets what no loop computes wait until it is read: spikes are handed on, and not what is made of them."""
+        """Lets what no loop computes wait until it is read: spikes are handed on, and not what is made of them.
+
+        So does what a loop makes of the model's own tensors alone: it is that of the loop which reads it.
+        """
+        constant: set[fx.Node] = set()
+        for node in self._nodes:
+            if all(source.op == "get_attr" or source in constant for source in node.all_input_nodes):
+                constant.add(node)
+        visits = visits_of(self.tape)
         for node in reversed(self._nodes):
             whole = self.sequences.found.get(node)
-            if node in self.sequences.inside or node in self._returned or (whole is not None and whole.items):
+            is_looped = node in self.sequences.inside
+            if (is_looped and node not in constant) or node in self._returned or (whole is not None and whole.items):
                 continue
-            readers = [self.of[user] for user in node.users if user in self.of]
+            shared = [one for one in visits[place_key(node)] if one in constant] if is_looped else [node]
+            readers = [self.of[user] for one in shared for user in one.users if user in self.of]
             self.of[node] = max(self.of[node], min(readers, default=0))
+
+
+def _at_all_steps(tape: Tape, live: set[fx.Node]) -> set[fx.Node]:
+    """Returns with some nodes those of the same places: what the last step leaves may be read by nothing."""
+    return cone([one for visits in visits_of(tape).values() if not live.isdisjoint(visits) for one in visits]) | live

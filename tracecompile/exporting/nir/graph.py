@@ -17,7 +17,7 @@ from tracecompile.exporting.nir.building import Building, Flow
 from tracecompile.exporting.nir.cells import cell_of
 from tracecompile.exporting.nir.later import OWN, late_name, late_of, with_late_edges
 from tracecompile.exporting.nir.neurons import add_cell
-from tracecompile.exporting.nir.polynomial import is_zero
+from tracecompile.exporting.nir.polynomial import Polynomial, is_zero
 from tracecompile.exporting.nir.synapses import Synapse
 from tracecompile.exporting.nir.values import Run
 from tracecompile.layers import Layer, Source
@@ -158,14 +158,20 @@ class Assembly:
 
     def _add(self, layer: Layer) -> None:
         synapse = Synapse(self.program, self.building, self.values)
-        known = {source.value: self._read(source) for source in layer.sources}
-        found = synapse.currents(layer.synapse.graph, known, layer.synapse_statics)
+        read = {source.value: self._read(source) for source in layer.sources}
+        found = synapse.currents(layer.synapse.graph, read, layer.synapse_statics)
         currents = dict(zip(layer.currents, found, strict=True))
         if layer.core is None:
             self.flows |= currents
             return
         statics = {name: self._static(name) for name in layer.core_statics}
         neuron = neuron_of(self.program, layer, statics)
+        if not layer.states and not neuron.conditions:
+            sums = [(name, self._sum(name, value, currents)) for name, value in neuron.outputs.items()]
+            known = {name: flow for name, flow in sums if flow is not None}
+            if len(known) == len(sums):
+                self.flows |= known
+                return
         shape = torch.broadcast_shapes(*(self._shape(name) for name in layer.outputs))
         starts = {state: self._start(state) for state in layer.states}
         cell = cell_of(neuron, starts)
@@ -186,6 +192,17 @@ class Assembly:
             if cell.threshold is not None and plain:
                 self.spiking[name] = output
             self.flows[output] = self.building.scaled(f"{name}_gain", Flow((name,), shape), factor)
+
+    def _sum(self, name: str, value: Polynomial, currents: Mapping[str, Flow]) -> Flow | None:
+        """Returns what no neuron is needed for, such as a dropout in eval mode; None where it is no sum of currents."""
+        total = Flow((), self._shape(name))
+        if any(currents[symbol].shape != total.shape for symbol in value.symbols) or not value.symbols:
+            return None
+        for symbol in sorted(value.symbols):
+            part = self.building.scaled(f"{name}_gain", currents[symbol], value.at(symbol))
+            total = Flow((*total.names, *part.names), total.shape, total.constant)
+            total = total if part.constant is None else total.plus(part.constant)
+        return total.plus(value.at()) if bool((value.at() != 0).any()) else total
 
     def _static(self, name: str) -> Any:
         """Returns a value that is the same for all samples and steps, without the axis of the samples."""

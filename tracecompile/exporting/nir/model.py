@@ -11,6 +11,7 @@ from torch import fx
 
 from tracecompile.errors import InvalidInput, UnsupportedOperation
 from tracecompile.exporting.exported import Exported
+from tracecompile.exporting.idle import without_idle_draws
 from tracecompile.exporting.nir.check import compare, read_back
 from tracecompile.exporting.nir.graph import Assembly, Made
 from tracecompile.exporting.nir.values import run_of
@@ -35,7 +36,7 @@ def to_nir(net: TracedModule, dt: float) -> Exported:
         ) from error
     if not dt > 0:
         raise InvalidInput(f"A time step of {dt} seconds is none.", "Choose a positive dt.")
-    program = in_eval_mode(net).program
+    program = without_idle_draws(in_eval_mode(net))
     _require_no_random(program)
     calls = calls_of(net, program, STEPS)
     few, many = (run_of(program, *each) for each in zip((calls.few, calls.many), calls.states, strict=True))
@@ -66,7 +67,7 @@ def _require_no_random(program: StepProgram) -> None:
     drawn = next((node for node in program.step.graph.nodes if node.name in program.draws.names), None)
     reader = next(iter(drawn.users), drawn) if drawn is not None else None
     raise UnsupportedOperation(
-        "The step draws random numbers, and NIR has no node for that.",
+        "The step draws random numbers in eval mode too, and NIR has no node for that.",
         'Draw none in eval mode, or export it as ONNX: tracecompile.export(net, "onnx").',
         None if reader is None else reader.meta.get("where"),
     )

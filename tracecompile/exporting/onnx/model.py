@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tracecompile.exporting.exported import Exported
+from tracecompile.exporting.idle import without_idle_draws
 from tracecompile.exporting.onnx.check import compare
 from tracecompile.exporting.onnx.guide import Plan, described, guide
 from tracecompile.exporting.onnx.write import Proto, require_onnx, write_part
@@ -18,11 +19,15 @@ from tracecompile.exporting.trajectory import trajectory
 from tracecompile.runtime.module import TracedModule
 from tracecompile.version import VERSION
 
+PRODUCER = "tracecompile"
+BESIDE = {"begin", "end"}
+"""What there may be beside the model of the step."""
+
 
 def to_onnx(net: TracedModule) -> Exported:
     """Returns the step of a network as an ONNX model, compared with the network in onnxruntime; see ``export``."""
     require_onnx()
-    program = in_eval_mode(net).program
+    program = without_idle_draws(in_eval_mode(net))
     calls = calls_of(net, program)
     step = step_part(program, calls)
     begin = begin_part(program, calls, step)
@@ -45,7 +50,7 @@ def to_onnx(net: TracedModule) -> Exported:
             "onnxruntime and torch may come to another spike."
         )
     for model in models.values():
-        model.producer_name, model.producer_version = "tracecompile", VERSION
+        model.producer_name, model.producer_version = PRODUCER, VERSION
     exported = Exported("onnx", models["step"], others(models), "", description, tuple(notes))
     return labelled(exported, "step.onnx")
 
@@ -64,12 +69,30 @@ def labelled(exported: Exported, name: str) -> Exported:
 
 def file_names(exported: Exported, name: str) -> dict[str, str]:
     """Returns the names of the files by what they hold."""
-    stem = name.removesuffix(".onnx")
-    return {"step": name, **{part: f"{stem}.{part}.onnx" for part in exported.others}}
+    return {"step": name, **{part: _name_beside(name, part) for part in exported.others}}
+
+
+def _name_beside(name: str, part: str) -> str:
+    return f"{name.removesuffix('.onnx')}.{part}.onnx"
+
+
+def _remove_own(path: Path) -> None:
+    """Removes a model that an export has written, and no other file."""
+    import onnx
+
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception:  # there is none, or it is something else
+        return
+    if model.producer_name == PRODUCER:
+        path.unlink()
 
 
 def write_onnx(exported: Exported, path: Path) -> Exported:
-    """Writes all models, or none where one cannot be written: that of the step under the given name."""
+    """Writes all models, or none where one cannot be written: that of the step under the given name.
+
+    What an earlier export has written beside it, and this one has not, is removed: it belongs to another network.
+    """
     exported = labelled(exported, path.name)
     models = {"step": exported.model, **exported.others}
     targets = {part: path.with_name(name) for part, name in file_names(exported, path.name).items()}
@@ -80,6 +103,8 @@ def write_onnx(exported: Exported, path: Path) -> Exported:
             place.write_bytes(models[part].SerializeToString())
         for part, place in unfinished.items():
             os.replace(place, targets[part])
+        for part in BESIDE - targets.keys():
+            _remove_own(path.with_name(_name_beside(path.name, part)))
     finally:
         for place in unfinished.values():
             place.unlink(missing_ok=True)
