@@ -144,6 +144,7 @@ SMALL = {
     "slopes": ["--steps", "30"],
     "bins": ["--bins", "1,8", "--steps", "8", "--epochs", "1", "--digits", "64"],
     "exact": ["--lengths", "20,40"],
+    "long_memory": [],  # of what is kept
 }
 
 
