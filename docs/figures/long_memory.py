@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         axes.axhline(50, color=GREY, linewidth=0.8, linestyle=(0, (1, 3)))
         axes.set(title=f"{steps:,} steps", xlabel="rounds of training", xlim=(0, 205), ylim=(40, 102))
     panels[0].set_ylabel("answers that are right, %")
-    panels[0].legend(frameon=False, fontsize=7, loc="upper left")
+    panels[-1].legend(frameon=False, fontsize=8, loc="upper left")
     finish(figure, options.output)
     return {"lengths": lengths, "rows": rows}
 

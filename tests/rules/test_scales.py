@@ -146,12 +146,16 @@ def test_nothing_is_carried_where_nothing_scales() -> None:
         assert not any(layer.scales for layer in tracecompile.convert(Net(current), x).program.layers)
 
 
-def test_a_frozen_scale_costs_nothing() -> None:
+def test_the_other_gradients_are_the_same_beside_a_frozen_scale() -> None:
     model, x, weigh = built("gain")
-    model.current.requires_grad_(False)
     net = tracecompile.convert(model, x, bins=3, backend="eager")
+    trained = gradients(model, net, x, weigh)
+    model.current.requires_grad_(False)
+    model.zero_grad()
     (net(x) * weigh).sum().backward()
+    assert all(parameter.grad is None for parameter in model.current.parameters())
     assert model.inp.weight.grad is not None
+    assert torch.equal(model.inp.weight.grad, trained["inp.weight"])
 
 
 def test_a_scale_of_zero_keeps_what_the_means_say() -> None:
