@@ -235,6 +235,21 @@ class OneLoopAfterAnother(Two):
         return torch.stack(outs)
 
 
+class DropsAllStepsAtOnce(Two):
+    """A draw for each value of a whole sequence, between two loops."""
+
+    def forward(self, x: Tensor) -> Any:
+        v, zs, outs = x.new_zeros(x.shape[1], HIDDEN), [], []
+        w = torch.zeros_like(v)
+        for x_t in x:
+            z, v = self.fire(self.first(x_t), v)
+            zs.append(z)
+        for z in self.drop(torch.stack(zs)):
+            q, w = self.fire(self.second(z), w)
+            outs.append(self.out(q))
+        return torch.stack(outs)
+
+
 class BeforeWithinAndAfter(Two):
     def forward(self, x: Tensor) -> Any:
         return F.dropout(super().forward(self.drop(x)), 0.2, self.training).mean(0)
@@ -246,7 +261,8 @@ class BeforeWithinAndAfter(Two):
 FORMS: list[type[nn.Module]] = [
     DropsInputs, DropsSpikes, DropsStates, DropsBetweenProducts, Lateral, SaturatesWhatItDrops, NoisyThreshold,
     LearnsItsNoise, DrawsInAnotherOrder, NoiseInTraining, NoiseThroughWeights, EscapeNoise, SpikesByChance,
-    EncodesByRate, EncodesByComparison, OneLoopAfterAnother, BeforeWithinAndAfter,
+    EncodesByRate, EncodesByComparison, OneLoopAfterAnother, DropsAllStepsAtOnce,
+    BeforeWithinAndAfter,
 ]  # fmt: skip
 
 
@@ -356,19 +372,6 @@ class BothLoopsDraw(Two):
         return torch.stack(outs)
 
 
-class DropsAllStepsAtOnce(Two):
-    def forward(self, x: Tensor) -> Any:
-        v, zs, outs = x.new_zeros(x.shape[1], HIDDEN), [], []
-        w = torch.zeros_like(v)
-        for x_t in x:
-            z, v = self.fire(self.first(x_t), v)
-            zs.append(z)
-        for z in self.drop(torch.stack(zs)):  # drawn
-            q, w = self.fire(self.second(z), w)
-            outs.append(self.out(q))
-        return torch.stack(outs)
-
-
 class DropsWithin(Two):
     """A dropout that is a part of another layer."""
 
@@ -394,8 +397,7 @@ class LooksOn(Two):
 
 
 REFUSED: list[type[nn.Module]] = [
-    DrawsFromItsState, CountsByChance, LooksAtAShape, OwnGenerator, BothLoopsDraw, DropsAllStepsAtOnce, DropsWithin,
-    LooksOn,
+    DrawsFromItsState, CountsByChance, LooksAtAShape, OwnGenerator, BothLoopsDraw, DropsWithin, LooksOn,
 ]  # fmt: skip
 
 

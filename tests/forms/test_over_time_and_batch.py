@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from requirements import library
 from torch import Tensor, nn
 
 import tracecompile
@@ -247,10 +248,16 @@ def test_a_copy_is_a_net_of_its_own() -> None:
     assert int(net.source.norm1.num_batches_tracked) == 0
 
 
-def test_no_time_step_alone_can_be_exported_or_streamed() -> None:
+@pytest.mark.libraries
+def test_no_time_step_alone_can_be_exported() -> None:
+    library("onnxruntime")
     net = tracecompile.convert(Mixed(), vectors(5, 2).float())
     with pytest.raises(UnsupportedOperation, match="all time steps together"):
         tracecompile.export(net, "onnx")
+
+
+def test_no_time_step_alone_can_be_streamed() -> None:
+    net = tracecompile.convert(Mixed(), vectors(5, 2).float())
     with pytest.raises(ConversionError):
         next(net.stream([torch.rand(2, 5)]))
 

@@ -19,6 +19,7 @@ MODULES: dict[type[nn.Module], tuple[Any, ...]] = {
     nn.ConstantPad1d: (1, 0.5), nn.ConstantPad2d: (1, 0.5), nn.ConstantPad3d: (1, 0.5), nn.Upsample: (7,),
     nn.BatchNorm1d: (4,), nn.BatchNorm2d: (2,), nn.BatchNorm3d: (2,), nn.SyncBatchNorm: (2,),
     nn.InstanceNorm1d: (2,), nn.InstanceNorm2d: (2,), nn.InstanceNorm3d: (2,), nn.GroupNorm: (2, 4),
+    nn.LayerNorm: (4,), nn.RMSNorm: (4,),
     **{kind: (1,) for name, kind in vars(nn).items() if re.match(r"(Zero|Reflection|Replication|Circular)Pad", name)},
 }  # fmt: skip
 """What a module is made with, where it is made with something."""
