@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from support.oracle import HIDDEN, INPUTS, OUTPUTS, Program, require_right, spike
 from support.uneven import Uneven
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import tracecompile
 from tracecompile import compiler
@@ -19,7 +20,7 @@ from tracecompile.errors import SelfCheckFailed
 from tracecompile.printing import Stages
 from tracecompile.runtime.session import Session
 from tracecompile.self_check import in_order
-from tracecompile.self_check.in_order import AddedInOrder
+from tracecompile.self_check.in_order import AddedInOrder, OfOwnMemory
 
 ALONE = "by rounding alone"
 BATCH, STEPS = 3, 5
@@ -190,15 +191,39 @@ def test_a_fault_is_not_excused_as_rounding(
         tracecompile.convert(model, (x,), backend="eager")
 
 
+class StepByStep(Dense):
+    """Multiplies steps that it takes out of a sequence: they lie where they do."""
+
+    def between(self, z: Tensor) -> Tensor:
+        return torch.stack([self.hidden(z_t) for z_t in z])
+
+
+class Unaligned(TorchDispatchMode):
+    """Moves products by a last place where their operand does not begin at a multiple of 16 bytes."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Runs an operation."""
+        result = func(*args, **(kwargs or {}))
+        return result * (1 + 2**-22) if func is torch.ops.aten.addmm.default and args[1].data_ptr() % 16 else result
+
+
+def test_a_step_that_is_a_tensor_of_its_own_may_round_otherwise() -> None:
+    """Some processors add up in another order where an operand lies elsewhere."""
+    torch.manual_seed(0)
+    model, x = StepByStep(), 2 * torch.randn(STEPS, BATCH, INPUTS)
+    with Unaligned():
+        net = tracecompile.convert(model, (x,), backend="eager")
+        assert not torch.equal(model(x)[1], net(x)[1]), "the example shows no rounding"
+        assert not net.program.stepwise
+        with OfOwnMemory():
+            assert all(torch.equal(one, other) for one, other in zip(model(x), net(x), strict=True))
+    assert any(ALONE in note and "memory of its own" in note for note in net.report.notes)
+
+
 def test_nothing_is_excused_where_the_model_multiplies_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """A net that rounds otherwise than such a model is no longer that model bit for bit."""
-
-    class Loop(Dense):
-        def between(self, z: Tensor) -> Tensor:
-            return torch.stack([self.hidden(z_t) for z_t in z])
-
     torch.manual_seed(0)
-    model, x = Loop(), 2 * torch.randn(STEPS, BATCH, INPUTS)
+    model, x = StepByStep(), 2 * torch.randn(STEPS, BATCH, INPUTS)
     assert not tracecompile.convert(model, (x,), backend="eager").program.stepwise
     uneven, call = Uneven(many=10**9), Session.__call__
 

@@ -66,7 +66,7 @@ def require_values(program: Program, convert: Convert) -> None:
 
 def rounding_aside(net: nn.Module) -> AbstractContextManager[object]:
     """Adds up in one order what the model multiplies for all steps at once and the net step by step."""
-    return adding(in_order=isinstance(net, TracedModule) and bool(net.program.stepwise))
+    return adding(isinstance(net, TracedModule) and bool(net.program.stepwise))
 
 
 def _require_same_run(program: Program, pair: Pair, steps: int, batch: int, training: bool) -> None:

@@ -88,7 +88,7 @@ def on_the_example(pair: Pair, example: Arguments) -> bool:
         calls = [shortened(program, *example, MOST_STEPS)]
         run = decisive(pair, calls, learning=False)
         require_same(pair, run)
-        rounded = run.in_order
+        rounded = bool(run.adding)
     calls = [shortened(program, *example, STEPS)] if program.kind == "sequence" else [example] * CALLS
     try:
         pair.run(calls, learning=False)
@@ -100,4 +100,4 @@ def on_the_example(pair: Pair, example: Arguments) -> bool:
     require_same(pair, run)
     bins = settings.bins if measured else 0
     require_same_gradients(pair, run, exact or rule.is_exact(bins, steps))
-    return rounded or run.in_order
+    return rounded or bool(run.adding)

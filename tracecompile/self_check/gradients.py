@@ -29,11 +29,11 @@ def require_same_gradients(pair: Pair, run: Run, exact: bool) -> None:
         SelfCheckFailed: With the line that reads the parameter.
     """
     try:
-        with adding(run.in_order):
+        with adding(run.adding):
             expected = gradients(run.reference, run.expected)
     except RuntimeError:
         return  # the model overwrites in place what autograd needs: it cannot be trained as it is, and so not compared
-    with adding(run.in_order):  # what runs again for its gradient has the values that it had
+    with adding(run.adding):  # what runs again for its gradient has the values that it had
         found = gradients(run.converted, run.found)
     report, rule = pair.report, rule_of(pair.settings)
     largest = max((float(gradient.norm()) for gradient in expected.values() if gradient is not None), default=0.0)

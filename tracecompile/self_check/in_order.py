@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from enum import IntEnum
 from typing import Any
 
 import torch
@@ -42,9 +43,33 @@ class AddedInOrder(TorchDispatchMode):
         return in_order(*args, **(kwargs or {}))
 
 
-def adding(in_order: bool) -> AbstractContextManager[object]:
-    """Returns a context in which sums are added up in one order, or as ever."""
-    return AddedInOrder() if in_order else nullcontext()
+class OfOwnMemory(TorchDispatchMode):
+    """Computes products and sums of copies while it is entered, each of which begins where memory does.
+
+    Some processors add up in another order where an operand lies elsewhere: the third step of a stacked sequence, say,
+    where the module has that step as a tensor of its own.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Runs an operation."""
+        if func in IN_ORDER and args[0].is_floating_point():
+            args = [value.clone() if isinstance(value, Tensor) else value for value in args]
+        return func(*args, **(kwargs or {}))
+
+
+class Adding(IntEnum):
+    """How products and sums are added up: as ever, in one order, or as ever of operands in memory of their own."""
+
+    AS_EVER = 0
+    IN_ORDER = 1
+    OF_OWN_MEMORY = 2
+
+
+def adding(how: int) -> AbstractContextManager[object]:
+    """Returns a context in which sums are added up as one of ``Adding`` says."""
+    if how == Adding.OF_OWN_MEMORY:
+        return OfOwnMemory()
+    return AddedInOrder() if how else nullcontext()
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:

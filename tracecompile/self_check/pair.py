@@ -23,7 +23,7 @@ from tracecompile.program import Settings, StepProgram
 from tracecompile.runtime.executor import Executor
 from tracecompile.runtime.session import Session
 from tracecompile.self_check.generators import Generators, generators_kept
-from tracecompile.self_check.in_order import adding
+from tracecompile.self_check.in_order import Adding, adding
 from tracecompile.self_check.inputs import Arguments
 
 BuildAgain = Callable[[Session, tuple[Any, ...], dict[str, Any], TimeSource], Compiled]
@@ -44,7 +44,7 @@ class Run:
         fault: What the converted module raised where the model ran.
         drawn_alike: Whether both left torch's generators in the same state.
         learning: Whether it was recorded for training.
-        in_order: Whether products were added up in one order, in both.
+        adding: How products were added up, in both.
     """
 
     reference: nn.Module
@@ -54,7 +54,7 @@ class Run:
     fault: Exception | None = None
     drawn_alike: bool = True
     learning: bool = True
-    in_order: bool = False
+    adding: Adding = Adding.AS_EVER
 
 
 class Pair:
@@ -62,7 +62,7 @@ class Pair:
 
     def __init__(self, session: Session, build_again: BuildAgain) -> None:
         self.program: StepProgram = session.program
-        self.settings: Settings = session.settings
+        self.settings: Settings = session.program.settings
         self.report = session.ready.report
         self.build_again = build_again
         self.model = independent_copy(session.model)
@@ -79,7 +79,7 @@ class Pair:
         learning: bool = True,
         chunk: int | None = None,
         settings: Settings | None = None,
-        in_order: bool = False,
+        how: Adding = Adding.AS_EVER,
     ) -> Run:
         """Runs fresh copies of both on the same calls, from the same random numbers.
 
@@ -88,13 +88,13 @@ class Pair:
             learning: Whether the run is recorded for training.
             chunk: How many steps the converted module takes together; None to take one after the other.
             settings: Instead of the module's own.
-            in_order: Whether both add up their products in one order.
+            how: How both add up their products.
 
         Raises:
             ModelRefuses: The model does not run on them.
         """
         reference, converted = share_parameters(self.model), self.rewound(chunk, settings)
-        with generators_kept() as states, undisturbed(learning), adding(in_order):
+        with generators_kept() as states, undisturbed(learning), adding(how):
             with registries_redirected(reference):
                 expected = self.call(reference, calls, of_model=True)
             after = Generators.now()
@@ -109,7 +109,7 @@ class Pair:
             except Exception as error:
                 fault = error
             alike = after.drawn_alike(Generators.now())
-        return Run(reference, converted.model, expected, found, fault, alike, learning, in_order)
+        return Run(reference, converted.model, expected, found, fault, alike, learning, how)
 
     def rewound(self, chunk: int | None = None, settings: Settings | None = None) -> Session:
         """Returns the copy as it was before any run: running statistics, states, and what runs it."""

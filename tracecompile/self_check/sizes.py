@@ -16,6 +16,7 @@ from tracecompile.program import StepProgram
 from tracecompile.rules import rule_of
 from tracecompile.self_check.flat import require_flat_memory
 from tracecompile.self_check.generators import generators_kept
+from tracecompile.self_check.in_order import Adding
 from tracecompile.self_check.inputs import Arguments, Size, Varied, batch_axes
 from tracecompile.self_check.pair import ModelRefuses, Pair, Run, undisturbed
 from tracecompile.self_check.results import relative_error
@@ -108,7 +109,7 @@ class Sizes:
         for seed in range(ATTEMPTS):
             try:
                 calls = self.calls(Size(steps=CHUNKED if self.free else None), 1, seed)
-                run = self.pair.run(calls, chunk=CHUNK, in_order=seed > 0)
+                run = self.pair.run(calls, chunk=CHUNK, how=Adding(seed > 0))
             except ModelRefuses:
                 return
             errors.append(relative_error(run.expected, run.found) if run.fault is None else float("inf"))
@@ -151,7 +152,7 @@ class Sizes:
             self.refused.setdefault(size.words(), "it answers as many as in the example")
             return False
         require_same_at(self.pair, run, size, self.steps, calls, self.example)
-        if run.in_order:
+        if run.adding:
             self.rounded.append(size.words())
         self.accepted.add(size.words())
         if size.batch is not None and size.axis is not None:
@@ -178,9 +179,10 @@ class Sizes:
             for words, why in self.refused.items()
             if words not in self.accepted
         ]
+        how = "all products added up in one order" if self.program.stepwise else "every operand in memory of its own"
         rounded = [
-            f"Values differ from the model's by rounding alone ({', '.join(self.rounded)}): with all products added up "
-            "in one order both are the same, bit for bit."
+            f"Values differ from the model's by rounding alone ({', '.join(self.rounded)}): with {how} both are the "
+            "same, bit for bit."
         ]
         return (*self.silence, *self.memory, *refused, *(rounded if self.rounded else []))
 

@@ -12,6 +12,7 @@ from tracecompile.capture.tracing.build import is_random
 from tracecompile.errors import ConversionError, SelfCheckFailed
 from tracecompile.program import Settings
 from tracecompile.self_check.frozen import find_frozen
+from tracecompile.self_check.in_order import Adding
 from tracecompile.self_check.inputs import Arguments, Size
 from tracecompile.self_check.pair import Pair, Run
 from tracecompile.self_check.results import first_difference, layer_of, line_of, made_by, same
@@ -23,23 +24,25 @@ ONCE = (
 
 
 def decisive(pair: Pair, calls: Sequence[Arguments], learning: bool = True, settings: Settings | None = None) -> Run:
-    """Runs both, and once more if they differ and rounding may be the reason: with products added up in one order.
+    """Runs both, and once more if they differ and rounding may be the reason: with products added up in another way.
 
-    The model computes something for all steps at once and the converted module at each. If that is all the difference,
-    then it is none where the number of rows does not matter.
+    Where the model computes something for all steps at once and the converted module at each, in one order: if that is
+    all the difference, then it is none where the number of rows does not matter. Else of operands in memory of their
+    own: a step that the model takes out of a stacked sequence is a tensor of its own in the module.
 
     Returns:
-        The run to judge by. One in order whose results are the same shows that rounding alone differs.
+        The run to judge by. One of the second kind whose results are the same shows that rounding alone differs.
 
     Raises:
         ModelRefuses: The model does not run on the calls.
     """
     run = pair.run(calls, learning, settings=settings)
-    if run.fault is not None or not pair.program.stepwise:
+    if run.fault is not None:
         return run
     if first_difference(run.expected, run.found) is None and not moved_buffers(pair, run):
         return run
-    return pair.run(calls, learning, settings=settings, in_order=True)
+    how = Adding.IN_ORDER if pair.program.stepwise else Adding.OF_OWN_MEMORY
+    return pair.run(calls, learning, settings=settings, how=how)
 
 
 def require_same(pair: Pair, run: Run, at: str = "On the example") -> None:
