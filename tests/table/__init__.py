@@ -7,7 +7,7 @@ from pathlib import Path
 
 from table.harness import Entry
 
-GROUPS = ("idioms", "snntorch", "norse", "spikingjelly", "sinabs", "tracetorch")
+GROUPS = ("idioms", "deep", "snntorch", "norse", "spikingjelly", "sinabs", "tracetorch")
 
 
 def all_entries() -> list[Entry]:

@@ -238,6 +238,70 @@ def _nodes() -> dict[str, Callable[[], nn.Module]]:
     }
 
 
+class Whole(nn.Module):
+    """A network in step mode 'm' that starts afresh at every call."""
+
+    def __init__(self, net: nn.Module) -> None:
+        from spikingjelly.activation_based import functional
+
+        super().__init__()
+        functional.set_step_mode(net, "m")
+        self.net = net
+        for part in net.modules():
+            if isinstance(part, nn.BatchNorm1d):
+                nn.init.constant_(part.weight, 2.5)
+                nn.init.constant_(part.bias, 1.5)  # so that enough of its neurons fire
+
+    def forward(self, x: Tensor) -> Tensor:
+        from spikingjelly.activation_based import functional
+
+        functional.reset_net(self.net)
+        y: Tensor = self.net(x)
+        return y if y.ndim == 2 else y.mean(0)
+
+
+def sew_resnet() -> nn.Module:
+    """A block as in its zoo, which needs torchvision."""
+    from spikingjelly.activation_based import layer, neuron
+
+    def part(inputs: int, outputs: int) -> list[nn.Module]:
+        conv = layer.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+        return [conv, layer.BatchNorm2d(outputs), neuron.IFNode(detach_reset=True)]
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Sequential(*part(4, 4)), nn.Sequential(*part(4, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.second(self.first(x)) + x
+            return y
+
+    return Whole(nn.Sequential(*part(2, 4), Block(), layer.MaxPool2d(2, 2), Block()))
+
+
+def attention(name: str) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        from spikingjelly.activation_based.layer import attention as attentions
+
+        return Whole(getattr(attentions, name)(8, 2))
+
+    return build
+
+
+def tokens(steps: int, batch: int) -> tuple[Tensor]:
+    """Spikes of five tokens, time first."""
+    return ((torch.rand(steps, batch, 8, 5) < 0.4).float(),)
+
+
+WHOLE: dict[str, tuple[Callable[[], nn.Module], Callable[[int, int], tuple[Tensor]]]] = {
+    "SEW residual net": (sew_resnet, film),
+    "spiking self-attention": (attention("SpikingSelfAttention"), tokens),
+    "token attention": (attention("TokenQKAttention"), tokens),
+    "channel attention": (attention("ChannelQKAttention"), tokens),
+}
+
+
 def _both(entry: Entry) -> list[Entry]:
     """Returns an entry for gradients in float32, where the library runs its operators, and one for float64."""
     return [replace(entry, double=False), replace(entry, name=f"{entry.name}, in float64")]
@@ -296,5 +360,9 @@ ENTRIES = [
         library="spikingjelly",
         reset=reset,
         states=memories,
+    ),
+    *(
+        Entry(f"spikingjelly: {name}, over time and batch", build, example, library="spikingjelly", mixes=True)
+        for name, (build, example) in WHOLE.items()
     ),
 ]

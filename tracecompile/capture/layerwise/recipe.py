@@ -25,7 +25,10 @@ from tracecompile.capture.layerwise.layout import Form, Layout, fitting_layouts
 from tracecompile.capture.layerwise.numbers import Numbers, number_value
 from tracecompile.capture.layerwise.probing import FAILURES, Prober
 from tracecompile.capture.loops.lengths import rebuild
-from tracecompile.operations import Fact, has
+from tracecompile.operations import Fact, has, operation_of
+
+GIVEN_SIZES = ("view", "reshape", "unflatten", "view_as", "reshape_as")
+"""What may take time and batch apart."""
 
 
 @dataclass(frozen=True)
@@ -137,9 +140,8 @@ def lays_out(call: fx.Node, module: nn.Module | None) -> bool:
     samples as there are.
     """
     if call.target is operator.getitem:
-        index = call.args[1]
-        whole = (None, Ellipsis, slice(None))
-        return all(item in whole for item in (index if isinstance(index, tuple) else (index,)))
+        index = call.args[1] if isinstance(call.args[1], tuple) else (call.args[1],)
+        return all(item in (None, Ellipsis, slice(None)) for item in index)
     return has(call, Fact.LAYS_OUT | Fact.COPIES, module)
 
 
@@ -152,6 +154,7 @@ class _Trial:
         self.index: Any = None if call is node else node.args[1]
         self.layouts = layouts
         self.steps = next(iter(layouts.values())).steps
+        self.is_given_sizes = operation_of(call, prober.module(call)).name in GIVEN_SIZES
         self.function = prober.function(call)
         self.found: Recipe | None = None
         self.values = {source: prober.drawn(source) for source in call.all_input_nodes}
@@ -199,8 +202,10 @@ class _Trial:
             for result in results
             for layout in fitting_layouts(tuple(whole.shape), tuple(first.shape), self.steps, keep=result == "kept")
         ]
-        # An axis of as many numbers as there are steps is that of time alone, where it can be.
-        candidates.sort(key=lambda each: bool(each[0].merged) and whole.shape[each[0].axis] == self.steps)
+        # An axis of as many numbers as there are steps is that of time alone, where it can be. But time that is merged
+        # with a batch of one sample stays so, unless sizes are given.
+        merged = all(each.merged for each in self.layouts.values()) and not self.is_given_sizes
+        candidates.sort(key=lambda each: bool(each[0].merged) != merged and whole.shape[each[0].axis] == self.steps)
         parts = [first] if candidates else []
         while parts and len(parts) < self.steps:
             part = self._run(arguments, self._parts(form, len(parts)))

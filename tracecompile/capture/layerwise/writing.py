@@ -122,7 +122,8 @@ class StepWriter:
             # It is another operation in the other mode.
             self.tape.reads_mode = True
         numbers = [leaf for leaf in leaves_of(recipe.arguments) if isinstance(leaf, (SizeOf, Computed))]
-        at_step = {number: self._numbers(node, number) for number in dict.fromkeys(numbers)}
+        distinct = dict.fromkeys(numbers)
+        at_step = {number: self._numbers(node, number, f"number {place}") for place, number in enumerate(distinct)}
         operands = {
             leaf: self.parts(leaf, recipe.form)
             for leaf in leaves_of(recipe.arguments)
@@ -158,20 +159,18 @@ class StepWriter:
     def _cast(self, node: fx.Node, role: str, values: list[fx.Node], dtype: torch.dtype) -> list[fx.Node]:
         return self._each(node, role, lambda step: ("call_method", "to", (values[step], dtype), {}))
 
-    def _numbers(self, node: fx.Node, number: Any) -> list[Any]:
-        """Writes a size, or arithmetic on sizes, down for each step."""
+    def _numbers(self, node: fx.Node, number: Any, role: str) -> list[Any]:
+        """Writes a size, or arithmetic on sizes, down for each step, each part of it in a role of its own."""
         if isinstance(number, SizeOf):
             parts = self.parts(number.source, "item")
             dim = number.dim
-            return self._each(node, f"size {dim}", lambda step: ("call_method", "size", (parts[step], dim), {}))
+            return self._each(node, role, lambda step: ("call_method", "size", (parts[step], dim), {}))
         if not isinstance(number, Computed):
             return [number] * self.wholes[node].layout.steps
-        operands = [self._numbers(node, operand) for operand in number.operands]
+        operands = [self._numbers(node, operand, f"{role}.{place}") for place, operand in enumerate(number.operands)]
         target: Any = number.node.target
         return self._each(
-            node,
-            f"number {target.__name__}",
-            lambda step: ("call_function", target, tuple(each[step] for each in operands), {}),
+            node, role, lambda step: ("call_function", target, tuple(each[step] for each in operands), {})
         )
 
     def _each(self, node: fx.Node, role: str, spelled: Callable[[int], Spelled]) -> list[fx.Node]:

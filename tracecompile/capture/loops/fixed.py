@@ -15,12 +15,15 @@ from tracecompile.capture.layerwise.stepwise import work_step_by_step
 from tracecompile.capture.loops.assemble import Assembler
 from tracecompile.capture.loops.backwards import naming_what_is_read_backwards
 from tracecompile.capture.loops.histories import forward_histories
+from tracecompile.capture.loops.lengths import TimeSource
 from tracecompile.capture.loops.loop_body import sort_into_steps
 from tracecompile.capture.loops.nesting import separate_loops
 from tracecompile.capture.loops.own_state import noted, require_own_state, with_states_left
 from tracecompile.capture.loops.peeled import join_first_step
 from tracecompile.capture.loops.places import visit_counts
 from tracecompile.capture.loops.resizing import first_tensor
+from tracecompile.capture.segments.divide import divided
+from tracecompile.capture.segments.join import join
 from tracecompile.capture.signature import leaf_names
 from tracecompile.capture.steps.leftovers import shape_by_input
 from tracecompile.capture.tracing.draws import with_all_draws
@@ -73,20 +76,15 @@ def capture_fixed_loop(
     refusal: ConversionError | None = None
     for steps, axis in _guesses(tape, first_tensor(args, kwargs)):
         try:
-            trial = _prepared(tape.copy(), in_single_steps(share_parameters(model)), steps, axis)
-            counts = visit_counts(trial)
-            per_step = {key: visits_in_a_step(count, steps) for key, count in counts.items()}
-            with naming_what_is_read_backwards(trial):
-                loop = sort_into_steps(trial, steps, per_step)
-                plan = Assembler(share_parameters(model), loop, pytree.tree_structure((args, kwargs)))
-                program = plan.assemble(steps)
+            trial = _prepared(tape.copy(), steps)
+            left = require_own_state(trial, model, own=kept and steps >= MANY_STEPS)
+            program = _rolled(model, trial, steps, TimeSource(axis), pytree.tree_structure((args, kwargs)), left)
         except (UnrollableLoop, UnsupportedOperation) as error:
             refusal = refusal or error
             continue
         if program is None:
             return None
-        left = require_own_state(trial, model, own=kept and steps >= MANY_STEPS)
-        return noted(with_states_left(with_all_draws(program, model, trial), plan, left), notes)
+        return noted(program, notes)
     if refusal is not None:
         raise refusal
     return None
@@ -101,13 +99,36 @@ def _guesses(tape: Tape, first: Tensor | None) -> Iterator[tuple[int, int | None
         yield from ((steps, axis) for axis in axes or [None])
 
 
-def _prepared(tape: Tape, root: nn.Module, steps: int, axis: int | None) -> Tape:
-    """Brings what is computed of whole sequences into the steps."""
+def _prepared(tape: Tape, steps: int) -> Tape:
     separate_unpacked(tape)
     separate_loops(tape, steps)
     if tape.again is not None:
-        _prepared(tape.again, root, steps, axis)
-    return work_step_by_step(forward_histories(shape_by_input(tape)), root, steps, axis)
+        tape.again = _prepared(tape.again, steps)
+    return forward_histories(shape_by_input(tape))
+
+
+def _rolled(
+    model: nn.Module, tape: Tape, steps: int, source: TimeSource, signature: pytree.TreeSpec, left: tuple[str, ...]
+) -> StepProgram | None:
+    """Rolls a trace, or what lies between any two places of it that mix time steps."""
+    root = in_single_steps(share_parameters(model))
+    segments = [segment for (segment,) in divided([tape], root, steps, source, left)]
+    programs: list[StepProgram] = []
+    for segment in segments:
+        part = segment.tape
+        for one in (part, *([part.again] if part.again is not None else [])):
+            work_step_by_step(one, root, steps, segment.source.axis)
+        per_step = {key: visits_in_a_step(count, steps) for key, count in visit_counts(part).items()}
+        with naming_what_is_read_backwards(part):
+            loop = sort_into_steps(part, steps, per_step)
+            of_call = signature if segment.is_whole else segment.signature
+            plan = Assembler(share_parameters(model), loop, of_call)
+            own = tuple(name for name in left if name in part.attributes)
+            program = with_states_left(plan.assemble(steps), plan, own)
+        if program is None:
+            return None
+        programs.append(with_all_draws(program, model, part))
+    return programs[0] if len(programs) == 1 else join(tape, segments, programs, signature)
 
 
 def likely_lengths(counts: dict[Any, int]) -> list[int]:

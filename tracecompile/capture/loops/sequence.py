@@ -20,8 +20,9 @@ from tracecompile.capture.loops.own_state import noted, require_own_state, with_
 from tracecompile.capture.loops.places import visit_counts
 from tracecompile.capture.loops.resizing import length_of, time_sources
 from tracecompile.capture.loops.traced import Traces, growth_of
-from tracecompile.capture.segments.divide import Segment, divided
+from tracecompile.capture.segments.divide import divided
 from tracecompile.capture.segments.join import join
+from tracecompile.capture.segments.piece import Segment
 from tracecompile.capture.steps.step import capture_call
 from tracecompile.capture.tracing.build import same_graph
 from tracecompile.capture.tracing.draws import with_all_draws
@@ -133,7 +134,7 @@ def _rolled(traces: Traces, tapes: tuple[Tape, Tape], lengths: tuple[int, ...]) 
 
 
 def _rolled_alone(
-    traces: Traces, pair: tuple[Segment, Segment], lengths: tuple[int, ...], left_out: int, left: tuple[str, ...]
+    traces: Traces, pair: tuple[Segment, ...], lengths: tuple[int, ...], left_out: int, left: tuple[str, ...]
 ) -> list[StepProgram | None]:
     """Rolls what lies between two places that mix time steps, or all of a model that has none."""
     model = traces.model

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+import operator
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,45 +19,18 @@ from tracecompile.capture.loops.histories import ROWS
 from tracecompile.capture.loops.lengths import TimeSource
 from tracecompile.capture.loops.places import place_key, visits_of
 from tracecompile.capture.segments.levels import Levels
+from tracecompile.capture.segments.piece import STEPS, Key, Segment
 from tracecompile.capture.tracing.tape import Tape
 from tracecompile.errors import UnrollableLoop
 
-Key = fx.Node | tuple[str, Any]
-"""What one level hands to another: the value of a node, or the values of a place at all steps."""
-STEPS = "steps"
-
-
-@dataclass
-class Segment:
-    """One level of a tape.
-
-    Attributes:
-        tape: Of its own.
-        source: What says how many steps there are.
-        takes: What its arguments are.
-        gives: What its results are; of the last level nothing, whose result is that of the model.
-        is_whole: Whether it is all of the tape, as it was.
-    """
-
-    tape: Tape
-    source: TimeSource
-    takes: list[Key] = field(default_factory=list)
-    gives: list[Key] = field(default_factory=list)
-    is_whole: bool = False
-
-    @property
-    def signature(self) -> pytree.TreeSpec:
-        """How it is called."""
-        return pytree.tree_structure((tuple(range(len(self.takes))), {}))
-
 
 def divided(
-    tapes: tuple[Tape, Tape], root: nn.Module, steps: int, source: TimeSource, handed_on: tuple[str, ...]
-) -> list[tuple[Segment, Segment]]:
-    """Returns for every level of two traces of one model its tapes; the tapes themselves where there is one level.
+    tapes: Sequence[Tape], root: nn.Module, steps: int, source: TimeSource, handed_on: tuple[str, ...]
+) -> list[tuple[Segment, ...]]:
+    """Returns for every level of the traces of one model its tapes; the tapes themselves where there is one level.
 
     Args:
-        tapes: Of some number of steps, and of one more.
+        tapes: Of some number of steps, and of one more; or of the number of steps that the model fixes alone.
         root: The copy of the model that was traced.
         steps: How many the first has.
         source: What says so.
@@ -68,12 +43,13 @@ def divided(
     for more, tape in enumerate(tapes):
         levels = _levels(tape, root, steps + more, source)
         if levels is None:
-            return [(Segment(tapes[0], source, is_whole=True), Segment(tapes[1], source, is_whole=True))]
-        segments = _Division(tape, levels, source, handed_on).segments()
+            return [tuple(Segment(each, source, is_whole=True) for each in tapes)]
+        is_fixed = len(tapes) == 1
+        segments = _Division(tape, levels, source, handed_on, is_fixed).segments()
         if tape.again is not None and handed_on:
             of_next = _levels(tape.again, root, steps + more, source)
             assert of_next is not None
-            again = _Division(tape.again, of_next, source, handed_on).segments()
+            again = _Division(tape.again, of_next, source, handed_on, is_fixed).segments()
             for one, following in zip(segments, again, strict=True):
                 one.tape.again = following.tape
         found.append(segments)
@@ -92,8 +68,11 @@ def _levels(tape: Tape, root: nn.Module, steps: int, source: TimeSource) -> Leve
 
 
 class _Division:
-    def __init__(self, tape: Tape, levels: Levels, source: TimeSource, handed_on: tuple[str, ...]) -> None:
+    def __init__(
+        self, tape: Tape, levels: Levels, source: TimeSource, handed_on: tuple[str, ...], is_fixed: bool
+    ) -> None:
         self.tape, self.levels, self.source, self.handed_on = tape, levels, source, handed_on
+        self.is_fixed = is_fixed
         self.found, self.inside = levels.sequences.found, levels.sequences.inside
         self.steps = levels.sequences.steps
         self.visits = visits_of(tape)
@@ -124,6 +103,19 @@ class _Division:
         if level is not None:
             self.parts[level].gives[key] = None
         return key
+
+    def taken_apart(self, node: fx.Node) -> list[fx.Node]:
+        """Returns the nodes that pick the values of one that has several: tensors alone are handed on."""
+        level = self.levels.of[node]
+        picks = []
+        for index, value in enumerate(node.meta["val"]):
+            with self.tape.graph.inserting_after(node):
+                pick = self.tape.graph.call_function(operator.getitem, (node, index))
+            pick.meta.update(val=value, where=node.meta.get("where"), place=(node.meta["place"], "part", index))
+            self.levels.of[pick] = level
+            self.parts[level].copy(pick)
+            picks.append(pick)
+        return picks
 
     def _of_arguments(self, node: fx.Node) -> bool:
         """Tells whether a number is computed of the sizes of arguments alone."""
@@ -159,7 +151,10 @@ class _Part:
         if not isinstance(value, fx.Node):
             return value
         if value not in self.copies:
-            own = value.op == "get_attr" or self.whole.levels.of.get(value) == self.number
+            level = self.whole.levels.of.get(value)
+            if isinstance(value.meta["val"], (tuple, list)) and level not in (None, self.number):
+                return tuple(map(self.read, self.whole.taken_apart(value)))
+            own = value.op == "get_attr" or level == self.number
             key = None if own else self.whole.given(value, self.number)
             self.copies[value] = self.copy(value) if key is None else self._of(value, key)
         return self.copies[value]
@@ -233,6 +228,8 @@ class _Part:
         layout = self.taken[takes[0]].meta[LAYOUT] if takes else None
         if layout is not None and not layout.merged:
             return TimeSource(layout.axis)
+        if self.whole.is_fixed:
+            return TimeSource(None)
         number = self.whole.source.number
         clock = None if number is None else self.whole.tape.inputs[number]
         if clock is None:

@@ -9,8 +9,8 @@ from typing import Any
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from tracecompile.capture.segments.divide import Key
-from tracecompile.capture.segments.divide import Segment as Division
+from tracecompile.capture.segments.piece import Key
+from tracecompile.capture.segments.piece import Segment as Division
 from tracecompile.capture.tracing.build import graph_module
 from tracecompile.capture.tracing.tape import Tape
 from tracecompile.program import StepProgram

@@ -7,6 +7,7 @@ level of a node is how many such places lie before it.
 
 from __future__ import annotations
 
+import operator
 from bisect import bisect_left
 from typing import Any
 
@@ -43,6 +44,7 @@ class Levels:
         if mixing := self._mixing():
             self._rise(mixing)
             self._sink()
+            self._take_apart()
         looped = sorted({self.of[node] for node in self._nodes if node in sequences.inside})
         self.count = max(len(looped), 1)
         for node, level in self.of.items():
@@ -92,6 +94,13 @@ class Levels:
             shared = [one for one in visits[place_key(node)] if one in constant] if is_looped else [node]
             readers = [self.of[user] for one in shared for user in one.users if user in self.of]
             self.of[node] = max(self.of[node], min(readers, default=0))
+
+    def _take_apart(self) -> None:
+        """Lets what picks one of several values do so where those are computed: tensors are handed on, not tuples."""
+        for node in self._nodes:
+            source = node.args[0] if node.target is operator.getitem else None
+            if isinstance(source, fx.Node) and isinstance(source.meta["val"], (tuple, list)) and source in self.of:
+                self.of[node] = self.of[source]
 
 
 def _at_all_steps(tape: Tape, live: set[fx.Node]) -> set[fx.Node]:
