@@ -11,6 +11,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from tracecompile.analysis.linearity import wants_steps
 from tracecompile.analysis.scales import scales_of
 from tracecompile.layers import STATISTICS, Accrual, Layer
 from tracecompile.passes.base import Pass
@@ -67,11 +68,12 @@ def _reads(program: StepProgram) -> bool:
 
 def _with_response(program: StepProgram, layer: Layer, trainable: frozenset[str]) -> Layer:
     local, norms = with_recorded_norms(program, with_truths_of_means(program, layer.synapse))
-    layer = replace(layer, local=local, norms=norms)
+    rule = rule_of(program.settings)
+    sampled = rule.resolves_steps(program.settings) and wants_steps(program, layer)
+    layer = replace(layer, local=local, norms=norms, sampled=sampled)
     if layer.core is None:
         return layer
     layer = replace(layer, scales=scales_of(program, layer, trainable))
-    rule = rule_of(program.settings)
     return replace(layer, response=rule.core(program, layer, trainable))
 
 

@@ -166,6 +166,7 @@ class Layer:
         local: The synapse as the local graph evaluates it, on mean inputs: it takes the recorded statistics of
             ``norms``.
         norms: Batch normalisations of the synapse.
+        sampled: Whether the local graph, which does not commute with the mean, is evaluated at steps as they were.
         scales: Parameters between the last operation of the synapse that mixes neurons and the core.
         decay: Of the traces that it reads, per step; None for means over whole time bins.
         response: What the rule makes of its core, see ``tracecompile.rules.rule``; None without one.
@@ -187,6 +188,7 @@ class Layer:
     reset: str = "none"
     local: fx.GraphModule | None = None
     norms: tuple[str, ...] = ()
+    sampled: bool = False
     scales: tuple[Scale, ...] = ()
     decay: float | None = None
     response: CoreRule | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch import fx, nn
@@ -9,7 +10,7 @@ from torch import fx, nn
 from tracecompile.analysis.norms import takes_own_statistics
 from tracecompile.errors import UnsupportedOperation
 from tracecompile.layers import Layer
-from tracecompile.operations import NORMALISES, SHAPE_ONLY, Fact, operation_of, operation_of_module
+from tracecompile.operations import NORMALISES, SHAPE_ONLY, Fact, Operation, operation_of, operation_of_module
 from tracecompile.program import StepProgram
 
 
@@ -24,18 +25,38 @@ def operation_name(program: StepProgram, node: fx.Node) -> str:
 
 def nonlinear_operations(program: StepProgram, layer: Layer) -> tuple[str, ...]:
     """Returns the operations of a synapse that do not commute with the mean over time, each once."""
+    return tuple(dict.fromkeys(operation_name(program, node) for node in _nonlinear(program, layer)))
+
+
+def wants_steps(program: StepProgram, layer: Layer) -> bool:
+    """Tells whether a synapse is better seen at single steps than at the mean input of a bin.
+
+    A maximum or a normalisation of every sample by itself is. Products of spikes with spikes, and batch statistics,
+    which are recorded, were measured to lose more by the few steps that can be seen than by the mean.
+    """
+    return any(
+        not _operation(program, node).facts & (Fact.PRODUCT | Fact.QUOTIENT | Fact.BATCH_STATISTICS)
+        for node in _nonlinear(program, layer)
+    )
+
+
+def _nonlinear(program: StepProgram, layer: Layer) -> Iterator[fx.Node]:
     statics = set(layer.synapse_statics)
     varying: set[fx.Node] = set()
-    found: dict[str, None] = {}
     for node in layer.synapse.graph.nodes:
         if node.op == "placeholder":
             if node.name not in statics:
                 varying.add(node)
         elif node.op != "output" and any(source in varying for source in node.all_input_nodes):
+            if _operation(program, node).facts & SHAPE_ONLY:
+                continue  # a size is the same at every step
             varying.add(node)
             if not _is_linear(program, node, varying):
-                found[operation_name(program, node)] = None
-    return tuple(found)
+                yield node
+
+
+def _operation(program: StepProgram, node: fx.Node) -> Operation:
+    return operation_of(node, program.resolve(str(node.target)) if node.op == "call_module" else None)
 
 
 def _is_linear(program: StepProgram, node: fx.Node, varying: set[fx.Node]) -> bool:
@@ -48,7 +69,7 @@ def _is_linear(program: StepProgram, node: fx.Node, varying: set[fx.Node]) -> bo
         fx.map_arg((node.args, node.kwargs), lambda source: moving.extend({source} & varying))
         divisor = node.args[1] if Fact.QUOTIENT in facts and len(node.args) > 1 else None
         return len(moving) == 1 and divisor not in moving
-    return bool(facts & (Fact.LINEAR | SHAPE_ONLY))
+    return bool(facts & Fact.LINEAR)
 
 
 def refuse_random(program: StepProgram) -> None:

@@ -19,6 +19,8 @@ from tracecompile.rules.accumulation import accumulator_dtype
 from tracecompile.rules.measured.horizon import CELLS
 from tracecompile.rules.measured.lines import FROM
 from tracecompile.runtime.engine.choice import COMPILED_CHUNK, one_by_one
+from tracecompile.runtime.record import read_pairs
+from tracecompile.runtime.sampled import SAMPLES
 
 _SUM_AND_WEIGHT = 16
 """Bytes of one cell of a profile."""
@@ -49,6 +51,8 @@ def footprint(program: StepProgram, grows: bool = False) -> Footprint:
             profiles += (1 + (accrual.pair in rows[accrual.layer])) * CELLS * _SUM_AND_WEIGHT
     if bins > 1 or settings.decay is not None:
         profiles = 0
+    sampled = {pair for layer in program.layers if layer.sampled for pair in read_pairs(layer)}
+    held["trace"] += bins * SAMPLES * sum(_bytes(values.get(value)) for value, statistic in sampled if not statistic)
     states = sum(_bytes(values[carry.placeholder]) for carry in program.carries)
     batch = _batch(program, values)
     states, traces, tangents, responses = (-(-size // batch) for size in (states, *held.values()))

@@ -8,6 +8,7 @@ from tracecompile.analysis.linearity import nonlinear_operations
 from tracecompile.diagnostics.aloud import approximates_norms
 from tracecompile.program import StepProgram
 from tracecompile.rules import rule_of
+from tracecompile.runtime.sampled import SAMPLES
 
 EXACT = "rule='exact' has the gradients of backpropagation through time, for a second forward pass."
 MENDS = {
@@ -55,8 +56,9 @@ def _of_layers(program: StepProgram) -> list[dict[str, Any]]:
             found.append(
                 {
                     "what": f"{layer.name}: {', '.join(operations)}",
-                    "kind": "evaluated on means",
-                    "why": "It does not commute with the mean over time: backward sees it at the mean input of a bin.",
+                    "kind": f"evaluated at {SAMPLES} steps a bin" if layer.sampled else "evaluated on means",
+                    "why": "It does not commute with the mean over time: backward sees it "
+                    + (f"at {SAMPLES} steps of each bin." if layer.sampled else "at the mean input."),
                     "mend": f"More bins, whose inputs vary less within each. {EXACT}",
                     "lowest": None,
                 }

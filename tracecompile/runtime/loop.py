@@ -102,6 +102,7 @@ class Loop:
         self._count(1)
         self.states, self.accrued = states, accrued
         self.last = Last(read, of_layers)
+        self.sample(1, [value.unsqueeze(0) for value in read])
         if self._cells is not None:
             for core in self.form.cores:
                 self.note(core, core.profiled(of_layers[core.index]), 0, 1)
@@ -183,6 +184,20 @@ class Loop:
             )
         self.since, self.index = tensors["since"].tolist()
         self.accrued = [tensors[f"accrued|{a.name}"].clone() for a in self.form.accruals] if self.since else []
+
+    def sample(self, steps: int, read: Sequence[Tensor]) -> None:
+        """Keeps what local graphs want to see as it was.
+
+        Args:
+            steps: How many have been taken at once.
+            read: What the traces have added up of them, in their order, (steps, *shape) each.
+        """
+        if self.record is None:
+            return
+        samples, first = self.record.samples, self.record.clock.steps - steps
+        for step in samples.due(self.index, steps):
+            traced = zip(self.program.traces_kept, read, strict=True)
+            samples.take(step, self.index, {accrual.pair: values[step - first] for accrual, values in traced})
 
     def settle(self) -> None:
         """Leaves everything in the record: the last step as its moment, and what has accrued."""

@@ -91,11 +91,12 @@ class _Piece(Span):
         for accrual in loop.program.traces_kept:
             values = self._read(accrual)
             self.accrued[accrual.name] = all_accumulated(self.accrued[accrual.name], values, accrual.decay)
-            read.append(values[-1])
+            read.append(values)
         outputs = [self.value(node.name) for node in step_results(loop.program.step)[0]]
         loop.states = [self._next_state(name) for name in self.states]
         loop.accrued = [self.accrued[accrual.name] for accrual in loop.form.accruals]
-        loop.last = Last(read, self.of_layers)  # type: ignore[arg-type]
+        loop.last = Last([values[-1] for values in read], self.of_layers)  # type: ignore[arg-type]
+        loop.sample(self.steps, read)
         return outputs
 
     def _take_turns(self, units: Sequence[UnitForm]) -> None:

@@ -15,6 +15,7 @@ from tracecompile.rules.measured.horizon import CELLS
 from tracecompile.rules.measured.responses import Responses
 from tracecompile.rules.sums import BinSums
 from tracecompile.runtime.bins import Bins, Clock, SequenceClock, StreamClock
+from tracecompile.runtime.sampled import Samples
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class Record:
         self.program, self.clock = program, clock
         self.moment: Moment | None = None
         self.traces = {key_of(trace): BinSums(trace.decay, clock.capacity) for trace in program.traces_kept}
+        self.samples = Samples((pair for layer in program.layers if layer.sampled for pair in read_pairs(layer)), clock)
         single = clock.capacity == 1 and program.settings.decay is None
         self.cells = fine_clock(clock) if single else None
         """Finer time for the mean responses, which a single bin needs for its finite-horizon factor."""
@@ -100,6 +102,7 @@ class Record:
         self.clock.merge()
         for trace in self.traces.values():
             trace.merge()
+        self.samples.merge()
         for responses in self.responses.values():
             responses.tangents.merge()
             responses.merge()
@@ -134,6 +137,11 @@ def key_of(trace: Accrual) -> Key:
 def norm_pairs(layer: Layer) -> list[Pair]:
     """Returns what is traced of a layer's normalisations, in the order in which its local graph takes it."""
     return [(norm, what) for norm in layer.norms for what in STATISTICS]
+
+
+def read_pairs(layer: Layer) -> list[Pair]:
+    """Returns all that is traced for a layer."""
+    return [*((source.value, "") for source in layer.sources), *norm_pairs(layer)]
 
 
 def fine_clock(clock: Clock) -> Clock:

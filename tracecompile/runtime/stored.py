@@ -7,11 +7,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from tracecompile.layers import Pair
 from tracecompile.rules.measured.profiles import Profile
 from tracecompile.rules.measured.responses import Responses, Row
 from tracecompile.runtime.bins import StreamClock
 from tracecompile.runtime.layout import joined, parted
 from tracecompile.runtime.record import Record
+from tracecompile.runtime.sampled import Sample, Samples
 
 
 def record_tensors(record: Record) -> dict[str, Tensor]:
@@ -25,6 +27,10 @@ def record_tensors(record: Record) -> dict[str, Tensor]:
         name = joined("trace", *key)
         found[f"{name}|weights"] = torch.tensor(trace.weights, dtype=torch.float64)
         found |= {f"{name}|{index}": row for index, row in enumerate(trace.rows) if row is not None}
+    for index, kept in enumerate(record.samples.rows):
+        for one in kept.values():
+            found |= {joined("sample", index, one.step, *pair): value for pair, value in one.values.items()}
+    found["stride"] = torch.tensor(record.samples.stride)
     for layer, responses in record.responses.items():
         tangents = responses.tangents
         found[joined("response", layer, "weights")] = torch.tensor(responses.weights, dtype=torch.float64)
@@ -52,8 +58,20 @@ def load_record(record: Record, tensors: Mapping[str, Tensor]) -> None:
         trace.weights = tensors[f"{name}|weights"].tolist()
         rows = (tensors.get(f"{name}|{index}") for index in range(len(trace.rows)))
         trace.rows = [None if row is None else row.clone() for row in rows]
+    _load_samples(record.samples, tensors)
     for layer, responses in record.responses.items():
         _load_responses(responses, layer, tensors)
+
+
+def _load_samples(samples: Samples, tensors: Mapping[str, Tensor]) -> None:
+    samples.stride = int(tensors["stride"])
+    found: dict[tuple[int, int], dict[Pair, Tensor]] = {}
+    for key, tensor in tensors.items():
+        kind, *parts = parted(key)
+        if kind == "sample":
+            found.setdefault((int(parts[0]), int(parts[1])), {})[parts[2], parts[3]] = tensor.clone()
+    for (index, step), values in sorted(found.items(), key=lambda each: each[0]):
+        samples.put(index, [Sample(step, values)])
 
 
 def _load_responses(responses: Responses, layer: str, tensors: Mapping[str, Tensor]) -> None:

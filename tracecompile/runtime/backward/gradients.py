@@ -16,11 +16,11 @@ from tracecompile.rules.accumulation import accumulator_dtype
 from tracecompile.rules.measured.adjoint import KnownCurrents
 from tracecompile.rules.measured.horizon import Horizon
 from tracecompile.rules.measured.within import HorizonOfBins
-from tracecompile.runtime.backward.local import LocalGraph
+from tracecompile.runtime.backward.local import LocalGraph, Point
 from tracecompile.runtime.backward.moments import MomentPass
 from tracecompile.runtime.backward.signals import Signal, TimedSignal, at_step, of_all_steps
 from tracecompile.runtime.backward.solve import Solver
-from tracecompile.runtime.record import Moment, Record, norm_pairs
+from tracecompile.runtime.record import Moment, Record, read_pairs
 from tracecompile.runtime.rerun import Rerun
 
 StandIns = dict[Tensor, Tensor]
@@ -177,18 +177,19 @@ class BackwardPass:
         return HorizonOfBins(bins.edges, device) if binned and 1 < bins.count < bins.edges[-1] else None
 
     def _graph(self, layer: Layer, statics: Mapping[str, Tensor]) -> LocalGraph:
-        decay = layer.decay
-        buffers = {source.value: self.record.traces[source.value, "", decay] for source in layer.sources}
-        means = [
-            {name: self._as_read(name, buffer.mean(index)) for name, buffer in buffers.items()}
-            for index in range(self.record.bins.count)
-        ]
-        recorded = [(norm, self.record.traces[norm, what, decay]) for norm, what in norm_pairs(layer)]
-        norms = [
-            [self._as_read(norm, buffer.mean(index)) for norm, buffer in recorded]
-            for index in range(self.record.bins.count)
-        ]
-        return LocalGraph(layer, means, norms, statics, {s.value for s in layer.sources if s.origin in self.wanted})
+        points = [self._points(layer, index) for index in range(self.record.bins.count)]
+        return LocalGraph(layer, points, statics, {s.value for s in layer.sources if s.origin in self.wanted})
+
+    def _points(self, layer: Layer, index: int) -> list[Point]:
+        """Returns where a local graph is evaluated in a bin: at the mean input, or at some steps as they were."""
+        pairs = read_pairs(layer)
+        if layer.sampled:
+            found = [[one.values[pair] for pair in pairs] for one in self.record.samples.rows[index].values()]
+        else:
+            found = [[self.record.traces[(*pair, layer.decay)].mean(index) for pair in pairs]]
+        read = [[self._as_read(name, value) for (name, _), value in zip(pairs, row, strict=True)] for row in found]
+        names, count = [source.value for source in layer.sources], len(layer.sources)
+        return [Point(dict(zip(names, row[:count], strict=True)), row[count:]) for row in read]
 
     def _as_read(self, name: str, mean: Tensor) -> Tensor:
         """Returns the mean of a value in the precision of the model, where sums are kept in a higher one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,30 +12,41 @@ from tracecompile.layers import Layer
 from tracecompile.runtime.twins import on_twins
 
 
+@dataclass(frozen=True)
+class Point:
+    """Where a local graph is evaluated.
+
+    Attributes:
+        sources: By source value.
+        norms: Recorded statistics of its normalisations.
+    """
+
+    sources: Mapping[str, Tensor]
+    norms: Sequence[Tensor]
+
+
 class LocalGraph:
-    """A layer's synapse, evaluated on the mean input of every bin, with a graph."""
+    """A layer's synapse, evaluated for every bin, with a graph: at the mean input, or at some steps as they were.
+
+    Attributes:
+        currents: By bin, the mean of what it gives.
+    """
 
     def __init__(
-        self,
-        layer: Layer,
-        means: list[dict[str, Tensor]],
-        norms: list[list[Tensor]],
-        statics: Mapping[str, Tensor],
-        wanted: set[str],
+        self, layer: Layer, bins: Sequence[Sequence[Point]], statics: Mapping[str, Tensor], wanted: set[str]
     ) -> None:
         """Evaluates the synapse.
 
         Args:
             layer: The layer.
-            means: Mean input by source value, per bin.
-            norms: Recorded statistics of its normalisations, per bin.
+            bins: Of each bin, where.
             statics: Static values.
             wanted: Sources whose learning signal someone upstream needs.
         """
         local = layer.local
         assert local is not None
         self.layer = layer
-        self.leaves: list[dict[str, Tensor]] = []
+        self.leaves: list[list[dict[str, Tensor]]] = []
         self.currents: list[tuple[Tensor, ...]] = []
         # Stand-ins, because a hook on a parameter must see its whole gradient once, not the parts of it.
         learned = (parameter for parameter in local.parameters() if parameter.requires_grad)
@@ -42,19 +54,24 @@ class LocalGraph:
         called = on_twins(local, self.parameters)
         self.statics = {name: statics[name] for name in layer.synapse_statics}
         with torch.enable_grad():
-            for given, statistics in zip(means, norms, strict=True):
-                leaves = {
-                    name: value.detach().requires_grad_(name in wanted and value.is_floating_point())
-                    for name, value in given.items()
-                }
-                self.leaves.append(leaves)
-                self.currents.append(called(*leaves.values(), *self.statics.values(), *statistics))
+            for points in bins:
+                given = [_leaves(point, wanted) for point in points]
+                found = [
+                    called(*leaves.values(), *self.statics.values(), *point.norms)
+                    for leaves, point in zip(given, points, strict=True)
+                ]
+                self.leaves.append(given)
+                self.currents.append(tuple(map(_mean, zip(*found, strict=True))))
 
     def upstream(self, index: int, signals: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Returns the learning signal on the sources of one bin; keeps the graph."""
-        leaves = {name: leaf for name, leaf in self.leaves[index].items() if leaf.requires_grad}
-        found = self._pull([index], [signals], list(leaves.values()))
-        return {name: signal for name, signal in zip(leaves, found, strict=True) if signal is not None}
+        """Returns the learning signal on the mean of the sources of one bin; keeps the graph."""
+        given = self.leaves[index]
+        named = [(name, leaf) for leaves in given for name, leaf in leaves.items() if leaf.requires_grad]
+        found: dict[str, Tensor] = {}
+        for (name, _), signal in zip(named, self._pull([index], [signals], [leaf for _, leaf in named]), strict=True):
+            if signal is not None:
+                found[name] = found[name] + signal if name in found else signal
+        return found
 
     def weight_gradients(
         self, signals: Sequence[Mapping[str, Tensor]]
@@ -81,6 +98,21 @@ class LocalGraph:
         if not outputs or not inputs:
             return [None] * len(inputs)
         return list(torch.autograd.grad(outputs, inputs, pulls, retain_graph=True, allow_unused=True))
+
+
+def _leaves(point: Point, wanted: set[str]) -> dict[str, Tensor]:
+    return {
+        name: value.detach().requires_grad_(name in wanted and value.is_floating_point())
+        for name, value in point.sources.items()
+    }
+
+
+def _mean(values: Sequence[Tensor]) -> Tensor:
+    """Returns the mean; of what is true or false, the share of the steps at which it is true."""
+    if len(values) == 1:
+        return values[0]
+    together = torch.stack(tuple(values))
+    return (together if together.is_floating_point() else together.float()).mean(0)
 
 
 def _fitted(signal: Tensor, current: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from tracecompile.layers import Layer
 from tracecompile.program import StepProgram
 from tracecompile.rules.measured.adjoint import KnownCurrents
 from tracecompile.rules.measured.lines import SCALED
-from tracecompile.runtime.backward.local import LocalGraph
+from tracecompile.runtime.backward.local import LocalGraph, Point
 from tracecompile.runtime.backward.signals import AtOnce
 from tracecompile.runtime.backward.solve import Solver
 from tracecompile.runtime.bins import Bins
@@ -86,7 +86,7 @@ class MomentPass:
         values = {source.value: moment.values[source.value, ""] for source in layer.sources}
         norms = [moment.values[pair] for pair in norm_pairs(layer)]
         wanted = {source.value for source in layer.sources if source.origin in self.wanted}
-        graph = LocalGraph(layer, [values], [norms], self.statics, wanted)
+        graph = LocalGraph(layer, [[Point(values, norms)]], self.statics, wanted)
         self.solver.add_weights(*graph.weight_gradients([currents]))
         upstream = graph.upstream(0, currents)
         for source in layer.sources:
