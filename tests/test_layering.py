@@ -38,6 +38,7 @@ ORDER = (
     ("diagnostics",),
     ("page",),
     ("self_check",),
+    ("layer_by_layer",),
     ("compiler",),
     ("saving", "convert"),
     ("nir",),

@@ -24,13 +24,13 @@ from tracecompile.compiled import Compiled, Request, shape_of, steps_of, trainin
 from tracecompile.diagnostics.describe import describe
 from tracecompile.errors import ConversionError, InvalidInput, SourceLine, UnsupportedOperation, UnsupportedState
 from tracecompile.kinds import described, first_line, no_fit
+from tracecompile.layer_by_layer import by_its_rule, compiled_segments
 from tracecompile.passes.pipeline import run_pipeline
 from tracecompile.program import StepProgram
 from tracecompile.refused import check_model
 from tracecompile.runtime.faults import is_from_outside
 from tracecompile.runtime.outside import unseen
 from tracecompile.runtime.session import Session
-from tracecompile.segment import Segment, segments_of
 from tracecompile.self_check import Checked, check_against_model
 
 
@@ -92,7 +92,7 @@ def _checked(compiled: Compiled, request: Request, earlier: Sequence[Compiled]) 
         checked = check(compiled)
     except UnsupportedOperation as refusal:
         # What comes after the loop keeps the steps for its derivatives. It need not.
-        if (again := with_epilogue_again(compiled, refusal.where)) is None:
+        if (again := with_epilogue_again(compiled, refusal.library or refusal.where)) is None:
             raise
         compiled = again
         checked = check(compiled)
@@ -103,7 +103,7 @@ def _checked(compiled: Compiled, request: Request, earlier: Sequence[Compiled]) 
 def build_again(session: Session, args: tuple[Any, ...], kwargs: dict[str, Any], source: TimeSource) -> Compiled:
     """Builds the program that a length-bound model of a session has for another length."""
     program = session.program
-    request = Request(session.model, args, kwargs, program.settings)
+    request = Request(session.model, args, kwargs, program.asked)
     return going_again(build(request, source), program.epilogue_again)
 
 
@@ -153,7 +153,7 @@ def build(request: Request, source: TimeSource | None = None) -> Compiled:
             "Clear it before the model is converted, or give the model a method reset() that does.",
             where,
         )
-    program, stages = run_pipeline(_with_segments(resolved_in(model, captured).evolve(settings=request.settings)))
+    program, stages = run_pipeline(compiled_segments(by_its_rule(resolved_in(model, captured), request.settings)))
     stages.run_as_printed()
     arguments = Arguments.of(model, program, args, kwargs)
     if program.length_bound:
@@ -167,20 +167,6 @@ def build(request: Request, source: TimeSource | None = None) -> Compiled:
         numbers=arguments.numbers(program.pinned, args, kwargs),
         steps=steps_of(program, args, kwargs),
     )
-
-
-def _with_segments(program: StepProgram) -> StepProgram:
-    """Runs the passes over the segments of a program."""
-    leaves = dict(program.leaves)
-    for name, segment in segments_of(program.leaves):
-        own = resolved_in(program.root, segment.program).evolve(settings=program.settings)
-        compiled, stages = run_pipeline(own)
-        stages.run_as_printed()
-        leaves[name] = Segment(compiled)
-    if leaves == program.leaves:
-        return program
-    program = program.evolve(leaves=leaves)
-    return program.evolve(prologue=program.graph_module(program.prologue.graph, "Prologue"))
 
 
 def _forget_examples(program: StepProgram) -> None:

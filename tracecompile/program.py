@@ -140,6 +140,7 @@ class StepProgram:
         signature, result: Pytrees of the user's (args, kwargs), and of the return value: what the epilogue makes.
         explicit_states: Where the caller of a step model holds them: their places among the leaves of the arguments.
         explicit_results: Places of their successors among the leaves of the result, in the same order.
+        settings, asked: By what it is run, and what the user asked for: a rule may give way to another one.
         notes: Sentences for the report.
         stepwise: Names of what the model computes for all steps at once, the program at each: it may round otherwise.
         left_over: States that start from the rows of an earlier call, with the user's line that reads each.
@@ -177,6 +178,7 @@ class StepProgram:
     explicit_states: tuple[int, ...] = ()
     explicit_results: tuple[int, ...] = ()
     settings: Settings = field(default_factory=Settings)
+    asked: Settings = field(default_factory=Settings)
     notes: tuple[str, ...] = ()
     stepwise: tuple[str, ...] = ()
     left_over: tuple[tuple[str, SourceLine | None], ...] = ()

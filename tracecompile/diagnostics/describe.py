@@ -16,6 +16,7 @@ from tracecompile.program import Carry, StepProgram, step_results
 from tracecompile.report import ConversionReport, LayerReport, ParameterReport
 from tracecompile.rules import rule_of
 from tracecompile.runtime.engine.choice import foretell
+from tracecompile.runtime.sampled import SAMPLES
 from tracecompile.segment import with_segments
 from tracecompile.units import one_by_one
 
@@ -179,15 +180,16 @@ def _approximations(program: StepProgram) -> list[str]:
         operations = nonlinear_operations(program, layer)
         if operations:
             notes.append(
-                f"{layer.name}: {', '.join(operations)} does not commute with the mean over time; "
-                "it is evaluated on the mean input of each bin."
+                f"{layer.name}: {', '.join(operations)} does not commute with the mean over time; it is evaluated "
+                + (f"at {SAMPLES} steps of each bin, as they were." if layer.sampled else "on the mean input.")
             )
         if layer.norms:
             notes.append(
                 f"{layer.name}: in training, batch statistics are recorded per step and averaged over each bin."
             )
     if program.epilogue_again is not None:
-        line = f"{program.epilogue_again.file}:{program.epilogue_again.line}"
+        own = program.epilogue_again.caller or program.epilogue_again
+        line = f"{own.file}:{own.line}"
         notes.append(
             f"The derivative of what is computed after the loop needs the values of all time steps ({line}): they are "
             "not kept, and backward runs the sequence forward once more, from the same inputs."

@@ -131,6 +131,8 @@ def _recorded(net: TracedModule, inputs: Any) -> tuple[Window, Spikes]:
     if (sample := next(steps, None)) is None:
         raise InvalidInput("There is no step to look at.", "Pass at least one.")
     executor, call = session.prepared_for(_arguments(sample), {})
+    if not rule_of(executor.program.settings).reruns:
+        raise InvalidInput("The network records nothing: its layers are computed one after the other, exactly.")
     spikes = Spikes(executor.program)
     executor.observer = spikes.add
     if executor.program.kind == "sequence":

@@ -117,6 +117,10 @@ class Rule:
     recomputes: ClassVar[bool] = False
     through_time: ClassVar[bool] = False
 
+    def layer_by_layer(self, settings: Settings) -> Settings:
+        """Returns what a model is run by that takes all steps of a layer before the next layer takes its first."""
+        return settings
+
     def core(self, program: StepProgram, layer: Layer, trainable: frozenset[str]) -> CoreRule:
         """Returns a CoreRule for the core of a layer."""
         raise NotImplementedError

@@ -49,7 +49,7 @@ class Contents:
     @property
     def settings(self) -> Settings:
         """What the user asked for."""
-        return self.compiled[-1].program.settings
+        return self.compiled[-1].program.asked
 
 
 def write(contents: Contents) -> tuple[Json, dict[str, Tensor]]:

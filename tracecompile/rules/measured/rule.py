@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 from torch import Tensor, fx
@@ -23,6 +23,13 @@ class MeasuredRule(Rule):
     records: ClassVar[bool] = True
     by_neuron: ClassVar[bool] = True
     reruns: ClassVar[bool] = True
+
+    def layer_by_layer(self, settings: Settings) -> Settings:
+        """See Rule.
+
+        All steps of such a layer are computed once more for its gradient: bins would save nothing.
+        """
+        return settings if settings.decay is not None else replace(settings, rule="exact", bins=1)
 
     def core(self, program: StepProgram, layer: Layer, trainable: frozenset[str]) -> MeasuredCore:
         """See Rule."""
