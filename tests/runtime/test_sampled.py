@@ -32,8 +32,8 @@ def kept(samples: Samples, steps: int) -> list[list[int]]:
         index = clock.tick()
         for due in samples.due(index, 1):
             samples.take(due, index, {PAIR: torch.tensor(step)})
-    assert all(int(one.values[PAIR]) == one.step for row in samples.rows for one in row.values())
-    return [sorted(one.step for one in row.values()) for row in samples.rows]
+    assert all(int(values[PAIR]) == step for row in samples.rows for step, values in row.samples())
+    return [[step for step, _ in row.samples()] for row in samples.rows]
 
 
 @given(st.integers(1, 300), st.integers(1, 20))
@@ -58,7 +58,7 @@ def test_a_piece_of_several_steps_keeps_the_same(steps: int, count: int, size: i
             clock.steps = min(begin + size, end)
             for step in samples.due(index, clock.steps - begin):
                 samples.take(step, index, {PAIR: torch.tensor(step)})
-    assert [sorted(one.step for one in row.values()) for row in samples.rows] == one_by_one
+    assert [[step for step, _ in row.samples()] for row in samples.rows] == one_by_one
 
 
 @pytest.mark.parametrize("capacity", [2, 4, 5, 8])
@@ -229,6 +229,6 @@ def test_a_stream_holds_no_more_for_more_steps(bins: int) -> None:
             _, v = net(x_t, v)
         window = session_of(net).window
         assert window is not None
-        sizes.append([len(rows) for rows in window.record.samples.rows])
+        sizes.append([len(row.steps) for row in window.record.samples.rows])
     assert max(map(max, sizes)) < 2 * SAMPLES
     assert min(sizes[1][:-1] or [SAMPLES]) == SAMPLES

@@ -169,8 +169,7 @@ def check_exact(entry: Entry) -> None:
 def check_memory(entry: Entry) -> None:
     """What training keeps does not grow with the number of time steps, and the measure sees it grow in the model."""
     saved, live, original = [], [], []
-    sampled = any(layer.sampled for layer in entry.convert(entry.model(8), 8).program.layers)
-    for steps in (16, 32) if sampled else (8, 16):  # as many steps of a bin as are kept of it
+    for steps in (8, 16):
         net = entry.convert(entry.model(steps), steps).train()
         given = calls(entry, steps, 3)
         with saved_bytes(exclude=[*net.parameters(), *_tensors(given)]) as counter:

@@ -9,8 +9,8 @@ period, since neurons fire in periods, and steps at regular distances would see 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -23,24 +23,39 @@ GOLDEN = 2654435769
 """The golden section of 2**32: multiples of it, modulo 2**32, are evenly spread however many there are (Weyl)."""
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One step.
+@dataclass
+class Kept:
+    """What is kept of one bin. Its memory is there from the first step on: a short bin takes as much as a long one.
 
     Attributes:
-        step: Which one, counted from the beginning.
-        values: By (value, statistic).
+        steps: By share, which step is kept, counted from the beginning, and its place.
+        values: By (value, statistic), (places, *shape).
     """
 
-    step: int
-    values: Mapping[Pair, Tensor]
+    steps: dict[int, tuple[int, int]] = field(default_factory=dict)
+    values: dict[Pair, Tensor] = field(default_factory=dict)
+
+    def put(self, share: int, step: int, values: Mapping[Pair, Tensor], places: int) -> None:
+        """Keeps a step as that of a share, in the place of the one that was, if one was."""
+        taken = [place for _, place in self.steps.values()]
+        place = self.steps[share][1] if share in self.steps else min(set(range(places)).difference(taken))
+        self.steps[share] = (step, place)
+        for pair, value in values.items():
+            if pair not in self.values:
+                self.values[pair] = value.new_zeros((places, *value.shape))
+            self.values[pair][place].copy_(value)
+
+    def samples(self) -> list[tuple[int, dict[Pair, Tensor]]]:
+        """Returns the steps that are kept, in their order, with their values."""
+        found = sorted(self.steps.values())
+        return [(step, {pair: values[place] for pair, values in self.values.items()}) for step, place in found]
 
 
 class Samples:
     """Some steps of every bin.
 
     Attributes:
-        rows: By bin and share, the step that is kept.
+        rows: By bin.
         stride: Steps of a share, in a stream of a single bin.
     """
 
@@ -53,44 +68,47 @@ class Samples:
         """
         self.pairs = list(dict.fromkeys(pairs))
         self.clock, self.stride = clock, 1
-        self.rows: list[dict[int, Sample]] = [{} for _ in range(clock.capacity)]
+        self.rows = [Kept() for _ in range(clock.capacity)]
+        self.places = SAMPLES if isinstance(clock, SequenceClock) or clock.capacity > 1 else 2 * SAMPLES
 
     def due(self, index: int, steps: int) -> list[int]:
         """Returns which of the latest steps, all of one bin, are to be kept."""
         found: dict[int, int] = {}
         for step in range(self.clock.steps - steps, self.clock.steps) if self.pairs else ():
-            share = self._share(step, index)
-            there = found.get(share, self.rows[index][share].step if share in self.rows[index] else -1)
+            share = self.share(step, index)
+            there = found.get(share, self.rows[index].steps.get(share, (-1, 0))[0])
             if there < 0 or _rank(step) > _rank(there):
                 found[share] = step
         return sorted(found.values())
 
     def take(self, step: int, index: int, values: Mapping[Pair, Tensor]) -> None:
         """Keeps a step of a bin."""
-        self.put(index, [Sample(step, {pair: values[pair].clone() for pair in self.pairs})])
-        if len(self.rows[index]) == 2 * SAMPLES:
+        self.put(step, index, {pair: values[pair] for pair in self.pairs})
+        if len(self.rows[index].steps) == 2 * SAMPLES:
             self.stride *= 2
-            self.put(index, self._emptied(index))
+            self._move([self._emptied(index)], index)
 
-    def put(self, index: int, samples: Iterable[Sample]) -> None:
-        """Keeps of each share the step that comes last."""
-        row = self.rows[index]
-        for one in samples:
-            share = self._share(one.step, index)
-            if share not in row or _rank(one.step) > _rank(row[share].step):
-                row[share] = one
+    def put(self, step: int, index: int, values: Mapping[Pair, Tensor]) -> None:
+        """Keeps a step of a bin, if it comes last of its share."""
+        row, share = self.rows[index], self.share(step, index)
+        if share not in row.steps or _rank(step) > _rank(row.steps[share][0]):
+            row.put(share, step, values, self.places)
 
     def merge(self) -> None:
         """Thins neighbouring bins out, which have become one."""
-        for index in range(len(self.rows)):
-            self.put(index // 2, self._emptied(index))
+        emptied = [self._emptied(index) for index in range(len(self.rows))]
+        for index in range(0, len(emptied), 2):
+            self._move(emptied[index : index + 2], index // 2)
 
-    def _emptied(self, index: int) -> list[Sample]:
-        samples = list(self.rows[index].values())
-        self.rows[index] = {}
-        return samples
+    def _emptied(self, index: int) -> Kept:
+        row, self.rows[index] = self.rows[index], Kept()
+        return row
 
-    def _share(self, step: int, index: int) -> int:
+    def _move(self, rows: Sequence[Kept], index: int) -> None:
+        for step, values in (sample for row in rows for sample in row.samples()):
+            self.put(step, index, values)
+
+    def share(self, step: int, index: int) -> int:
         """Returns the share of a bin that a step lies in."""
         clock = self.clock
         if isinstance(clock, SequenceClock):

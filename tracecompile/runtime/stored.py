@@ -7,13 +7,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from tracecompile.layers import Pair
 from tracecompile.rules.measured.profiles import Profile
 from tracecompile.rules.measured.responses import Responses, Row
 from tracecompile.runtime.bins import StreamClock
 from tracecompile.runtime.layout import joined, parted
 from tracecompile.runtime.record import Record
-from tracecompile.runtime.sampled import Sample, Samples
+from tracecompile.runtime.sampled import Samples
 
 
 def record_tensors(record: Record) -> dict[str, Tensor]:
@@ -28,8 +27,10 @@ def record_tensors(record: Record) -> dict[str, Tensor]:
         found[f"{name}|weights"] = torch.tensor(trace.weights, dtype=torch.float64)
         found |= {f"{name}|{index}": row for index, row in enumerate(trace.rows) if row is not None}
     for index, kept in enumerate(record.samples.rows):
-        for one in kept.values():
-            found |= {joined("sample", index, one.step, *pair): value for pair, value in one.values.items()}
+        found |= {joined("sample", index, *pair): values for pair, values in kept.values.items()}
+        found[joined("sampled", index)] = places = torch.full((record.samples.places,), -1)
+        for step, place in kept.steps.values():
+            places[place] = step
     found["stride"] = torch.tensor(record.samples.stride)
     for layer, responses in record.responses.items():
         tangents = responses.tangents
@@ -65,13 +66,12 @@ def load_record(record: Record, tensors: Mapping[str, Tensor]) -> None:
 
 def _load_samples(samples: Samples, tensors: Mapping[str, Tensor]) -> None:
     samples.stride = int(tensors["stride"])
-    found: dict[tuple[int, int], dict[Pair, Tensor]] = {}
-    for key, tensor in tensors.items():
-        kind, *parts = parted(key)
-        if kind == "sample":
-            found.setdefault((int(parts[0]), int(parts[1])), {})[parts[2], parts[3]] = tensor.clone()
-    for (index, step), values in sorted(found.items(), key=lambda each: each[0]):
-        samples.put(index, [Sample(step, values)])
+    for index, kept in enumerate(samples.rows):
+        for place, step in enumerate(tensors[joined("sampled", index)].tolist()):
+            if step >= 0:
+                kept.steps[samples.share(step, index)] = (step, place)
+        for pair in samples.pairs if kept.steps else ():
+            kept.values[pair] = tensors[joined("sample", index, *pair)].clone()
 
 
 def _load_responses(responses: Responses, layer: str, tensors: Mapping[str, Tensor]) -> None:

@@ -155,12 +155,5 @@ def _held(pair: Pair, sequence: Sequence, collecting: bool) -> Held:
     rule, settings = rule_of(pair.settings), pair.settings
     # The snapshots of a short sequence would be as many as its pieces.
     few = replace(settings, bins=FEW_BINS if rule.resolves_steps(settings) else 1, snapshots=1)
-    with undisturbed(learning=True), pair.running(_unsampled(sequence.compiled)):
+    with undisturbed(learning=True), pair.running(sequence.compiled):
         return held_by_line(pair, [sequence.call], few, 1 if rule.recomputes else None, collecting)
-
-
-def _unsampled(compiled: Compiled) -> Compiled:
-    """Returns what keeps no steps as they were: few are kept of a bin, and fewer of one that is shorter than those."""
-    program = compiled.program
-    layers = tuple(replace(layer, sampled=False) for layer in program.layers)
-    return replace(compiled, program=program.evolve(layers=layers))

@@ -184,7 +184,7 @@ class BackwardPass:
         """Returns where a local graph is evaluated in a bin: at the mean input, or at some steps as they were."""
         pairs = read_pairs(layer)
         if layer.sampled:
-            found = [[one.values[pair] for pair in pairs] for one in self.record.samples.rows[index].values()]
+            found = [[values[pair] for pair in pairs] for _, values in self.record.samples.rows[index].samples()]
         else:
             found = [[self.record.traces[(*pair, layer.decay)].mean(index) for pair in pairs]]
         read = [[self._as_read(name, value) for (name, _), value in zip(pairs, row, strict=True)] for row in found]
