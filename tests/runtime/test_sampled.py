@@ -232,3 +232,26 @@ def test_a_stream_holds_no_more_for_more_steps(bins: int) -> None:
         sizes.append([len(row.steps) for row in window.record.samples.rows])
     assert max(map(max, sizes)) < 2 * SAMPLES
     assert min(sizes[1][:-1] or [SAMPLES]) == SAMPLES
+
+
+@pytest.mark.parametrize("bins", [1, 4])
+@pytest.mark.parametrize("steps", [3, 23])
+def test_a_stream_goes_on_from_a_snapshot(bins: int, steps: int) -> None:
+    """Within a window, with steps of it kept."""
+    torch.manual_seed(0)
+    model, x = Stepped(), (torch.rand(steps + 9, 2, 6) < 0.5).float()
+    found = []
+    for stops in (False, True):
+        net = tracecompile.convert(model, (x[0], torch.zeros(2, 8)), bins=bins, backend="eager")
+        v, y = torch.zeros(2, 8), torch.zeros(())
+        for step, x_t in enumerate(x):
+            if stops and step == steps:
+                snapshot = {name: value.clone() for name, value in net.snapshot().items()}
+                net = tracecompile.convert(model, (x[0], torch.zeros(2, 8)), bins=bins, backend="eager")
+                net.restore(snapshot)
+            y, v = net(x_t, v.detach())
+        model.zero_grad()
+        y.square().sum().backward()
+        found.append([value.grad.clone() for value in model.parameters() if value.grad is not None])
+    assert len(found[0]) == 4
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
