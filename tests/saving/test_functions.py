@@ -21,6 +21,7 @@ torch.from_file torch.compile torch.hub.load torch.Tensor.apply_ torch.Tensor.nu
 operator.methodcaller operator.attrgetter operator.call math.__loader__ tracecompile.saving.folder.load
 tracecompile.saving.functions.named torch.ops.load_library torch.ops.image.read_file.default subprocess.run
 torch.serialization.load torch._C torch.sys nothing
+tracecompile.capture.tracing.functionalize.in_place_on_copy tracecompile.capture.tracing.functionalize.write_through
 """.split()
 
 

@@ -102,7 +102,8 @@ class Loop:
         self._count(1)
         self.states, self.accrued = states, accrued
         self.last = Last(read, of_layers)
-        self.sample(1, [value.unsqueeze(0) for value in read])
+        if self.record is not None and self.record.samples.pairs:
+            self.sample(1, [value.unsqueeze(0) for value in read])
         if self._cells is not None:
             for core in self.form.cores:
                 self.note(core, core.profiled(of_layers[core.index]), 0, 1)

@@ -25,10 +25,7 @@ BUILTINS = frozenset(
 TORCH = ("torch", "torch.special", "torch.linalg", "torch.fft", "torch.nn.functional")
 OWN = frozenset(
     f"tracecompile.{module}"
-    for module in (
-        "exact drawn capture.tracing.functionalize rules.accumulation rules.norm rules.elementary rules.sums "
-        "rules.jacobian"
-    ).split()
+    for module in "exact drawn rules.accumulation rules.norm rules.elementary rules.sums rules.jacobian".split()
 )
 """Modules of this package whose functions the compiler puts into programs."""
 METHODS = frozenset(name for name in (*dir(torch.Tensor), *dir(torch.Size)) if not name.startswith("_"))

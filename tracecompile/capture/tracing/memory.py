@@ -15,6 +15,9 @@ from tracecompile.capture.tracing.writer import Writer
 from tracecompile.errors import UnsupportedState
 from tracecompile.exact import exact_value
 
+COUNTING = ("add_", "sub_", "mul_")
+"""What makes whole numbers of whole numbers, of the type of the first."""
+
 
 @dataclass
 class Entry:
@@ -154,7 +157,7 @@ class Memory:
                 recorder.really(function, args, kwargs)
                 return chosen
         op, target, arguments, keywords = out_of_place(function, name, args, kwargs)
-        if name not in ("__setitem__", "copy_", "zero_", "fill_") and promotes(args, tensor.dtype):
+        if name not in ("__setitem__", "copy_", "zero_", "fill_") and promotes(name, args, tensor.dtype):
             op, target, arguments, keywords = on_copy(function, name, args, kwargs)
         lowered = recorder.lowered(arguments)
         source = lowered[1] if name == "copy_" else None
@@ -208,10 +211,13 @@ class Memory:
         return tensor.untyped_storage().data_ptr()
 
 
-def promotes(args: tuple[Any, ...], dtype: torch.dtype) -> bool:
+def promotes(name: str, args: tuple[Any, ...], dtype: torch.dtype) -> bool:
     """Tells whether the out-of-place twin might answer in another dtype than the tensor's own."""
     others = [arg for arg in args[1:] if isinstance(arg, torch.Tensor)]
-    return any(torch.promote_types(other.dtype, dtype) != dtype for other in others) or not dtype.is_floating_point
+    if any(torch.promote_types(other.dtype, dtype) != dtype for other in others):
+        return True
+    counts = dtype != torch.bool and name in COUNTING and all(type(arg) is int for arg in args[1:])
+    return not dtype.is_floating_point and not counts
 
 
 def same_kind(source: Any, tensor: torch.Tensor) -> bool:
