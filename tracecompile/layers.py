@@ -163,7 +163,7 @@ class Layer:
         spikes: Those nodes of the core that emit spikes.
         nodes: All nodes of the step that belong to this layer.
         reset: How the reset meets the gradient, for the report: "none", "in graph" or "detached".
-        local: The synapse as the local graph evaluates it, on mean inputs: it takes the recorded statistics of
+        local: The synapse as the local graph evaluates it: it takes the recorded statistics of
             ``norms``.
         norms: Batch normalisations of the synapse.
         sampled: Whether the local graph, which does not commute with the mean, is evaluated at steps as they were.

@@ -198,7 +198,7 @@ class Loop:
         samples, first = self.record.samples, self.record.clock.steps - steps
         for step in samples.due(self.index, steps):
             traced = zip(self.program.traces_kept, read, strict=True)
-            samples.take(step, self.index, {accrual.pair: values[step - first] for accrual, values in traced})
+            samples.put(step, self.index, {accrual.pair: values[step - first] for accrual, values in traced})
 
     def settle(self) -> None:
         """Leaves everything in the record: the last step as its moment, and what has accrued."""

@@ -1,7 +1,7 @@
 """Values at a few steps of every bin, for synapses that do not commute with the mean over time.
 
-A product of spikes with spikes, a maximum, a normalisation over features: what they make of the mean input is not the
-mean of what they make. Their local graphs are evaluated at steps as they were, and their derivatives averaged.
+A maximum, a normalisation over features: what they make of the mean input is not the mean of what they make. Their
+local graphs are evaluated at steps as they were, and their derivatives averaged (``analysis.linearity.wants_steps``).
 
 A bin is divided into shares, of each of which one step is kept: the one that comes last in an order that knows no
 period, since neurons fire in periods, and steps at regular distances would see them always, or never.
@@ -18,7 +18,7 @@ from tracecompile.layers import Pair
 from tracecompile.runtime.bins import Clock, SequenceClock
 
 SAMPLES = 4
-"""Steps of a bin that are kept, one of no more steps whole; of the only bin of a stream up to twice as many."""
+"""Steps of a bin that are kept, one of no more steps whole; of the only bin of a stream half as many or more."""
 GOLDEN = 2654435769
 """The golden section of 2**32: multiples of it, modulo 2**32, are evenly spread however many there are (Weyl)."""
 
@@ -29,20 +29,20 @@ class Kept:
 
     Attributes:
         steps: By share, which step is kept, counted from the beginning, and its place.
-        values: By (value, statistic), (places, *shape).
+        values: By (value, statistic), (SAMPLES, *shape).
     """
 
     steps: dict[int, tuple[int, int]] = field(default_factory=dict)
     values: dict[Pair, Tensor] = field(default_factory=dict)
 
-    def put(self, share: int, step: int, values: Mapping[Pair, Tensor], places: int) -> None:
+    def put(self, share: int, step: int, values: Mapping[Pair, Tensor]) -> None:
         """Keeps a step as that of a share, in the place of the one that was, if one was."""
         taken = [place for _, place in self.steps.values()]
-        place = self.steps[share][1] if share in self.steps else min(set(range(places)).difference(taken))
+        place = self.steps[share][1] if share in self.steps else min(set(range(SAMPLES)).difference(taken))
         self.steps[share] = (step, place)
         for pair, value in values.items():
             if pair not in self.values:
-                self.values[pair] = value.new_zeros((places, *value.shape))
+                self.values[pair] = value.new_zeros((SAMPLES, *value.shape))
             self.values[pair][place].copy_(value)
 
     def samples(self) -> list[tuple[int, dict[Pair, Tensor]]]:
@@ -69,7 +69,6 @@ class Samples:
         self.pairs = list(dict.fromkeys(pairs))
         self.clock, self.stride = clock, 1
         self.rows = [Kept() for _ in range(clock.capacity)]
-        self.places = SAMPLES if isinstance(clock, SequenceClock) or clock.capacity > 1 else 2 * SAMPLES
 
     def due(self, index: int, steps: int) -> list[int]:
         """Returns which of the latest steps, all of one bin, are to be kept."""
@@ -81,18 +80,14 @@ class Samples:
                 found[share] = step
         return sorted(found.values())
 
-    def take(self, step: int, index: int, values: Mapping[Pair, Tensor]) -> None:
-        """Keeps a step of a bin."""
-        self.put(step, index, {pair: values[pair] for pair in self.pairs})
-        if len(self.rows[index].steps) == 2 * SAMPLES:
-            self.stride *= 2
-            self._move([self._emptied(index)], index)
-
     def put(self, step: int, index: int, values: Mapping[Pair, Tensor]) -> None:
         """Keeps a step of a bin, if it comes last of its share."""
+        if self.share(step, index) not in self.rows[index].steps and len(self.rows[index].steps) == SAMPLES:
+            self.stride *= 2  # the only bin of a stream has as many shares as there are steps
+            self._move([self._emptied(index)], index)
         row, share = self.rows[index], self.share(step, index)
         if share not in row.steps or _rank(step) > _rank(row.steps[share][0]):
-            row.put(share, step, values, self.places)
+            row.put(share, step, {pair: values[pair] for pair in self.pairs})
 
     def merge(self) -> None:
         """Thins neighbouring bins out, which have become one."""

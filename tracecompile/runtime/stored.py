@@ -7,12 +7,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from tracecompile.errors import InvalidInput
 from tracecompile.rules.measured.profiles import Profile
 from tracecompile.rules.measured.responses import Responses, Row
 from tracecompile.runtime.bins import StreamClock
 from tracecompile.runtime.layout import joined, parted
 from tracecompile.runtime.record import Record
-from tracecompile.runtime.sampled import Samples
+from tracecompile.runtime.sampled import SAMPLES, Samples
 
 
 def record_tensors(record: Record) -> dict[str, Tensor]:
@@ -26,12 +27,7 @@ def record_tensors(record: Record) -> dict[str, Tensor]:
         name = joined("trace", *key)
         found[f"{name}|weights"] = torch.tensor(trace.weights, dtype=torch.float64)
         found |= {f"{name}|{index}": row for index, row in enumerate(trace.rows) if row is not None}
-    for index, kept in enumerate(record.samples.rows):
-        found |= {joined("sample", index, *pair): values for pair, values in kept.values.items()}
-        found[joined("sampled", index)] = places = torch.full((record.samples.places,), -1)
-        for step, place in kept.steps.values():
-            places[place] = step
-    found["stride"] = torch.tensor(record.samples.stride)
+    found |= _sample_tensors(record.samples)
     for layer, responses in record.responses.items():
         tangents = responses.tangents
         found[joined("response", layer, "weights")] = torch.tensor(responses.weights, dtype=torch.float64)
@@ -64,7 +60,25 @@ def load_record(record: Record, tensors: Mapping[str, Tensor]) -> None:
         _load_responses(responses, layer, tensors)
 
 
+def _sample_tensors(samples: Samples) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for index, kept in enumerate(samples.rows) if samples.pairs else ():
+        found |= {joined("sample", index, *pair): values for pair, values in kept.values.items()}
+        found[joined("sampled", index)] = places = torch.full((SAMPLES,), -1)
+        for step, place in kept.steps.values():
+            places[place] = step
+        found["stride"] = torch.tensor(samples.stride)
+    return found
+
+
 def _load_samples(samples: Samples, tensors: Mapping[str, Tensor]) -> None:
+    if not samples.pairs:
+        return
+    if "stride" not in tensors:
+        raise InvalidInput(
+            "The snapshot lacks the steps that synapses want to see as they were: an earlier version has taken it.",
+            "Take it again with this version.",
+        )
     samples.stride = int(tensors["stride"])
     for index, kept in enumerate(samples.rows):
         for place, step in enumerate(tensors[joined("sampled", index)].tolist()):

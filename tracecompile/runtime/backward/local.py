@@ -1,4 +1,4 @@
-"""Local graphs: a layer's synapse on the mean input of every bin, the first half of its backward step."""
+"""Local graphs: a layer's synapse at the mean input of every bin, or at steps of it; half of its backward step."""
 
 from __future__ import annotations
 
