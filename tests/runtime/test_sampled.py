@@ -269,6 +269,6 @@ def test_a_snapshot_of_an_earlier_version_is_refused() -> None:
         if not {"sample", "sampled", "stride"} & {*name.split("|")}
     }
     lacking.pop("layout")
+    net.restore(with_layout(net.program, lacking))
     with pytest.raises(InvalidInput, match="an earlier version has taken it"):
-        net.restore(with_layout(net.program, lacking))
         net(example[0], v.detach())
