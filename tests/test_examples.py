@@ -285,8 +285,9 @@ def online_by_hand(
 
 def test_fidelity_of_normalised_networks(capsys: pytest.CaptureFixture[str]) -> None:
     found = example("norms_fidelity").main(["--quick"])
-    assert [row["norm"] for row in found] == ["batch", "layer"]
-    for row in found:  # of a bin per step: backpropagation through time
-        assert set(row["parameters"]) >= {"conv1.weight", "norm1.weight", "norm1.bias", "readout.weight"}
+    assert [row["norm"] for row in found] == ["batch", "layer", "maximum", "attention"]
+    expected = [{"conv1.weight", "norm1.weight", "norm1.bias"}] * 2 + [{"conv1.bias"}, {"qkv.weight", "norm_qkv.bias"}]
+    for row, names in zip(found, expected, strict=True):  # of a bin per step: backpropagation through time
+        assert set(row["parameters"]) >= names | {"readout.weight"}
         assert all(abs(cosine - 1) < 1e-3 > abs(ratio - 1) for cosine, ratio in row["parameters"].values())
-    assert capsys.readouterr().out.count("K = 8") == 2
+    assert capsys.readouterr().out.count("K = 8") == 4

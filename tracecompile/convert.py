@@ -35,7 +35,8 @@ def convert(
             backpropagation through time whose steps are run again from snapshots, so that memory does not grow with
             their number; "bptt" is ordinary backpropagation through the captured program.
         bins: Time bins of the measured rule for sequences, 4 where it is left out; more bins are closer to
-            backpropagation through time. The other rules have none.
+            backpropagation through time. The other rules have none, and a model whose layers take all of their steps
+            one after the other (normalisation over time and batch) needs none: its gradient is exact in any case.
         decay: Decay of the input traces: None for the mean of the whole sequence, a float in (0, 1), or a mapping of
             layer names to floats. With a decay there is one bin, so that ``bins`` has no meaning beside it; "exact" and
             "bptt" keep no traces.

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from requirements import library
+from support.containers import SeqToANN
 from torch import Tensor, nn
 
 import tracecompile
@@ -51,18 +52,6 @@ class Flattened(nn.Module):
         currents = self.norm2(self.conv2(first.flatten(0, 1))).view(steps, batch, CHANNELS, SIDE, SIDE)
         second = fire(currents) + first
         return self.out(second.flatten(2)).mean(0)
-
-
-class SeqToANN(nn.Module):
-    """The container of many published networks: any block on time and batch together."""
-
-    def __init__(self, *block: nn.Module) -> None:
-        super().__init__()
-        self.block = nn.Sequential(*block)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.block(x.flatten(0, 1).contiguous())
-        return y.view(x.shape[0], x.shape[1], *y.shape[1:])
 
 
 class BatchFirst(nn.Module):

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from support.containers import SeqToANN
 from torch import Tensor, nn
 
 import tracecompile.nn as snn
@@ -153,18 +154,6 @@ class OverTime(nn.Module):
             v = v * (1 - z.detach())
             spikes.append(z)
         return torch.stack(spikes)
-
-
-class SeqToANN(nn.Module):
-    """Runs any block on time and batch together."""
-
-    def __init__(self, *block: nn.Module) -> None:
-        super().__init__()
-        self.block = nn.Sequential(*block)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.block(x.flatten(0, 1).contiguous())
-        return y.view(x.shape[0], x.shape[1], *y.shape[1:])
 
 
 class ThresholdNorm(nn.Module):
