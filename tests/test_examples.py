@@ -56,7 +56,7 @@ def test_every_example_is_tested() -> None:
         "own_neuron",
         "fidelity",
     }
-    tested |= {"long_memory", "long_memory_results", "ragged", "norms_fidelity"}
+    tested |= {"long_memory", "long_memory_results", "ragged", "norms_fidelity", "images_from_scratch"}
     tested |= {"fidelity_networks", "fidelity_baselines"}  # parts of fidelity.py
     tested |= {"with_lightning", "plain_loop", "with_torchrun", "event_frames", "library_tutorials"}  # test_recipes.py
     assert {path.stem for path in EXAMPLES.glob("*.py")} == tested
@@ -291,3 +291,19 @@ def test_fidelity_of_normalised_networks(capsys: pytest.CaptureFixture[str]) -> 
         assert set(row["parameters"]) >= names | {"readout.weight"}
         assert all(abs(cosine - 1) < 1e-3 > abs(ratio - 1) for cosine, ratio in row["parameters"].values())
     assert capsys.readouterr().out.count("K = 8") == 4
+
+
+def test_images_from_scratch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images_from_scratch = example("images_from_scratch")
+    found = images_from_scratch.main(["--quick", "--methods", "bptt", "bins=4", "exact"])
+    assert [row["net"] for row in found] == ["conv"] * 3 + ["transformer"] * 3
+    for through_time, four, exact in (found[:3], found[3:]):
+        for row in (four, exact):  # of four steps: each has a bin
+            assert row["cosine"] == pytest.approx(1.0, abs=1e-5)
+            assert row["training"] == pytest.approx(through_time["training"], abs=4.0)
+        assert exact["held"] < through_time["held"]
+    assert len(re.findall(r"^\| (?:conv|transformer) \|", capsys.readouterr().out, re.MULTILINE)) == 6
+    images, labels = images_from_scratch.load(write_images(tmp_path / "images.npz"))
+    assert images.shape == (40, 1, 8, 8)
+    assert 0.9 < images.max() <= 1.0
+    assert labels.bincount().tolist() == [4] * 10
