@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, distributed, multiprocessing, nn
+from support.processes import in_two_processes
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
 
 import tracecompile
 import tracecompile.nn as snn
-
-PROCESSES = 2
 
 
 class Net(nn.Module):
@@ -49,35 +46,27 @@ def gradients(net: nn.Module) -> dict[str, Tensor]:
     return {name: gradient for name, gradient in found.items() if gradient is not None}
 
 
-def train_part(rank: int, port: int, recurrent: bool, folder: str) -> None:
-    torch.set_num_threads(1)
-    address = f"tcp://127.0.0.1:{port}"
-    distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=PROCESSES)
-    net, x, labels = make(recurrent)
-    part = slice(rank * 4, rank * 4 + 4)
-    parallel = DistributedDataParallel(net)
-    nn.functional.cross_entropy(parallel(x[:, part]), labels[part]).backward()
-    if rank == 0:
-        torch.save(gradients(parallel), Path(folder) / "gradients.pt")
-    distributed.barrier()
-    # Not by returning: the threads of gloo abort one in ten interpreters that end, with a plain torch network as well.
-    os._exit(0)
+def part_of_the_gradient(rank: int) -> list[dict[str, Tensor]]:
+    found = []
+    for recurrent in (False, True):
+        net, x, labels = make(recurrent)
+        part = slice(rank * 4, rank * 4 + 4)
+        parallel = DistributedDataParallel(net)
+        nn.functional.cross_entropy(parallel(x[:, part]), labels[part]).backward()
+        found.append(gradients(parallel))
+    return found
 
 
 @pytest.mark.filterwarnings("ignore")  # of processes that torch starts
-@pytest.mark.parametrize("recurrent", [False, True])
-def test_two_processes_have_the_gradient_of_the_joined_batch(recurrent: bool, tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(train_part, (port, recurrent, str(tmp_path)), nprocs=PROCESSES)
-    found = torch.load(tmp_path / "gradients.pt")
-    net, x, labels = make(recurrent)
-    nn.functional.cross_entropy(net(x), labels).backward()
-    expected = gradients(net)
-    assert found.keys() == expected.keys()
-    for name, gradient in expected.items():
-        assert (found[name] - gradient).norm() <= 1e-9 * gradient.norm(), name
+def test_two_processes_have_the_gradient_of_the_joined_batch(tmp_path: Path) -> None:
+    for found in in_two_processes(part_of_the_gradient, tmp_path):
+        for recurrent, ours in zip((False, True), found, strict=True):
+            net, x, labels = make(recurrent)
+            nn.functional.cross_entropy(net(x), labels).backward()
+            expected = gradients(net)
+            assert ours.keys() == expected.keys()
+            for name, gradient in expected.items():
+                assert (ours[name] - gradient).norm() <= 1e-9 * gradient.norm(), name
 
 
 def test_gradients_accumulate_over_backward_passes() -> None:

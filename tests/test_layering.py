@@ -30,7 +30,7 @@ ORDER = (
     ),
     ("tables",),
     ("report", "arguments", "nn", "analysis"),
-    ("capture", "rules", "settings", "facts", "own_checks", "refused"),
+    ("capture", "rules", "settings", "facts", "own_checks", "parallel", "refused"),
     ("graphs",),
     ("printing",),
     ("passes",),

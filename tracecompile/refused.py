@@ -7,6 +7,7 @@ from torch.nn.parameter import is_lazy
 
 from tracecompile.errors import InvalidInput, UnsupportedOperation
 from tracecompile.own_checks import enters_autocast
+from tracecompile.parallel import refuse_parts_of_processes
 
 
 def check_model(model: nn.Module) -> None:
@@ -14,8 +15,10 @@ def check_model(model: nn.Module) -> None:
 
     Raises:
         InvalidInput: A Parameter has no shape yet.
-        UnsupportedOperation: A module observes or quantises what passes, or forward enters autocast.
+        UnsupportedOperation: A module observes or quantises what passes, or exchanges it with other processes, or
+            forward enters autocast.
     """
+    refuse_parts_of_processes(model)
     lazy = next((name for name, value in (*model.named_parameters(), *model.named_buffers()) if is_lazy(value)), None)
     if lazy is not None:
         raise InvalidInput(

@@ -41,7 +41,9 @@ class Basis:
         self._frozen = [(name, p) for name, _, _, p in self._held if p is not None and not p.requires_grad]
         assert compiled.program.statics is not None
         named = zip(compiled.program.statics.attributes, read, strict=True)
-        self._read = [(name, value, value._version, value.data_ptr()) for name, value in named if _is_read(value)]
+        self._read = [
+            (name, value, value._version, value.untyped_storage()) for name, value in named if _is_read(value)
+        ]
 
     def change(self, compiled: Compiled, read: Callable[[], Sequence[Any]]) -> str:
         """Returns the names of what has become another thing; nothing where nothing has that backward goes by.
@@ -69,8 +71,8 @@ class Basis:
         for name, table, key, value in self._held:
             if table.get(key, value) is not value:
                 return name.removeprefix(".")
-        for (name, value, _, memory), now in zip(self._read, filter(_is_read, read), strict=False):
-            if value is not now or memory != now.data_ptr():
+        for (name, value, _, storage), now in zip(self._read, filter(_is_read, read), strict=False):
+            if value is not now or _lies_elsewhere(now, storage):
                 return name
         return ""
 
@@ -129,6 +131,15 @@ _NAMED = ("call_module", "get_attr")
 
 def _is_read(value: Any) -> bool:
     return isinstance(value, Tensor) and not value.is_inference()
+
+
+def _lies_elsewhere(value: Tensor, storage: torch.UntypedStorage) -> bool:
+    """Tells whether a tensor has been given another storage: another ``data``.
+
+    Not another address: fully_shard frees the memory of a weight between calls, and fills it again wherever it then
+    lies. The storage is kept, so that no other can have its identity.
+    """
+    return bool(value.untyped_storage()._cdata != storage._cdata)
 
 
 def _nodes(program: StepProgram) -> Iterator[fx.Node]:

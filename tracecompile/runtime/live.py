@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tracecompile.analysis.differentiable import Flags
 from tracecompile.errors import InvalidInput
+from tracecompile.parallel import passed_on
 from tracecompile.program import Carry, StepProgram
 from tracecompile.runtime.layout import checked, joined, with_layout
 from tracecompile.runtime.recompute.steps import KeptSteps
@@ -153,7 +154,7 @@ class LiveState:
             positions: Their numbers among the carries.
         """
         if self.returned is not None:
-            return all(state is self.returned[place] for state, place in zip(states, positions, strict=True))
+            return all(passed_on(state, self.returned[place]) for state, place in zip(states, positions, strict=True))
         own = self.states if self.restored else None
         # They have come by another way than the snapshot, which holds copies.
         return own is not None and all(

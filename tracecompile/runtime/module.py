@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 
 from tracecompile.capture.copying.copies import copy_as_they_are, detach_leftovers
+from tracecompile.parallel import gather_for
 from tracecompile.program import Settings, StepProgram
 from tracecompile.report import ConversionReport
 from tracecompile.runtime.programs import Compiler
@@ -187,8 +188,12 @@ class TracedModule(nn.Module):
         Raises:
             InvalidInput: The model is a step model (call it instead), or computes on its input before the loop.
         """
+        gather_for(self, "_advance")
         for step in steps:
-            yield session_of(self).advance(step if isinstance(step, tuple) else (step,))
+            yield self._advance(*(step if isinstance(step, tuple) else (step,)))
+
+    def _advance(self, *args: Any) -> Any:
+        return session_of(self).advance(args)
 
     def snapshot(self) -> dict[str, Tensor]:
         """Returns the live states and traces as a plain dict of tensors; an empty one before the model is captured.

@@ -12,14 +12,17 @@ from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree
 
 from tracecompile.errors import UnsupportedOperation
+from tracecompile.parallel import refuse_synchronised
 
 
 def refuse_transforms(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Refuses a call in forward-mode differentiation, or within a transform of torch.func.
+    """Refuses a call in forward-mode differentiation, within a transform of torch.func, or that processes make as one.
 
     Raises:
-        UnsupportedOperation: An argument or a parameter has a tangent, or stands for what a transform runs over.
+        UnsupportedOperation: An argument or a parameter has a tangent, or stands for what a transform runs over, or the
+            model takes statistics of all processes.
     """
+    refuse_synchronised(module)
     if torch.jit._trace.is_tracing() or torch.compiler.is_exporting():
         raise UnsupportedOperation(
             "A converted module cannot be traced or exported: its loop over time would be written out.",

@@ -19,6 +19,7 @@ from tracecompile.errors import InvalidInput
 from tracecompile.facts import Facts
 from tracecompile.graphs.copies import copy_graphs
 from tracecompile.own_checks import after_a_call, has_own_checks, sizes_of
+from tracecompile.parallel import refuse_parts_of_processes
 from tracecompile.program import Settings, StepProgram, example_value
 from tracecompile.report import ParameterReport
 from tracecompile.runtime.doubts import Doubts
@@ -175,6 +176,7 @@ class Programs:
 
     def choose(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Lets run what fits a call and the model as it is now; compiles it where there is nothing."""
+        refuse_parts_of_processes(self.model)
         before, standing = self.compiled, self.standing
         fitting = [ready for ready in self.programs if ready[0].fits(self.model, args, kwargs)]
         changed: list[str] = []

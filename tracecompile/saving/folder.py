@@ -21,6 +21,7 @@ from torch import Tensor
 
 from tracecompile.errors import ConversionError, InvalidInput
 from tracecompile.files import written_whole
+from tracecompile.parallel import refuse_spread
 from tracecompile.runtime.module import TracedModule, session_of
 from tracecompile.saving.compiler import WrittenPrograms
 from tracecompile.saving.modes import in_both_modes
@@ -56,6 +57,7 @@ def save(net: TracedModule, path: str | Path, overwrite: bool = False) -> None:
             under a name that this one needs). Nothing in the folder is touched then.
     """
     session = session_of(net)
+    refuse_spread(session.model)
     report = net.report
     compiled = in_both_modes(session)
     content, tensors = write(Contents(session.model, compiled))
