@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -16,6 +17,7 @@ from tracecompile.program import StepProgram
 from tracecompile.rules import rule_of
 from tracecompile.self_check.flat import require_flat_memory
 from tracecompile.self_check.generators import generators_kept
+from tracecompile.self_check.gradients import dtypes_of
 from tracecompile.self_check.in_order import Adding
 from tracecompile.self_check.inputs import Arguments, Size, Varied, batch_axes
 from tracecompile.self_check.pair import ModelRefuses, Pair, Run, undisturbed
@@ -27,7 +29,9 @@ MOST_STEPS = 40
 """Steps of the example over which values are compared."""
 CHUNK, CHUNKED = 4, 11
 """Steps that are taken together, and how many there are of them: some are left over."""
-ATTEMPTS, ROUNDING = 3, 1e-3
+ATTEMPTS, ROUNDING, UNITS = 3, 1e-3, 4
+"""Runs of steps that are taken together, and how far the nearest may be from the model: a share of the norm, or so many
+units of the coarsest type, in which a sum of a few steps is no better than that whatever its order."""
 LONGER = (23, 11)
 """Numbers of steps that are tried until the model takes one: more than any short trace has."""
 SHORTER = (3, 2, 1)
@@ -105,6 +109,7 @@ class Sizes:
         together = settings.backend != "eager" or (settings.chunk or 1) > 1
         if not together or one_by_one(self.program.units) or rule_of(settings).through_time:
             return
+        allowed = max([ROUNDING, *(UNITS * torch.finfo(each).eps for each in dtypes_of(self.program))])
         errors = []
         for seed in range(ATTEMPTS):
             try:
@@ -113,7 +118,7 @@ class Sizes:
             except ModelRefuses:
                 return
             errors.append(relative_error(run.expected, run.found) if run.fault is None else float("inf"))
-            if errors[-1] <= ROUNDING:
+            if errors[-1] <= allowed:
                 return
         require_near(self.pair, run, CHUNK)
 
