@@ -63,14 +63,20 @@ def test_a_plain_loop_learns_and_tells_its_callbacks(precision: str, tmp_path: P
     assert all(line["gradient_norm"] > 0 for line in lines[1:])
 
 
-def test_torchrun_starts_processes_that_end_with_the_same_weights() -> None:
+def test_torchrun_goes_on_from_a_checkpoint_with_or_without_shards(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    script = [str(ROOT / "examples" / "with_torchrun.py"), "--updates", "3", "--steps", "12"]
+    script = [str(ROOT / "examples" / "with_torchrun.py"), "--steps", "12", "--examples", "27"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    result = subprocess.run([*command, *script], env=environment, capture_output=True, text=True, timeout=300)
-    # Not by its exit code: the threads of gloo abort one in ten interpreters that end.
-    assert "2 processes" in result.stdout, result.stderr
-    assert "the same weights everywhere: True" in result.stdout
+    losses = []
+    for options in (["--epochs", "2"], ["--epochs", "4", "--shard"]):
+        whole = [*command, *script, *options, "--checkpoint", str(tmp_path / "kept")]
+        result = subprocess.run(whole, env=environment, capture_output=True, text=True, timeout=300)
+        # Not by its exit code: the threads of gloo abort one in ten interpreters that end.
+        assert "2 processes" in result.stdout, result.stderr
+        losses.append(float(result.stdout.split("loss ")[1]))
+    assert "epochs 2 to 4" in result.stdout
+    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == ["0001", "0002", "0003", "0004"]
+    assert losses[1] < losses[0]
 
 
 def test_frames_of_events_are_learned_in_padded_batches() -> None:
