@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import fx
 
+from tracecompile.graphs.whole_steps import value_of_step
 from tracecompile.program import is_tensor
 
 
@@ -43,12 +44,23 @@ def difference(pairs: Iterable[tuple[fx.Node, fx.Node]], known: Mapping[fx.Node,
             if one in twins or other in taken:
                 return f"{one.name} has become {other.name}"
             twins[one], taken[other] = other, one
-        sources, shape = taken_apart(one)
-        others, other_shape = taken_apart(other)
-        if (one.op, one.target, shape) != (other.op, other.target, other_shape):
+        operation, sources = _operation(one)
+        other_operation, others = _operation(other)
+        if operation != other_operation:
             return f"{one.format_node()} has become {other.format_node()}"
         waiting += zip(sources, others, strict=True)
     return None
+
+
+def _operation(node: fx.Node) -> tuple[Any, list[fx.Node]]:
+    """Returns what a node does, to be compared, and to which others; a step may be called once for all its values."""
+    whole = value_of_step(node)
+    if whole is not None:
+        step, position, call = whole
+        sources, shape = taken_apart(call)
+        return (id(step), position, shape), sources
+    sources, shape = taken_apart(node)
+    return (node.op, node.target, shape), sources
 
 
 def taken_apart(node: fx.Node) -> tuple[list[fx.Node], Any]:

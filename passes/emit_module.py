@@ -11,6 +11,7 @@ from tracecompile.analysis.ports import find_ports
 from tracecompile.analysis.prologue import without_side_effects
 from tracecompile.emitted import Emitted
 from tracecompile.graphs.glue import OF_TRACES, Glue
+from tracecompile.graphs.whole_steps import joined
 from tracecompile.layers import STATISTICS, Accrual
 from tracecompile.passes.base import Pass
 from tracecompile.passes.emitted import accruals_carried, fault_around_the_step, fault_of_plain, fault_of_traced
@@ -68,7 +69,7 @@ class EmitModule(Pass):
 
 def _plain(program: StepProgram) -> fx.GraphModule:
     glue, results = glued(program)
-    return glue.module((*results, (), (), ()), "Step")
+    return joined(glue.module((*results, (), (), ()), "Step"))
 
 
 def _traced(program: StepProgram) -> tuple[fx.GraphModule, tuple[Accrual, ...]]:

@@ -137,7 +137,7 @@ def _whole(program: StepProgram) -> str | None:
     foreign = sorted(target for target, module in glue.owned.items() if module is not program.resolve(target))
     if foreign:
         return f"glued back, the layers call another {', '.join(foreign)} than the model's"
-    fault = differs_from_step(program, glue.graph, results)
+    fault = differs_from_step(program, glue.module(results, "Glued").graph, results)
     return None if fault is None else f"glued back, the layers are not the step: {fault}"
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from requirements import library
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import tracecompile
 from tracecompile.capture.tracing.opaque import runs_operator
@@ -122,6 +123,33 @@ def test_the_report_says_how_the_reset_meets_the_gradient(sj: Any, detach: bool,
     report = tracecompile.convert(net, 3 * torch.rand(2, 6)).report
     (layer,) = report.layers
     assert (layer.reset, layer.kind, layer.states) == (style, "spiking", ("1.v (membrane)",))
+
+
+class Comparisons(TorchDispatchMode):
+    """Counts comparisons with a threshold: a step of a neuron makes one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten.ge.Scalar
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("learns", [False, True])
+def test_the_operator_runs_once_a_step(sj: Any, learns: bool) -> None:
+    """As often as in the model."""
+    net = nn.Sequential(sj.layer.Linear(6, 8), sj.neuron.LIFNode(), sj.layer.Linear(8, 4))
+    sj.functional.set_step_mode(net, "m")
+    converted = tracecompile.convert(net, spikes(6, 3, 6), rule="exact", backend="eager", chunk=1)
+    sj.functional.reset_net(net)
+    x, counts = spikes(9, 3, 6), []
+    for each in (net, converted):
+        with torch.set_grad_enabled(learns), Comparisons() as seen:
+            each(x)
+        counts.append(seen.count)
+    assert counts[0] == counts[1] > 0
 
 
 def test_an_artifact_of_whole_steps_loads(sj: Any, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from requirements import library
 from support.containers import SeqToANN
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import tracecompile
 import tracecompile.nn as snn
@@ -200,6 +201,25 @@ def test_the_report_says_what_is_alive() -> None:
     assert "grows with the sequence" in said
     assert [layer.kind for layer in net.report.layers].count("spiking") == 2
     assert {each.status for each in net.report.parameters.values()} == {"exact"}
+
+
+def test_what_is_before_a_loop_runs_once_more_for_its_gradient() -> None:
+    """For the loop's inputs and for its own derivative alike."""
+    net = tracecompile.convert(Flattened().double(), images(5, 2), rule="exact")
+    counts = dict.fromkeys(("conv1", "conv2"), 0)
+
+    class Counting(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is torch.ops.aten.convolution.default:
+                counts["conv1" if args[0].shape[1] == 2 else "conv2"] += 1
+            return func(*args, **(kwargs or {}))
+
+    with Counting():
+        result = net(images(6, 3))
+        assert counts == {"conv1": 1, "conv2": 1}
+    with Counting():
+        result.sum().backward()
+    assert counts == {"conv1": 2, "conv2": 2}
 
 
 def test_hooks_of_parameters_see_one_gradient() -> None:

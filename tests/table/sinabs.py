@@ -101,6 +101,30 @@ class Convolutional(nn.Module):
         return self.out(self.fc(y.flatten(2))).mean(1)
 
 
+def squeezed_film(steps: int, batch: int) -> tuple[Tensor]:
+    """A batch of films of events, batch and time in one axis."""
+    return (film(steps, batch)[0].flatten(0, 1),)
+
+
+def squeezed(**sizes: int) -> nn.Module:
+    """A network converted from a trained one as the library does it: batch and time are one axis in every layer."""
+    import sinabs.layers as sl
+
+    net = nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1),
+        sl.IAFSqueeze(min_v_mem=-1.0, **sizes),
+        nn.AvgPool2d(2),
+        nn.Conv2d(4, 4, 3, padding=1),
+        sl.LIFSqueeze(tau_mem=5.0, norm_input=False, **sizes),
+        nn.Flatten(),
+        nn.Linear(64, CLASSES),
+        sl.ExpLeakSqueeze(tau_mem=10.0, **sizes),
+    )
+    with torch.no_grad():
+        net[3].weight.mul_(4)
+    return exact_weights(net)
+
+
 class Recurrent(nn.Module):
     """A recurrent layer."""
 
@@ -138,4 +162,8 @@ ENTRIES = [
     _entry("LIF with single spikes, ExpLeak readout", single_spikes),
     _entry("convolutional IAF network", Convolutional, film),
     _entry("recurrent LIF", Recurrent, reset=reset_recurrent),
+    _entry("squeezed layers for a batch size", lambda: squeezed(batch_size=2), squeezed_film, batch=2),
+    _entry(
+        "squeezed layers for a number of steps", squeezed, squeezed_film, build_for=lambda t: squeezed(num_timesteps=t)
+    ),
 ]

@@ -12,6 +12,7 @@ from tracecompile.analysis.folding import find_fold
 from tracecompile.graphs.glue import Glue, accruals_of
 from tracecompile.graphs.moves import find_moves
 from tracecompile.graphs.turns import in_turns, maker_of_moves
+from tracecompile.graphs.whole_steps import joined
 from tracecompile.layers import Accrual, Block, Layer
 from tracecompile.program import StepProgram, example_value, step_results
 from tracecompile.units import Fold, Unit
@@ -155,7 +156,7 @@ class _Cutter:
         moved = tuple(value for each in lines for value in each.accruals)
         of_layers = tuple((each.outputs, each.answers, each.derivatives) for each in lines)
         results = (outputs, following, moved, tuple(glue.norms.values()), of_layers)
-        return glue.module(results, "UnitStep"), statics, tuple(glue.norms)
+        return joined(glue.module(results, "UnitStep")), statics, tuple(glue.norms)
 
     def _accruals(self) -> tuple[Accrual, ...]:
         return tuple(accrual for layer in self.layers for accrual in accruals_of(layer))

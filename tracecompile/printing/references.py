@@ -9,7 +9,7 @@ import torch
 from torch import fx, nn
 
 from tracecompile.capture.tracing.surrogates import SurrogateLeaf
-from tracecompile.neuron_step import NeuronStep
+from tracecompile.neuron_step import NeuronStep, OpaqueStep
 from tracecompile.program import StepProgram
 from tracecompile.rules.slopes import WithSlopes
 
@@ -105,6 +105,8 @@ def described(value: Any) -> str:
         operation = value.operation
         name = described(operation) if isinstance(operation, nn.Module) else getattr(operation, "__name__", operation)
         return f"value and slope of {name}"
+    if isinstance(value, OpaqueStep):
+        return f"{type(value.neuron).__name__}, one step"
     if isinstance(value, NeuronStep):
         return f"{type(value.step.neuron).__name__}, {value.extra_repr()}"
     return type(value).__name__ if isinstance(value, nn.Module) else getattr(value, "__name__", type(value).__name__)

@@ -47,6 +47,8 @@ class Before:
         device = next((value.device for value in self.kept if isinstance(value, (Tensor, Packed))), None)
         self.autocast = autocast_states(device)
         self.spec: pytree.TreeSpec | None = None
+        self.wanted: Sequence[bool] = ()
+        self._made: tuple[list[Any], list[Tensor]] | None = None
 
     def run(self, operands: Sequence[Any]) -> Any:
         """Returns what the prologue does, and keeps nothing of all steps for its gradient.
@@ -57,6 +59,22 @@ class Before:
         _, *leaves = applied(BeforeFunction, None, self, *operands, *self.parameters)
         assert self.spec is not None
         return pytree.tree_unflatten(leaves, self.spec)
+
+    def inputs(self) -> list[Tensor]:
+        """Runs it once more, and returns the inputs of the loop; its own backward, which comes next, finds the graph.
+
+        Raises:
+            RuntimeError: An operand was modified in place since.
+        """
+        self._made = self.leaves_again(self.wanted)
+        assert self.spec is not None
+        found: Sequence[Tensor] = pytree.tree_unflatten(self._made[0], self.spec)[0]
+        return [value.detach() for value in found]
+
+    def taken(self) -> tuple[list[Any], list[Tensor]]:
+        """Returns what it returns for backward, see ``leaves``, and holds it no longer."""
+        made, self._made = self._made, None
+        return made or self.leaves_again(self.wanted)
 
     def leaves(self, given: Sequence[Any], wanted: Sequence[bool]) -> tuple[list[Any], list[Tensor]]:
         """Runs it with a graph; returns the leaves of what it returns, and the operands that need a gradient."""
@@ -94,11 +112,11 @@ class BeforeFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, before: Before, *given: Any) -> Any:
         """Returns a root for ``first_order``, and the leaves of what the prologue returns."""
-        ctx.before, ctx.wanted = before, ctx.needs_input_grad[1:]
+        ctx.before, before.wanted = before, ctx.needs_input_grad[1:]
         count = len(given) - len(before.parameters)
         # The graph says which leaves require a gradient, and need hold nothing for it.
         with torch.autograd.graph.saved_tensors_hooks(lambda tensor: None, lambda nothing: nothing):
-            leaves, _ = before.leaves(given[:count], ctx.wanted)
+            leaves, _ = before.leaves(given[:count], before.wanted)
         found = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         constant = [
             made
@@ -116,13 +134,13 @@ class BeforeFunction(torch.autograd.Function):
         """Returns the gradients of the operands."""
         (root,) = ctx.saved_tensors
         with torch.no_grad():
-            found = BeforeFunction.pulled(ctx.before, ctx.wanted, signals)
+            found = BeforeFunction.pulled(ctx.before, signals)
         return None, *first_order(root, found)
 
     @staticmethod
-    def pulled(before: Before, wanted: Sequence[bool], signals: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """Runs the prologue once more, and pulls learning signals on what it returns to its operands."""
-        leaves, sources = before.leaves_again(wanted)
+    def pulled(before: Before, signals: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Pulls learning signals on what the prologue returns to its operands."""
+        leaves, sources = before.taken()
         pairs = [
             (leaf, signal)
             for leaf, signal in zip(leaves, signals, strict=True)
@@ -131,7 +149,7 @@ class BeforeFunction(torch.autograd.Function):
         outputs, pulls = [leaf for leaf, _ in pairs], [signal for _, signal in pairs]
         none: list[Tensor | None] = [None] * len(sources)
         found = iter(torch.autograd.grad(outputs, sources, pulls, allow_unused=True) if outputs else none)
-        return [next(found) if need else None for need in wanted]
+        return [next(found) if need else None for need in before.wanted]
 
 
 def _is_owned(value: Any) -> bool:

@@ -55,6 +55,7 @@ class Ends:
         device = _device_of(leaves)
         code = self.emitted.prologue if given is None else self.emitted.arguments
         attributes = self.attributes(self.emitted.prologue_attributes, device)
+        before: Before | None = None
         if self.program.prologue_again and torch.is_grad_enabled():
             # The model may move its buffers before backward: statistics move with this very call.
             own = [value.clone() if _is_buffer(value) else value for value in attributes]
@@ -69,7 +70,7 @@ class Ends:
             raise InvalidInput(
                 f"The model needs a state for {', '.join(missing)}.", "Hand it in, as the model itself requires it."
             )
-        return Prepared(tuple(inputs), tuple(invariants), tuple(initial), device)
+        return Prepared(tuple(inputs), tuple(invariants), tuple(initial), device, before)
 
     def with_statistics(self, states: Sequence[Any]) -> tuple[Any, ...]:
         """Returns states with the statistics as the model holds them now: copies, since these will move."""

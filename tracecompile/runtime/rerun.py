@@ -24,6 +24,7 @@ from tracecompile.layers import Layer
 from tracecompile.program import StepProgram
 from tracecompile.rules.measured.adjoint import Derivatives
 from tracecompile.runtime.anew import read_by_steps
+from tracecompile.runtime.before import Before
 from tracecompile.runtime.collector import Collector
 from tracecompile.runtime.loop import Loop
 from tracecompile.runtime.opened import Opened
@@ -40,6 +41,8 @@ class Prepared:
     invariants: tuple[Any, ...]
     initial: tuple[Tensor, ...]
     device: torch.device | None
+    before: Before | None = None
+    """Runs the prologue again for backward, where nothing of it is kept."""
 
     def tensors(self) -> list[Tensor]:
         """Returns all tensors, with the graph that they come with."""
@@ -145,6 +148,8 @@ class Rerun:
     def inputs(self) -> list[Tensor]:
         """Returns the sequences of inputs, without a graph; for errors see ``_steps``."""
         self._check()
+        if self.computed and self.prepared.before is not None:
+            return self.prepared.before.inputs()
         prepared = self._prepared_again() if self.computed else self.prepared
         return [value.detach() for value in prepared.inputs]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,11 +24,11 @@ class Leaves:
 
     Attributes:
         states: Before the piece.
-        inputs: Of its steps.
+        inputs: Of its steps, by sequence: each step by itself, or all of them in one where they are computed together.
     """
 
     states: list[Tensor]
-    inputs: list[Tensor]
+    inputs: list[list[Tensor]]
 
 
 class Cotangents:
@@ -78,13 +79,16 @@ class Cotangents:
         self.states: list[Tensor | None] = [None for _ in program.carries]
         self.of_steps: Mapping[tuple[int, int], Tensor] = {}
 
-    def leaves(self, states: Sequence[Tensor], inputs: Sequence[Tensor]) -> Leaves:
-        """Returns the leaves of a piece; every state is one that can be."""
+    def leaves(self, states: Sequence[Tensor], inputs: Sequence[Sequence[Tensor]]) -> Leaves:
+        """Returns the leaves of a piece, see ``Leaves``; every state is one that can be."""
         moving = zip(states, self.program.carries, strict=True)
         learns = [(state.detach(), differentiable(state) and not carry.statistic) for state, carry in moving]
         return Leaves(
             [state.requires_grad_(wanted) for state, wanted in learns],
-            [value.detach().requires_grad_(wanted) for value, wanted in zip(inputs, self.wanted, strict=True)],
+            [
+                [value.detach().requires_grad_(wanted) for value in values]
+                for values, wanted in zip(inputs, self.wanted, strict=True)
+            ],
         )
 
     def pull(
@@ -105,7 +109,8 @@ class Cotangents:
         last = zip(made[-1][1], self.states, strict=True)
         pairs += [(state, signal) for state, signal in last if signal is not None]
         pairs = [(value, signal.to(value.dtype)) for value, signal in pairs if value.requires_grad]
-        sources = [value for value in (*leaves.states, *leaves.inputs) if value.requires_grad]
+        begins = list(itertools.chain(leaves.states, *leaves.inputs))
+        sources = [value for value in begins if value.requires_grad]
         sources += self._learned
         found: Sequence[Tensor | None] = [None] * len(sources)
         if pairs:
@@ -115,9 +120,9 @@ class Cotangents:
             return False
         given = iter(found)
         self.states = [next(given) if state.requires_grad else None for state in leaves.states]
-        for index, value in enumerate(leaves.inputs):
-            if value.requires_grad:
-                self._take_input(index, next(given), begin, end)
+        for index, rows in enumerate(leaves.inputs):
+            if self.wanted[index]:
+                self._take_input(index, [next(given) for _ in rows], begin, end)
         for value, gradient in zip(self._learned, given, strict=False):
             if gradient is not None:
                 self._add(value, gradient)
@@ -158,15 +163,18 @@ class Cotangents:
             if (index, step) in self.of_steps
         ]
 
-    def _take_input(self, index: int, gradient: Tensor | None, begin: int, end: int) -> None:
-        if gradient is None:
-            return
-        axis, total = self.axes[index], self._inputs[index]
-        if total is None:
-            shape = list(gradient.shape)
-            shape[axis] = self.steps
-            total = self._inputs[index] = gradient.new_zeros(shape)
-        total.narrow(axis, begin, end - begin).copy_(gradient)
+    def _take_input(self, index: int, found: Sequence[Tensor | None], begin: int, end: int) -> None:
+        axis = self.axes[index]
+        for step, gradient in enumerate(found, begin):
+            if gradient is None:
+                continue
+            total = self._inputs[index]
+            if total is None:
+                shape = list(gradient.shape)
+                shape[axis:] = [self.steps, *shape[axis + 1 if self.together else axis :]]
+                total = self._inputs[index] = gradient.new_zeros(shape)
+            part = total.narrow(axis, begin, end - begin) if self.together else total.select(axis, step)
+            part.copy_(gradient)
 
     def gradients(self) -> list[Tensor | None]:
         """Returns those of (*inputs, *initial states, *statics, *invariants, *parameters); None where there is none."""

@@ -109,7 +109,7 @@ class Pieces:
         """
         self.runs += 1
         begin, end = self.edges[piece], self.edges[piece + 1]
-        cut = [value.narrow(axis, begin, end - begin) for value, axis in zip(inputs, self.how.axes, strict=True)]
+        cut = self._cut(inputs, begin, end)
         with torch.no_grad():
             loop = self._loop(moment.states, *self._plain)
             for outputs in self._outputs(loop, cut, begin, end):
@@ -138,7 +138,7 @@ class Pieces:
         """
         self.runs += 1
         begin, end = self.edges[piece], self.edges[piece + 1]
-        cut = [value.narrow(axis, begin, end - begin) for value, axis in zip(inputs, self.how.axes, strict=True)]
+        cut = self._cut(inputs, begin, end)
 
         def taken(twins: Twins | None) -> bool:
             leaves = signals.leaves(moment.states, cut)
@@ -165,18 +165,26 @@ class Pieces:
     ) -> Loop:
         return Loop(self.how.program, self.how.form, None, states, statics, invariants, twins)
 
-    def _outputs(self, loop: Loop, cut: Sequence[Tensor], begin: int, end: int) -> Iterator[Sequence[Tensor]]:
-        """Yields the outputs of a piece: of every step, or once of all of them, (steps, *shape) each."""
-        named = list(zip(self.how.program.inputs, self.how.axes, cut, strict=True))
+    def _cut(self, inputs: Sequence[Tensor], begin: int, end: int) -> list[list[Tensor]]:
+        """Returns what some steps take of the sequences: each step by itself, or all in one, see ``Leaves``."""
+        parts = [value.narrow(axis, begin, end - begin) for value, axis in zip(inputs, self.how.axes, strict=True)]
         if self.how.together:
-            yield run_piece(loop, self.how.engine, {x.name: v.movedim(axis, 0) for x, axis, v in named}, end - begin)
+            return [[part] for part in parts]
+        return [list(part.unbind(axis)) for part, axis in zip(parts, self.how.axes, strict=True)]
+
+    def _outputs(self, loop: Loop, cut: Sequence[Sequence[Tensor]], begin: int, end: int) -> Iterator[Sequence[Tensor]]:
+        """Yields the outputs of a piece: of every step, or once of all of them, (steps, *shape) each."""
+        if self.how.together:
+            named = zip(self.how.program.inputs, self.how.axes, cut, strict=True)
+            given = {x.name: value.movedim(axis, 0) for x, axis, (value,) in named}
+            yield run_piece(loop, self.how.engine, given, end - begin)
             return
         for time in range(begin, end):
             if self.draws and self.drawn:
                 set_random_states(self.drawn[time])
             if time in self.changes:
                 loop.states = self.changes[time](loop.states)
-            yield loop.step(loop.with_draws([value.select(axis, time - begin) for _, axis, value in named]))
+            yield loop.step(loop.with_draws([values[time - begin] for values in cut]))
 
 
 def draws_in_steps(program: StepProgram) -> bool:
