@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from tracecompile.analysis.norms import batch_norm_arguments, is_norm, norm_arguments
 from tracecompile.operations import Fact, has
+from tracecompile.rules.accumulation import accumulator_dtype
 
 if TYPE_CHECKING:
     from tracecompile.program import StepProgram
@@ -22,9 +22,18 @@ if TYPE_CHECKING:
 
 def batch_statistics(value: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the mean and the biased variance of each channel (axis 1) over all other axes."""
-    axes = [axis for axis in range(value.ndim) if axis != 1]
-    variance, mean = torch.var_mean(value, axes, unbiased=False)
-    return mean, variance
+    return mean_and_variance(value, tuple(axis for axis in range(value.ndim) if axis != 1))
+
+
+def mean_and_variance(value: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Returns the mean and the biased variance over some axes.
+
+    In two passes over the values: torch.var_mean, which makes one, takes ten times longer on the CPU.
+    """
+    precise = value.to(accumulator_dtype(value.dtype))
+    mean = precise.mean(axes, keepdim=True)
+    variance = (precise - mean).square().mean(axes)
+    return mean.squeeze(axes).to(value.dtype), variance.to(value.dtype)
 
 
 def recorded_batch_norm(

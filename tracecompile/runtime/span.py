@@ -12,6 +12,7 @@ from tracecompile.analysis.folding import fold_applies, folded, repeated, unfold
 from tracecompile.layers import Accrual, Pair
 from tracecompile.program import step_results
 from tracecompile.rules.accumulation import accumulator_dtype
+from tracecompile.rules.norm import mean_and_variance
 from tracecompile.runtime.engine.scan import Answers, Engine, Stretch
 from tracecompile.runtime.forms import UnitForm
 from tracecompile.runtime.loop import Loop
@@ -171,9 +172,7 @@ class Span:
 
 def _statistics(values: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the mean and the biased variance of each step and channel of (steps, rows, channels, ...)."""
-    axes = [axis for axis in range(1, values.ndim) if axis != 2]
-    variance, mean = torch.var_mean(values, axes, unbiased=False)
-    return mean, variance
+    return mean_and_variance(values, tuple(axis for axis in range(1, values.ndim) if axis != 2))
 
 
 def _joined(first: Tensor, rest: Tensor) -> Tensor:
