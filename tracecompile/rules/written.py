@@ -6,6 +6,7 @@ every step.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
+
+from tracecompile.rules.shortened import shortened
 
 ENOUGH = 16
 """Calls with arguments alike after which a function is written down, which takes some milliseconds."""
@@ -64,20 +67,20 @@ class WrittenDown:
 
     def _both_ways(self, args: tuple[Any, ...], tensors: list[Tensor]) -> Results:
         expected = self.function(*args)
-        for code in (self._code, None):
-            self._code = code or _written(self.function, args, tensors)
-            if self._code is None:
-                break
-            if _same(self._code(*tensors), expected):
-                self._checked = True
+        candidates = _written(self.function, args, tensors)
+        for code in candidates if self._code is None else itertools.chain([self._code], candidates):
+            if _same(code(*tensors), expected):
+                self._code, self._checked = code, True
                 return expected
-        self._refused = True
+        self._code, self._refused = None, True
         return expected
 
 
 def _written(
     function: Callable[..., Results], args: tuple[Any, ...], tensors: list[Tensor]
-) -> Callable[..., Results] | None:
+) -> Iterator[Callable[..., Results]]:
+    """Yields a function as it is written down: without what can be left out, then as it was traced."""
+
     def of_tensors(*given: Tensor) -> Results:
         left = iter(given)
         return function(*(next(left) if isinstance(value, Tensor) else value for value in args))
@@ -86,13 +89,13 @@ def _written(
         with torch.random.fork_rng(devices={value.device for value in tensors if value.is_cuda}):
             module = make_fx(of_tensors)(*tensors)
     except Exception:  # the user's own surrogate is run by a tracer here: anything may come out of it
-        return None
+        return
     if draws_random_numbers(module.graph):
-        return None
+        return
     _without_aliases(module.graph)
     module.recompile()
-    written: Callable[..., Results] = module.forward
-    return written
+    yield shortened(module, tensors)
+    yield module.forward
 
 
 def draws_random_numbers(graph: fx.Graph) -> bool:
