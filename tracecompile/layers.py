@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 from torch import fx
@@ -192,6 +193,19 @@ class Layer:
     scales: tuple[Scale, ...] = ()
     decay: float | None = None
     response: CoreRule | None = None
+
+    @cached_property
+    def read_by(self) -> dict[str, frozenset[str]]:
+        """Which sources each current depends on in the local graph."""
+        assert self.local is not None
+        reads: dict[fx.Node, frozenset[str]] = {}
+        sources = iter(self.sources)
+        for node in self.local.graph.nodes:
+            reads[node] = frozenset[str]().union(*(reads[each] for each in node.all_input_nodes))
+            if node.op == "placeholder" and (source := next(sources, None)) is not None:
+                reads[node] = frozenset([source.value])
+        results = next(node for node in reversed(self.local.graph.nodes) if node.op == "output").args[0]
+        return {current: reads[node] for current, node in zip(self.currents, results, strict=True)}
 
 
 @dataclass(frozen=True)

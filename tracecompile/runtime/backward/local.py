@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -63,12 +63,15 @@ class LocalGraph:
                 self.leaves.append(given)
                 self.currents.append(tuple(map(_mean, zip(*found, strict=True))))
 
-    def upstream(self, index: int, signals: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Returns the learning signal on the mean of the sources of one bin; keeps the graph."""
+    def upstream(self, index: int, signals: Mapping[str, Tensor], of: Collection[str]) -> dict[str, Tensor]:
+        """Returns the learning signal on the mean of some sources of one bin, those that want one; keeps the graph."""
         given = self.leaves[index]
-        named = [(name, leaf) for leaves in given for name, leaf in leaves.items() if leaf.requires_grad]
+        named = [(n, leaf) for leaves in given for n, leaf in leaves.items() if n in of and leaf.requires_grad]
+        names = {name for name, _ in named}
+        # The other currents would be looked at in vain, which takes longer than the product does.
+        acting = {c: signal for c, signal in signals.items() if not names.isdisjoint(self.layer.read_by[c])}
         found: dict[str, Tensor] = {}
-        for (name, _), signal in zip(named, self._pull([index], [signals], [leaf for _, leaf in named]), strict=True):
+        for (name, _), signal in zip(named, self._pull([index], [acting], [leaf for _, leaf in named]), strict=True):
             if signal is not None:
                 found[name] = found[name] + signal if name in found else signal
         return found

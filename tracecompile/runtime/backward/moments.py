@@ -88,7 +88,7 @@ class MomentPass:
         wanted = {source.value for source in layer.sources if source.origin in self.wanted}
         graph = LocalGraph(layer, [[Point(values, norms)]], self.statics, wanted)
         self.solver.add_weights(*graph.weight_gradients([currents]))
-        upstream = graph.upstream(0, currents)
+        upstream = graph.upstream(0, currents, values)
         for source in layer.sources:
             signal = upstream.get(source.value)
             if signal is None:

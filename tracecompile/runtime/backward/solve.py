@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from tracecompile.layers import Layer
+from tracecompile.layers import Layer, Source
 from tracecompile.program import StepProgram
 from tracecompile.rules import Response
 from tracecompile.rules.measured.horizon import Horizon
@@ -15,8 +15,11 @@ from tracecompile.rules.measured.lines import SCALED
 from tracecompile.rules.measured.responses import Responses
 from tracecompile.rules.measured.tangents import Tangents
 from tracecompile.runtime.backward.local import LocalGraph
-from tracecompile.runtime.backward.neumann import Handed, Neumann, Settling
+from tracecompile.runtime.backward.neumann import Neumann, Settling
 from tracecompile.runtime.backward.scaled import scale_gradients
+
+Handed = list[tuple[str, int, Tensor]]
+"""Learning signals that a bin hands upstream: (maker of the value, delay, signal)."""
 
 
 class Solver:
@@ -128,11 +131,11 @@ class Solver:
         for index in reversed(range(self.bins)):
             solve = Neumann()
             sweep = _Sweep(self, layers, inside, index)
-            handed = solve.run(sweep)
+            solve.run(sweep)
             self.settling.note(name, solve)
             for layer in layers:
                 pulled[layer.name][index] = sweep.pulled[layer.name]
-            for origin, delay, signal in handed:
+            for origin, delay, signal in sweep.handed():
                 self.add(origin, delay, index, signal, own=origin not in inside)
                 if self.horizon is not None and origin not in inside:
                     # How a signal spreads in time through recurrence is not known: taken as constant.
@@ -150,11 +153,15 @@ class Solver:
                 found[current] = _plus(found.get(current), timed[current][index])
         return found
 
-    def _handed(self, layer: Layer, index: int, signals: Mapping[str, Tensor]) -> Handed:
-        if not signals:
+    def _handed(
+        self, layer: Layer, index: int, signals: Mapping[str, Tensor], sources: Sequence[Source] | None = None
+    ) -> Handed:
+        """Returns what a layer hands on in one bin to its sources, or to some of them."""
+        sources = layer.sources if sources is None else sources
+        if not signals or not sources:
             return []
-        upstream = self.graphs[layer.name].upstream(index, signals)
-        return [(s.origin, s.delay, upstream[s.value]) for s in layer.sources if s.value in upstream]
+        upstream = self.graphs[layer.name].upstream(index, signals, {source.value for source in sources})
+        return [(s.origin, s.delay, upstream[s.value]) for s in sources if s.value in upstream]
 
     def _finish(self, layer: Layer, pulled: Sequence[Mapping[str, Tensor]]) -> None:
         """Takes the gradients of a layer whose learning signals are settled."""
@@ -182,29 +189,39 @@ class _Sweep:
     def __init__(self, solver: Solver, layers: list[Layer], inside: set[str], index: int) -> None:
         self.solver, self.layers, self.inside, self.index = solver, layers, inside, index
         self.pulled: dict[str, dict[str, Tensor]] = {}
+        self.earlier: Handed = []
         self.base = {name: solver.signals[name][index] if name in solver.signals else None for name in inside}
 
-    def __call__(self, fed: Mapping[str, Tensor]) -> tuple[Handed, dict[str, Tensor]]:
-        """Returns what the bin hands upstream and to earlier bins, and what its own delayed values feed back."""
+    def __call__(self, fed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Returns what the bin's own delayed values feed back."""
         rows = self.solver.signals
         for name in self.inside:
             signal = self.base[name]
             now = _plus(signal, fed[name]) if name in fed else signal
             if now is not None or name in rows:
                 rows.setdefault(name, [None] * self.solver.bins)[self.index] = now
-        handed: Handed = []
+        self.earlier = []
         fed_back: dict[str, Tensor] = {}
         for layer in reversed(self.layers):
             self.pulled[layer.name] = self.solver._currents(layer, self.index)
-            for origin, delay, signal in self.solver._handed(layer, self.index, self.pulled[layer.name]):
-                if origin in self.inside and delay == 0:
+            own = [source for source in layer.sources if source.origin in self.inside]
+            for origin, delay, signal in self.solver._handed(layer, self.index, self.pulled[layer.name], own):
+                if delay == 0:
                     self.solver.add(origin, 0, self.index, signal)
                     continue
-                handed.append((origin, delay, signal))
-                share = self.solver.overlap[delay][self.index][self.index] if delay else 0.0
-                if origin in self.inside and share:
+                self.earlier.append((origin, delay, signal))
+                share = self.solver.overlap[delay][self.index][self.index]
+                if share:
                     fed_back[origin] = _plus(fed_back.get(origin), signal * share)
-        return handed, fed_back
+        return fed_back
+
+    def handed(self) -> Handed:
+        """Returns what the bin hands to earlier bins and upstream, as it was swept last."""
+        found = list(self.earlier)
+        for layer in reversed(self.layers):
+            others = [source for source in layer.sources if source.origin not in self.inside]
+            found += self.solver._handed(layer, self.index, self.pulled[layer.name], others)
+        return found
 
 
 def _plus(left: Tensor | None, right: Tensor) -> Tensor:
