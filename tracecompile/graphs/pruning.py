@@ -43,5 +43,23 @@ def pruned(
     return module, tuple(accrual for accrual in accruals if accrual.name not in dropped)
 
 
+def unseen(step: fx.GraphModule) -> fx.GraphModule:
+    """Returns a step that carries the same, and says nothing of its layers: for steps that nobody looks at.
+
+    Args:
+        step: See ``pruned``.
+    """
+    graph, values = fx.Graph(), dict[fx.Node, fx.Node]()
+    for node in step.graph.nodes:
+        if node.op == "output":
+            graph.output(fx.map_arg((*node.args[0][:-1], ()), values.__getitem__))
+        else:
+            values[node] = graph.node_copy(node, values.__getitem__)
+    module = fx.GraphModule(step, graph, type(step).__name__)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    return module
+
+
 def _only(values: Sequence[Any], kept: Sequence[bool]) -> tuple[Any, ...]:
     return tuple(value for value, keep in zip(values, kept, strict=True) if keep)

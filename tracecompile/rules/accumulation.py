@@ -23,6 +23,15 @@ def accumulated(total: Tensor, value: Tensor) -> Tensor:
     return total + (value if value.dtype in _FULL else value.to(accumulator_dtype(value.dtype)))
 
 
+def product_accumulated(total: Tensor, slope: Tensor, change: Tensor, value: Tensor) -> Tensor:
+    """Returns a sum with one more derivative of every element of a value, which is a slope times a change."""
+    dtype = value.dtype
+    as_they_are = dtype in _FULL and total.dtype == dtype and slope.dtype == dtype and change.dtype == dtype
+    if as_they_are and total.shape == value.shape and change.shape == value.shape:
+        return torch.addcmul(total, slope, change)
+    return accumulated(total, spread(slope * change, value))
+
+
 def decayed(total: Tensor, value: Tensor, decay: float) -> Tensor:
     """Returns a decaying sum with one more value."""
     return accumulated(total * decay, value)

@@ -165,15 +165,17 @@ class Executor:
         statics = self.ends.statics(prepared)
         return Loop(self.program, self.forms.plain, None, prepared.initial, statics, prepared.invariants)
 
-    def steps(self, loop: Loop, sequences: Sequence[Tensor]) -> Iterator[Sequence[Tensor]]:
-        """Takes a loop over the steps of sequences, one by one; yields their outputs."""
+    def steps(self, loop: Loop, sequences: Sequence[Tensor], *, seen: bool = True) -> Iterator[Sequence[Tensor]]:
+        """Takes a loop over the steps of sequences, one by one; yields their outputs. For ``seen`` see ``Runs``."""
         # The reference calls the user's functions as they are; writing them down takes longer than a few steps do.
         with in_sequence([] if self.stepped else [loop.form.step]):
-            for time in range(self._length(sequences)):
+            length = self._length(sequences)
+            for time in range(length):
                 inputs = loop.with_draws(self._slices(sequences, time))
                 if self.observer is not None and loop.record is not None:
                     self.observer((*inputs, *loop.invariants, *loop.states))
-                yield loop.step(inputs)
+                # The first one too: what does not fit fails there, in the code that is printed.
+                yield loop.step(inputs, seen=seen or time in (0, length - 1))
 
     def _slices(self, inputs: Sequence[Tensor], time: int) -> list[Tensor]:
         return [value.select(x.dim, time) for x, value in zip(self.program.inputs, inputs, strict=True)]

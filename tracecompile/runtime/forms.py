@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx
 
-from tracecompile.graphs.pruning import pruned
+from tracecompile.graphs.pruning import pruned, unseen
 from tracecompile.layers import Accrual, Pair
 from tracecompile.program import StepProgram
 from tracecompile.rules.measured.lines import FROM
@@ -98,6 +98,11 @@ class Form:
         self.program, self.step, self.accruals, self.drawer = program, step, tuple(accruals), drawer
         self.kept = {accrual.name for accrual in accruals}
         self.cores = self._cores(range(len(program.layers)))
+
+    @cached_property
+    def unseen(self) -> fx.GraphModule:
+        """The step without answers and derivatives, which the last step leaves behind, and no other that is folded."""
+        return unseen(self.step)
 
     @cached_property
     def units(self) -> tuple[UnitForm, ...]:

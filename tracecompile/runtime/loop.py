@@ -7,7 +7,7 @@ piece is computed block by block (see ``tracecompile.runtime.piece``).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,7 @@ class Last:
     Attributes:
         read: What the traces have added up of it, in their order.
         of_layers: By layer (outputs, answers, derivatives); only the last two count where several steps were one piece.
+            Empty where nobody was to see it.
     """
 
     read: Sequence[Tensor]
@@ -89,16 +90,22 @@ class Loop:
         placeholders = set(program.invariants)
         self.arguments = [statics[name] for name in program.statics.names if name not in placeholders]
         self._run = self.twins.called(form.step)
+        self._run_unseen: Callable[..., Any] | None = None
 
-    def step(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Takes one step, from what ``with_draws`` returns; one that fails leaves everything as it was.
+    def step(self, inputs: Sequence[Tensor], *, seen: bool = True) -> Sequence[Tensor]:
+        """Takes one step; one that fails leaves everything as it was.
+
+        Args:
+            inputs: What ``with_draws`` returns.
+            seen: Whether somebody may look at it as at the last step; False for one that others follow.
 
         Returns:
             Its outputs.
         """
         before = self._beginnings() if self._begins() else self.accrued
         given = (*inputs, *self.invariants, *self.states, *self.arguments)
-        outputs, states, accrued, read, of_layers = self._run(*given, *before)
+        run = self._run if seen or self.record is None or self.record.cells is not None else self._unseen()
+        outputs, states, accrued, read, of_layers = run(*given, *before)
         self._count(1)
         self.states, self.accrued = states, accrued
         self.last = Last(read, of_layers)
@@ -108,6 +115,12 @@ class Loop:
             for core in self.form.cores:
                 self.note(core, core.profiled(of_layers[core.index]), 0, 1)
         return list(outputs)
+
+    def _unseen(self) -> Callable[..., Any]:
+        """Returns what takes a step that leaves nothing of its layers behind."""
+        if self._run_unseen is None:
+            self._run_unseen = self.twins.called(self.form.unseen)
+        return self._run_unseen
 
     def with_draws(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Returns what the next step takes beside invariants and states: its inputs, and what it draws."""

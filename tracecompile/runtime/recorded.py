@@ -40,7 +40,8 @@ def recorded(
     assert loop is not None
     with torch.no_grad(), unseen():
         if choice.chunk == 1:
-            for outputs in executor.steps(loop, [value.detach() for value in prepared.inputs]):
+            inputs = [value.detach() for value in prepared.inputs]
+            for outputs in executor.steps(loop, inputs, seen=False):
                 collector.add(outputs)
             rerun.final = loop.states
         else:

@@ -105,8 +105,14 @@ class Runs(Protocol):
     def loop(self, prepared: Prepared, statics: Mapping[str, Any], record: Record | None) -> Loop:
         """Returns a loop that stands before the first step."""
 
-    def steps(self, loop: Loop, sequences: Sequence[Tensor]) -> Iterator[Sequence[Tensor]]:
-        """Takes a loop over the steps of sequences; yields their outputs."""
+    def steps(self, loop: Loop, sequences: Sequence[Tensor], *, seen: bool = True) -> Iterator[Sequence[Tensor]]:
+        """Takes a loop over the steps of sequences; yields their outputs.
+
+        Args:
+            loop: Stands before them.
+            sequences: Of the inputs.
+            seen: Whether somebody looks at what each step leaves behind; else that is there after the last one alone.
+        """
 
 
 class Rerun:

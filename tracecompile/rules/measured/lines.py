@@ -25,9 +25,10 @@ from torch import fx
 
 from tracecompile.layers import Accrual, Jacobian, Layer, Pair
 from tracecompile.program import StepProgram
-from tracecompile.rules.accumulation import accumulated, decayed, precise, spread
+from tracecompile.rules.accumulation import accumulated, decayed, precise, product_accumulated, spread
 from tracecompile.rules.jacobian import differentiate, is_differentiable
 from tracecompile.rules.measured.common import alike_currents, is_invariant
+from tracecompile.rules.measured.shared import SharedSums, Term, is_product
 
 FROM = "from:"
 """Prefix of the variables that stand for a state where the last fold left it."""
@@ -86,6 +87,7 @@ class _Writer:
         self.graph = fx.Graph()
         self.values: dict[fx.Node, fx.Node] = {}
         self.slopes: dict[Pair, fx.Node | float] = {}
+        self.shared = SharedSums()
         self.carried: dict[Pair, fx.Node] = {}
         self.called: dict[Any, fx.Node] = {}
         """Lines that are there already: what a state and an output have in common is computed once."""
@@ -105,20 +107,21 @@ class _Writer:
         self.carried = {accrual.pair: totals[accrual.pair] for accrual in tangents}
         self._copy(source, output)
         (outputs, states), derivatives = fx.map_arg(output.args[0], self.values.__getitem__)
-        made = dict(zip(self.layer.outputs, outputs, strict=True)) | dict(
-            zip(self.results.values(), states, strict=True)
-        )
+        made = dict(zip(self.layer.outputs, outputs, strict=True))
+        made |= dict(zip(self.results.values(), states, strict=True))
         self._take_slopes(derivatives, made)
-        answers = [self._change(accrual.pair, made[accrual.pair[0]]) for accrual in responses]
-        for accrual, answer in zip(responses, answers, strict=True):
-            answer.meta.setdefault("means", ("answer", *accrual.pair))
-        sums = [self._summed(totals[accrual.pair], answer) for accrual, answer in zip(responses, answers, strict=True)]
         moved = [
             self._change((self.results[state], variable), made[self.results[state]])
             for variable, state in (accrual.pair for accrual in tangents)
         ]
+        answers = [self._change(accrual.pair, made[accrual.pair[0]]) for accrual in responses]
+        for accrual, answer in zip(responses, answers, strict=True):
+            answer.meta.setdefault("means", ("answer", *accrual.pair))
+        sums = [self._summed(totals[accrual.pair], answer) for accrual, answer in zip(responses, answers, strict=True)]
         results = ((outputs, states), (*moved, *sums), tuple(answers), derivatives)
         self.graph.output(results)
+        for line in [line for line in self.called.values() if not line.users]:
+            self.graph.erase_node(line)  # a slope that is a product, and went into another line by its factors
         module = fx.GraphModule(self.jacobian.graph, self.graph, "Measured")
         invariant = is_invariant(self.layer, self.jacobian, self.drawn)
         return MeasuredLines(module, self.jacobian.rows, tangents, responses, self.alike, invariant)
@@ -190,6 +193,7 @@ class _Writer:
 
     def _take_slopes(self, derivatives: Any, made: dict[str, fx.Node]) -> None:
         for pair, row in self.jacobian.rows.items():
+            self.shared.take(pair, derivatives[row] if isinstance(row, int) else row)
             if not isinstance(row, int):
                 self.slopes[pair] = row
                 continue
@@ -213,11 +217,18 @@ class _Writer:
     def _change(self, pair: Pair, like: fx.Node) -> fx.Node:
         """Returns the derivative of a result by a variable: at once, and through the states of the step before."""
         result, variable = pair
-        total: fx.Node | float | None = self.slopes.get(pair)
-        for state in self.states:
-            slope, tangent = self.slopes.get((result, state)), self.carried.get((variable, state))
-            if slope is not None and tangent is not None:
-                total = self._plus_product(total, slope, tangent)
+        through = [((result, state), self.carried.get((variable, state))) for state in self.states]
+        every: list[Term] = [(pair, None), *(term for term in through if term[1] is not None)]
+        terms = [term for term in every if term[0] in self.slopes]
+        total: fx.Node | float | None = None
+        if parts := self.shared.split(terms):
+            total = self._line(operator.mul, self._line(precise, parts[0], like), parts[1])
+        else:
+            for each, tangent in terms:
+                slope = self.slopes[each]
+                total = slope if tangent is None else self._plus_product(total, slope, tangent)
+            if isinstance(total, fx.Node):
+                self.shared.note(terms, total)
         # A state that does not go on from its last value forgets at once.
         return self._line(spread, 0.0 if total is None else total, like)
 
@@ -231,6 +242,9 @@ class _Writer:
         return value if slope == 1.0 else self._line(operator.mul, slope, value)
 
     def _summed(self, total: fx.Node, answer: fx.Node) -> fx.Node:
-        if self.decay is None:
-            return self._line(accumulated, total, answer)
-        return self._line(decayed, total, answer, self.decay)
+        derivative, value = answer.args
+        if self.decay is not None:
+            return self._line(decayed, total, answer, self.decay)
+        if isinstance(derivative, fx.Node) and is_product(derivative):
+            return self._line(product_accumulated, total, *derivative.args, value)
+        return self._line(accumulated, total, answer)
