@@ -60,6 +60,8 @@ class SequenceClock:
         self.bins = bins
         self.capacity = bins.count
         self.steps = 0
+        self._slot, self._of_slot = 0, range(0)
+        """The slot that was asked for last, and its steps."""
 
     def must_merge(self) -> bool:
         """Tells whether the slots are full; never, here."""
@@ -68,12 +70,17 @@ class SequenceClock:
     @property
     def next_slot(self) -> int:
         """Slot of the step that comes."""
-        return self.bins.of(self.steps)
+        if self.steps not in self._of_slot:
+            self._slot = self.bins.of(self.steps)
+            self._of_slot = range(*self.bins.edges[self._slot : self._slot + 2])
+        return self._slot
 
-    def tick(self) -> int:
-        """Counts one step and returns its slot."""
-        self.steps += 1
-        return self.bins.of(self.steps - 1)
+    def tick(self, steps: int = 1) -> int:
+        """Counts steps of one slot, and returns that."""
+        slot = self.next_slot
+        assert self.bins.edges[slot + 1] >= self.steps + steps, "no piece crosses the edge of a bin"
+        self.steps += steps
+        return slot
 
     def merge(self) -> None:
         """Is never needed here."""
@@ -115,10 +122,10 @@ class StreamClock:
         """Slot of the step that comes, if nothing is merged before it."""
         return self.steps // self.width if self.capacity > 1 else 0
 
-    def tick(self) -> int:
-        """Counts one step and returns its slot."""
+    def tick(self, steps: int = 1) -> int:
+        """Counts steps of one slot, and returns that."""
         self.slot = self.next_slot
-        self.steps += 1
+        self.steps += steps
         return self.slot
 
     @property

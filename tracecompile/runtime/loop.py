@@ -135,8 +135,9 @@ class Loop:
     def _begins(self) -> bool:
         """Tells whether the next step finds nothing accrued, since a bin ends before it."""
         clock = None if self.record is None else self.record.clock
-        edge = clock is not None and (clock.must_merge() or clock.next_slot != self.index)
-        return edge or not self.accrued or (self.first_apart and clock is not None and clock.steps == 1)
+        if clock is None or not self.accrued:
+            return True
+        return clock.must_merge() or clock.next_slot != self.index or (self.first_apart and clock.steps == 1)
 
     def _count(self, steps: int) -> None:
         if self.record is None:
@@ -146,7 +147,7 @@ class Loop:
             self.fold()
             self.record.merge()
         apart = self.first_apart and clock.steps == 1
-        (index,) = {clock.tick() for _ in range(steps)}  # no piece crosses the edge of a bin
+        index = clock.tick(steps)
         if index != self.index or apart:
             self.fold()
         self.index = index
