@@ -17,7 +17,7 @@ from torch.utils import _pytree as torch_pytree
 import tracecompile
 import tracecompile.nn as snn
 from tracecompile.bench.case import Job, open_case
-from tracecompile.runtime.engine import choice, compiled, products
+from tracecompile.runtime.engine import compiled, products
 
 SEQUENCES = [name for name, case in MODELS.items() if case.kind == "sequence"]
 REFERENCE: Any = {"backend": "eager", "chunk": 1}
@@ -241,40 +241,14 @@ def test_hooks_within_a_recurrent_block_are_called_at_every_step() -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What "auto" chooses
+# What is foretold; what "auto" chooses is in runtime/engine/test_work.py
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def chosen(steps: int, batch: int, **settings: Any) -> tuple[str, int]:
-    case = open_case(Job(network="dense", steps=4, quick=True))
-    net = tracecompile.convert(case.model, case.inputs, **settings)
-    net(torch.rand(steps, batch, 32))
-    execution = net.report.execution
-    assert execution is not None
-    assert execution.reason in told(net.report)
-    assert execution.backend in net.report.to_dict()["execution"]["backend"]
-    return execution.backend, execution.chunk
-
-
-def test_auto_compiles_what_is_long_and_large(monkeypatch: pytest.MonkeyPatch, short_pieces: None) -> None:
-    monkeypatch.setattr(choice, "LONG_ENOUGH", 6)
-    monkeypatch.setattr(choice, "LARGE_ENOUGH", 6 * 10 * 128)
-    monkeypatch.setattr(choice, "COMPILED_CHUNK", 3)
-    assert chosen(6, 10) == ("inductor", 3), "two layers of 64 states, ten samples, six steps"
-    assert chosen(6, 9) == ("eager", 1), "too small"
-    assert chosen(5, 100) == ("eager", 1), "too short"
-    assert chosen(6, 10, chunk=4) == ("inductor", 4)
-    assert chosen(6, 9, chunk=4) == ("eager", 4)
-    assert chosen(6, 100, backend="eager") == ("eager", 1)
-    assert chosen(6, 1, rule="analytic") == ("eager", 1)
-    monkeypatch.setattr(choice.shutil, "which", lambda name: None)
-    assert chosen(6, 10) == ("eager", 1), "there is no C++ compiler"
 
 
 def test_the_report_foretells_what_will_be_compiled() -> None:
     case = open_case(Job(network="dense", steps=4, quick=True))
     text = told(tracecompile.convert(case.model, case.inputs).report)
-    assert "1,024 a step" in text, "two layers of 64 states, a batch of 8"
+    assert "counts for 61,024:" in text, "two layers of 64 states, a batch of 8, and 30,000 for each"
     assert "execution of the last sequence" not in text
     assert "up to rounding" not in told(tracecompile.convert(case.model, case.inputs, backend="eager").report)
     assert "up to rounding" in told(tracecompile.convert(case.model, case.inputs, backend="eager", chunk=2).report)

@@ -42,8 +42,9 @@ def convert(
             "bptt" keep no traces.
         backend: What runs the time steps of a sequence that is trained. "eager" with ``chunk=1`` is the reference:
             values are those of the model, bit for bit. "inductor" compiles the neurons for many steps at once, which
-            takes seconds at the first call. "auto" does so where the sequence is long and large enough to pay for it;
-            the report says which and why.
+            takes seconds at the first call. "auto" begins as "eager", counts what it is asked for in training, over
+            calls, and compiles once that would have paid; the report says when, and which ran. It is a count and no
+            clock: two runs of the same calls do the same. A copy, an unpickled and a loaded net count anew.
         chunk: Time steps computed together where the graph allows; None is 1 for the eager backend and up to 32 for
             inductor. Beyond 1, values are equal up to rounding: a spike may differ where its membrane is within
             rounding of the threshold. The exact rule runs so many steps (16 where it is None) with a graph at a time.

@@ -13,6 +13,7 @@ from tracecompile.runtime.bins import Clock
 from tracecompile.runtime.ends import Ends
 from tracecompile.runtime.engine.choice import Choice
 from tracecompile.runtime.engine.scan import Engine
+from tracecompile.runtime.engine.work import Work
 from tracecompile.runtime.forms import Forms
 from tracecompile.runtime.rerun import Prepared, Runs
 from tracecompile.runtime.window import Window
@@ -31,6 +32,7 @@ class Executes(Runs, Protocol):
         stepped: Whether sequences are run one step after the other, whatever the settings say.
         as_they_are: Runs scans that are not compiled.
         choice: What ran the last sequence that was trained.
+        work: What was asked for so far, by which "auto" chooses.
     """
 
     flow: GradientFlow
@@ -40,6 +42,7 @@ class Executes(Runs, Protocol):
     stepped: bool
     as_they_are: Engine
     choice: Choice | None
+    work: Work
 
     @property
     def ends(self) -> Ends:

@@ -26,6 +26,7 @@ from tracecompile.runtime.engine.choice import Choice
 from tracecompile.runtime.engine.compiled import CompiledEngine
 from tracecompile.runtime.engine.kernels import Kernels
 from tracecompile.runtime.engine.scan import Engine
+from tracecompile.runtime.engine.work import Work
 from tracecompile.runtime.executes import Observer
 from tracecompile.runtime.forms import Forms
 from tracecompile.runtime.live import count_states
@@ -50,10 +51,16 @@ class Executor:
         observer: Looks at what every recorded step begins with; a diagnostic may set it.
         stepped: Whether sequences are run by the reference, one step after the other, whatever the settings say.
         choice: What ran the last recorded sequence.
+        work: What was asked for so far, by which "auto" chooses.
     """
 
     def __init__(
-        self, program: StepProgram, kernels: Kernels, turn: Turn, opened: Callable[[], Opened] | None = None
+        self,
+        program: StepProgram,
+        kernels: Kernels,
+        turn: Turn,
+        opened: Callable[[], Opened] | None = None,
+        work: Work | None = None,
     ) -> None:
         """Takes a program that has gone through all passes, and what is one for its module, whatever it runs.
 
@@ -62,15 +69,16 @@ class Executor:
             kernels: Compiled code.
             turn: Of the thread that runs the net.
             opened: Returns the model as it is at this call; None for one that nobody changes.
+            work: That of the program whose segment this one is; None for one of its own.
         """
+        self._is_segment, self.work = work is not None, work or Work(program)
         self.opened = opened or functools.partial(Opened, program.root, None)
         self.ahead = None
         if any(segments_of(program.leaves)):
-            self.ahead = Ahead(program, lambda each: Executor(each, kernels, turn, self.opened))
+            self.ahead = Ahead(program, lambda each: Executor(each, kernels, turn, self.opened, self.work))
             program = self.ahead.program
         self.program, self.turn = program, turn
-        self.ends = Ends(program, self.opened)
-        self.flow = GradientFlow(program)
+        self.ends, self.flow = Ends(program, self.opened), GradientFlow(program)
         self.rule = rule_of(program.settings)
         self.forms = Forms(program)
         self.observer: Observer | None = None
@@ -120,6 +128,8 @@ class Executor:
         Returns:
             The leaves of the model's result, the window where it was recorded, and the last states.
         """
+        if not self._is_segment:
+            self.work.begin()
         if self.ahead is not None:
             count = count_states(self.program.carries)
             leaves, kept = self.ahead.run(self, leaves, bins, None if left is None else left[count:])
@@ -204,14 +214,7 @@ class Executor:
 
     def execution(self) -> ExecutionReport | None:
         """Says how the last recorded sequence was run, None before the first."""
-        choice, kernels = self.choice, self.compiled.kernels
-        if choice is None:
-            return None
-        obstacles = tuple(
-            f"{', '.join(self.program.layers[layer].name for layer in layers)}: not compiled, {reason}"
-            for layers, reason in self.compiled.obstacles.items()
-        )
-        return ExecutionReport(choice.backend, choice.chunk, choice.reason, kernels.count, kernels.seconds, obstacles)
+        return None if self.choice is None else self.compiled.report(self.program, self.choice)
 
     # Single steps.
 

@@ -198,7 +198,8 @@ class TracedModule(nn.Module):
     def snapshot(self) -> dict[str, Tensor]:
         """Returns the live states and traces as a plain dict of tensors; an empty one before the model is captured.
 
-        Learning signals that were not backpropagated yet are not part of it.
+        Learning signals that were not backpropagated yet are not part of it, nor is the work that ``backend="auto"``
+        counts: another process counts anew, so that it may run eagerly what this one has compiled.
         """
         return self._session.snapshot()
 

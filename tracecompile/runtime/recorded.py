@@ -32,9 +32,10 @@ def recorded(
     collector = Collector(program, steps)
     rerun = Rerun(executor, leaves, prepared, window.statics, drawn)
     given = dict(zip((x.name for x in program.inputs), prepared.inputs, strict=True))
-    choice = choose(program, steps, given)
     if executor.stepped or executor.observer is not None:
         choice = Choice("eager", 1, "every step is looked at by itself")
+    else:
+        choice = choose(program, steps, given, executor.work)
     executor.choice = choice
     loop = window.loop
     assert loop is not None

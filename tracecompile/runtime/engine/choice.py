@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,14 +13,15 @@ from torch import Tensor
 from tracecompile import units
 from tracecompile.program import StepProgram, example_value, step_results
 from tracecompile.rules import rule_of
+from tracecompile.runtime.engine.work import A_STEP, Work, updates_of, worth_compiling
+from tracecompile.segment import with_segments
 
-LONG_ENOUGH = 128
-"""Steps below which "auto" does not compile."""
-LARGE_ENOUGH = 1 << 23
-"""Updates of a state's elements per sequence below which "auto" does not compile: seconds of compiling are to come back
-within some tens of training steps."""
+LOG = logging.getLogger("tracecompile")
 COMPILED_CHUNK = 16
 """Steps that are computed together where the user does not say: as many as a compiled scan has."""
+LONG_ENOUGH = 16
+"""Steps in a row below which "auto" does not compile, and which do not count: a compiled scan has so many. What is left
+is run by compiled scans of one step, which take a tenth longer than the same step as it is."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +39,14 @@ class Choice:
     reason: str
 
 
-def choose(program: StepProgram, steps: int, inputs: Mapping[str, Tensor]) -> Choice:
+def choose(program: StepProgram, steps: int, inputs: Mapping[str, Tensor], work: Work) -> Choice:
     """Returns what runs a recorded sequence.
 
     Args:
         program: After all passes.
         steps: Number of time steps.
         inputs: The whole sequences, by the placeholder of their steps.
+        work: What was asked for before; it counts this sequence, where there is a choice.
     """
     settings = program.settings
     if one_by_one(program):
@@ -53,14 +56,34 @@ def choose(program: StepProgram, steps: int, inputs: Mapping[str, Tensor]) -> Ch
     chunk = settings.chunk or COMPILED_CHUNK
     if settings.backend == "inductor":
         return Choice("inductor", chunk, "as asked for")
-    eager = settings.chunk or 1
-    size = round(_elements(program) * _growth(program, steps, inputs))
-    if steps < LONG_ENOUGH or steps * size < LARGE_ENOUGH:
-        return Choice("eager", eager, f"{steps:,} steps of {size:,} state elements are too few to compile for")
+    eager, together = settings.chunk or 1, min(steps // _bins(program), chunk)
+    if together < LONG_ENOUGH:
+        return Choice("eager", eager, f"{together} steps are computed together at most, which are too few to compile")
     cuda = any(value.is_cuda for value in inputs.values())
     if not cuda and not (shutil.which("g++") or shutil.which("clang++")):
         return Choice("eager", eager, "there is no C++ compiler")
-    return Choice("inductor", chunk, f"{steps:,} steps of {size:,} state elements are worth compiling for")
+    before = work.since
+    elements = round(_elements(program) * _growth(program, steps, inputs))
+    if not work.add(steps * updates_of(program, elements)):
+        return Choice("eager", eager, _waiting(work) + _rounded(settings.chunk, "will be"))
+    if not before:
+        LOG.info("compiled from call %d on, after %s state updates", work.since, f"{work.updates:,}")
+    reason = f"call {work.since:,} has reached the {work.enough:,} state updates that are worth compiling for"
+    return Choice("inductor", chunk, reason + _rounded(settings.chunk, "are"))
+
+
+def _waiting(work: Work) -> str:
+    """Says how far it is to the first call that will be compiled."""
+    calls = f"{work.calls:,} call{'s' * (work.calls != 1)}"
+    return (
+        f"{work.updates:,} state updates in {calls} of training, and {work.enough:,} are worth compiling for: call "
+        f"{work.first:,} will be compiled if those to come are like this one"
+    )
+
+
+def _rounded(chunk: int | None, are: str) -> str:
+    """Says what that does to values, where nobody has asked for a chunk anyway."""
+    return "" if chunk else f"; from there on values {are} the model's up to rounding"
 
 
 def foretell(program: StepProgram) -> list[str]:
@@ -69,17 +92,20 @@ def foretell(program: StepProgram) -> list[str]:
     wanted = settings.backend == "inductor" or (settings.chunk or 1) > 1
     if one_by_one(program):
         return ["Nothing is compiled or computed in chunks: the steps are taken one by one."] if wanted else []
-    notes = []
-    if settings.backend == "auto":
+    notes, counts = [], settings.backend == "auto" and (settings.chunk or COMPILED_CHUNK) >= LONG_ENOUGH
+    if counts:
+        a_step = sum(updates_of(each, _elements(each)) for each in with_segments(program))
         notes.append(
-            f"A sequence of {LONG_ENOUGH} steps or more is compiled if these update {LARGE_ENOUGH:,} state elements or "
-            f"more in all (in a batch like the example's, {_elements(program):,} a step)."
+            f"Sequences of {LONG_ENOUGH * _bins(program):,} steps or more are run eagerly until training has come to "
+            f"{worth_compiling(program):,} updates of states, over all calls, and compiled from that call on: it would "
+            f"have paid by then. A step of a batch like the example's counts for {a_step:,}: elements of its states, "
+            f"and {A_STEP:,} for each scan. A copy, and a net that is loaded, counts anew."
         )
-    if wanted or settings.backend == "auto":
-        together = settings.chunk or COMPILED_CHUNK
+    if wanted or counts:
         notes.append(
-            f"{'Where' if settings.backend == 'auto' else 'As'} up to {together} steps are computed together, values "
-            "are the model's up to rounding: a spike may differ where its membrane is within rounding of the threshold."
+            f"{'Where' if counts else 'As'} up to {settings.chunk or COMPILED_CHUNK} steps are "
+            "computed together, values are the model's up to rounding: a spike may differ where its membrane is within "
+            "rounding of the threshold."
         )
     return notes
 
@@ -88,6 +114,11 @@ def one_by_one(program: StepProgram) -> bool:
     """Tells whether the steps of a program have to be taken one by one: what they draw may not be drawn ahead."""
     draws = any(node.meta.get("draws") for node in program.step.graph.nodes)
     return draws or units.one_by_one(program.units) or rule_of(program.settings).through_time
+
+
+def _bins(program: StepProgram) -> int:
+    """Returns at how many places a sequence is cut: no scan goes on beyond the end of a time bin."""
+    return rule_of(program.settings).bins(program.settings)
 
 
 def _elements(program: StepProgram) -> int:

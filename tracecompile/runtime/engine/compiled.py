@@ -17,6 +17,9 @@ import torch
 from torch import Tensor
 
 from tracecompile.analysis.folding import runs_per_step
+from tracecompile.program import StepProgram
+from tracecompile.report import ExecutionReport
+from tracecompile.runtime.engine.choice import Choice
 from tracecompile.runtime.engine.flat import Layout, layout_of, precision, shape_pattern
 from tracecompile.runtime.engine.joint import Joints
 from tracecompile.runtime.engine.kernels import Kernels, Key
@@ -72,6 +75,20 @@ class CompiledEngine(Engine):
     def __deepcopy__(self, memo: dict[int, Any]) -> CompiledEngine:
         """Returns one that starts anew, for the copy of its kernels: it refers to layouts by identity."""
         return CompiledEngine(copy.deepcopy(self.kernels, memo))
+
+    def report(self, program: StepProgram, choice: Choice) -> ExecutionReport:
+        """Says how a sequence was run, and what is compiled so far.
+
+        Args:
+            program: Which.
+            choice: What ran the sequence.
+        """
+        obstacles = tuple(
+            f"{', '.join(program.layers[layer].name for layer in layers)}: not compiled, {reason}"
+            for layers, reason in self.obstacles.items()
+        )
+        count, seconds = self.kernels.count, self.kernels.seconds
+        return ExecutionReport(choice.backend, choice.chunk, choice.reason, count, seconds, obstacles)
 
     def pieces(self, form: UnitForm, steps: int) -> list[int]:
         """See Engine."""

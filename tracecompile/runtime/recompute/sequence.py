@@ -145,7 +145,7 @@ def recomputed(
     program, whole = executor.program, prepared
     prepared = of_steps(program, whole)
     given = dict(zip((x.name for x in program.inputs), prepared.inputs, strict=True))
-    choice = choose(program, steps, given)
+    choice = choose(program, steps, given, executor.work)
     executor.choice = choice
     statics = executor.ends.statics(prepared)
     rerun = Rerun(executor, leaves, prepared, statics, drawn)
