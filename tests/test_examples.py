@@ -11,6 +11,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from requirements import library
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -307,3 +308,31 @@ def test_images_from_scratch(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert images.shape == (40, 1, 8, 8)
     assert 0.9 < images.max() <= 1.0
     assert labels.bincount().tolist() == [4] * 10
+
+
+@pytest.mark.libraries
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("mode", "rows"), [("s", ("checkpoint", "memopt", "exact")), ("m", ("checkpoint", "bins=4"))])
+def test_all_rows_of_the_deep_benchmark_have_the_same_gradient(mode: str, rows: tuple[str, ...]) -> None:
+    """With a bin per step that of the measured rule too."""
+    library("spikingjelly.activation_based.memopt")
+    deep = example("benchmarks/deep")
+    gradients = {}
+    for row in ("bptt", *rows):
+        model, step = deep.made(row, mode, 3, 4, 16)
+        step()
+        # memopt and the segments wrap layers, which keeps the order of their parameters
+        gradients[row] = [parameter.grad for parameter in model.parameters()]
+    assert sum(bool(gradient.any()) for gradient in gradients["bptt"]) > 40
+    for row in rows:
+        for one, other in zip(gradients[row], gradients["bptt"], strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * other.abs().max().item() + 1e-7)
+
+
+@pytest.mark.libraries
+def test_the_deep_benchmark_prints_its_table(capsys: pytest.CaptureFixture[str]) -> None:
+    library("spikingjelly.activation_based.memopt")
+    example("benchmarks/deep").main(["--quick", "--mode", "m", "--rows", "bptt", "checkpoint"])
+    assert re.findall(r"T = (\d+) .*?(bptt|checkpoint) .* MB", capsys.readouterr().out) == [
+        ("2", "bptt"), ("2", "checkpoint"), ("6", "bptt"), ("6", "checkpoint")
+    ]  # fmt: skip
