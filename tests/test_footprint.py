@@ -18,6 +18,7 @@ from tracecompile.rules.measured.tangents import Tangents
 from tracecompile.runtime.module import session_of
 from tracecompile.runtime.recompute.cotangents import Cotangents
 from tracecompile.runtime.recompute.pieces import Moment, Pieces
+from tracecompile.runtime.sampled import SAMPLES
 
 
 class Net(nn.Module):
@@ -55,6 +56,33 @@ def test_the_report_states_the_memory_before_the_first_step(bins: int, learn: bo
     assert 0.85 * stated < held[0] < 1.1 * stated, (held[0], str(memory))
     assert "whatever the number of steps" in str(net.report)
     assert net.report.to_dict()["memory"]["total"] == net.report.memory.total
+
+
+class Normed(nn.Module):
+    """What comes in is normalised by itself, and so seen at some steps of each bin as it was."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.norm, self.lif = nn.Linear(50, 3), nn.LayerNorm(3), snn.LIF()
+
+    def forward(self, x: Tensor) -> Tensor:
+        state, total = None, torch.zeros(())
+        for x_t in x:
+            z, state = self.lif(self.norm(self.fc(x_t)), state)
+            total = total + z
+        return total
+
+
+@pytest.mark.parametrize("bins", [1, 4])
+def test_the_report_states_the_memory_of_samples(bins: int) -> None:
+    batch = 7
+    net = tracecompile.convert(Normed(), torch.rand(12, 3, 50), bins=bins, backend="eager", chunk=1)
+    result = net(torch.rand(40, batch, 50))
+    held, memory = live_state_bytes(net), net.report.memory
+    samples = bins * SAMPLES * batch * 50 * 4
+    assert held > samples
+    assert 0.85 * held < batch * (memory.total - memory.states) + memory.profiles < 1.15 * held
+    result.sum().backward()
 
 
 def band_and_gradients(leak: float, bins: int) -> tuple[int, list[Tensor]]:

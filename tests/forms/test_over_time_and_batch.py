@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import tracecompile
 import tracecompile.nn as snn
 from tracecompile.errors import ConversionError, UnsupportedOperation
+from tracecompile.runtime.module import session_of
 from tracecompile.runtime.packed import Packed
 
 SPIKE = snn.fast_sigmoid(4.0)
@@ -106,6 +107,19 @@ class Mixed(nn.Module):
         return self.out(fire(2 * self.along(first.permute(1, 2, 0)).permute(2, 0, 1))).mean(0)
 
 
+class Halves(nn.Module):
+    """Currents of two layers are made at once; the one half waits for the spikes of the other, and their norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both = SeqToANN(nn.Linear(5, 12), nn.BatchNorm1d(12))
+        self.norm, self.out = SeqToANN(nn.BatchNorm1d(6)), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.both(x).chunk(2, dim=-1)
+        return self.out(fire(2 * self.norm(fire(2 * first)) + second)).mean(0)
+
+
 def images(steps: int, batch: int) -> Tensor:
     return 2 * torch.rand(steps, batch, 2, SIDE, SIDE, dtype=torch.double)
 
@@ -125,6 +139,7 @@ CASES: dict[str, tuple[Make, Draw]] = {
     "batch first": (BatchFirst, batch_first),
     "scaled": (Scaled, images),
     "mixed": (Mixed, vectors),
+    "halves": (Halves, vectors),
 }
 every_case = pytest.mark.parametrize(("make", "draw"), CASES.values(), ids=CASES.keys())
 
@@ -247,6 +262,15 @@ def test_a_saved_net_trains_on(tmp_path: Path) -> None:
     tracecompile.save(net, tmp_path / "net")
     loaded = tracecompile.load(tmp_path / "net", weights_only=True)
     require_same(loaded, loaded, model, images(6, 3), 1e-10)
+
+
+def test_a_saved_net_remembers_what_was_asked_for(tmp_path: Path) -> None:
+    """And not what a model whose layers take all steps at once gives way to: another call may be of another kind."""
+    net = tracecompile.convert(Flattened().double(), images(5, 2), bins=3)
+    tracecompile.save(net, tmp_path / "net")
+    for each in (net, tracecompile.load(tmp_path / "net", weights_only=True)):
+        asked = session_of(each).settings
+        assert (asked.rule, asked.bins) == ("measured", 3)
 
 
 def test_a_copy_is_a_net_of_its_own() -> None:

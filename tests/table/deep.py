@@ -230,7 +230,7 @@ class WholeAttention(nn.Module):
         self.project, self.out = dense(WIDTH, WIDTH), nn.Linear(WIDTH, CLASSES)
 
     def split(self, x: Tensor) -> Tensor:
-        return x.reshape(*x.shape[:3], HEADS, -1).transpose(2, 3)
+        return x.reshape(x.shape[0], 4 * x.shape[1] // 2 // 2, x.shape[2], HEADS, -1).transpose(2, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         query, key, value = (self.sn(part(x)) for part in (self.query, self.key, self.value))
