@@ -336,3 +336,13 @@ def test_the_deep_benchmark_prints_its_table(capsys: pytest.CaptureFixture[str])
     assert re.findall(r"T = (\d+) .*?(bptt|checkpoint) .* MB", capsys.readouterr().out) == [
         ("2", "bptt"), ("2", "checkpoint"), ("6", "bptt"), ("6", "checkpoint")
     ]  # fmt: skip
+
+
+@pytest.mark.libraries
+@pytest.mark.filterwarnings("ignore")
+def test_the_deep_benchmark_compares_gradients(capsys: pytest.CaptureFixture[str]) -> None:
+    """With a bin per step they are the same; a conversion sees a net that is in training."""
+    library("spikingjelly.activation_based.memopt")
+    arguments = ["--fidelity", "--mode", "s", "--steps", "3", "--width", "4", "--side", "16"]
+    example("benchmarks/deep").main(arguments)
+    assert "T = 3    1.000, median 1.000; 1.00 - 1.00" in capsys.readouterr().out
