@@ -164,7 +164,7 @@ def test_what_is_carried_is_called_after_what_it_is() -> None:
     note = "    # insert_rate_inversion: derivative of neurons and what it does to the outputs\n"
     assert emitted.count(note) == 1
     total = "response_spike_by_weights"
-    assert f"    {total} = accumulated({total}, answer_spike_by_weights)\n" in emitted
+    assert f"    {total} = product_accumulated({total}, slope_spike_by_weights, " in emitted
     assert "    tangent_neurons_membrane_by_weights = spread(" in emitted
     assigned = [node.targets[0] for node in ast.walk(ast.parse(texts["emit_module"])) if isinstance(node, ast.Assign)]
     written = {target.id for target in assigned if isinstance(target, ast.Name)}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
@@ -47,7 +48,10 @@ def recorded_batch_norm(
         variance: Recorded mean of the batch variances, (C,).
         weight, bias, eps: As in ``functional.batch_norm``.
     """
-    own_mean, own_variance = batch_statistics(value)
+    # In one pass, as a norm itself computes them: what is rounded in the gradient of a bias before it, which is nothing
+    # else, is then the same as in the model's.
+    axes = [axis for axis in range(value.ndim) if axis != 1]
+    own_variance, own_mean = torch.var_mean(value, axes, unbiased=False)
     mean = mean.to(value.dtype) + (own_mean - own_mean.detach())
     variance = variance.to(value.dtype) + (own_variance - own_variance.detach())
     shape = [1, -1, *([1] * (value.ndim - 2))]
