@@ -44,23 +44,35 @@ def difference(pairs: Iterable[tuple[fx.Node, fx.Node]], known: Mapping[fx.Node,
             if one in twins or other in taken:
                 return f"{one.name} has become {other.name}"
             twins[one], taken[other] = other, one
-        operation, sources = _operation(one)
-        other_operation, others = _operation(other)
-        if operation != other_operation:
+        sources = _sources_alike(one, other)
+        if sources is None:
             return f"{one.format_node()} has become {other.format_node()}"
-        waiting += zip(sources, others, strict=True)
+        waiting += sources
+    return None
+
+
+def _sources_alike(one: fx.Node, other: fx.Node) -> list[tuple[fx.Node, fx.Node]] | None:
+    """Returns the pairs of what two nodes read, if these do the same to it; else None."""
+    for spelled in (_operation, _value_of_step):
+        (does, sources), (does_too, others) = spelled(one), spelled(other)
+        if does is not None and does == does_too:
+            return list(zip(sources, others, strict=True))
     return None
 
 
 def _operation(node: fx.Node) -> tuple[Any, list[fx.Node]]:
-    """Returns what a node does, to be compared, and to which others; a step may be called once for all its values."""
-    whole = value_of_step(node)
-    if whole is not None:
-        step, position, call = whole
-        sources, shape = taken_apart(call)
-        return (id(step), position, shape), sources
     sources, shape = taken_apart(node)
     return (node.op, node.target, shape), sources
+
+
+def _value_of_step(node: fx.Node) -> tuple[Any, list[fx.Node]]:
+    """Returns which value of a neuron's step a node is: the step may be called once for all of its values."""
+    whole = value_of_step(node)
+    if whole is None:
+        return None, []
+    step, position, call = whole
+    sources, shape = taken_apart(call)
+    return (id(step), position, shape), sources
 
 
 def taken_apart(node: fx.Node) -> tuple[list[fx.Node], Any]:
