@@ -137,12 +137,13 @@ class Comparisons(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.parametrize("chunk", [1, 4])
 @pytest.mark.parametrize("learns", [False, True])
-def test_the_operator_runs_once_a_step(sj: Any, learns: bool) -> None:
+def test_the_operator_runs_once_a_step(sj: Any, learns: bool, chunk: int) -> None:
     """As often as in the model."""
     net = nn.Sequential(sj.layer.Linear(6, 8), sj.neuron.LIFNode(), sj.layer.Linear(8, 4))
     sj.functional.set_step_mode(net, "m")
-    converted = tracecompile.convert(net, spikes(6, 3, 6), rule="exact", backend="eager", chunk=1)
+    converted = tracecompile.convert(net, spikes(6, 3, 6), rule="exact", backend="eager", chunk=chunk)
     sj.functional.reset_net(net)
     x, counts = spikes(9, 3, 6), []
     for each in (net, converted):

@@ -24,13 +24,17 @@ class Sequence(nn.Module):
         self.register_buffer("gain", torch.full((WIDTH,), 2.0))
 
     def forward(self, x: Tensor) -> Tensor:
-        v, total = x.new_zeros(x.shape[1], WIDTH), x.new_zeros(x.shape[1], OUTPUTS)
+        v, total = x.new_zeros(x.shape[1], WIDTH), self.begin(x)
         for x_t in x:
             v = self.leak * v + self.gain * self.enter(x_t)
             z = SPIKE(v - self.threshold)
             v = v - self.threshold * z
             total = total + self.leave(z)
         return total
+
+    def begin(self, x: Tensor) -> Tensor:
+        """Returns what the outputs are added to."""
+        return x.new_zeros(x.shape[1], OUTPUTS)
 
 
 class Step(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 import torch
 from support.oracle import HIDDEN, INPUTS, OUTPUTS, Program, require_refused, require_right, spike
 from torch import Tensor, nn
+
+import tracecompile
 
 
 class StartOf(nn.Module):
@@ -140,3 +143,59 @@ def test_a_start_that_differs_from_sample_to_sample_is_refused() -> None:
         return torch.from_numpy(np.linspace(0, 1, batch * HIDDEN).reshape(batch, HIDDEN))
 
     require_refused(Program(lambda: StartOf(start)))
+
+
+class FromNoDimensions(nn.Module):
+    """Membrane and running sum start from one number each, in another type than what they come to."""
+
+    def __init__(self, start: Tensor) -> None:
+        super().__init__()
+        self.inp, self.out = nn.Linear(INPUTS, HIDDEN), nn.Linear(HIDDEN, OUTPUTS)
+        self.start = start
+
+    def forward(self, x: Tensor) -> Tensor:
+        v = total = self.start
+        for x_t in x:
+            v = 0.9 * v + self.inp(x_t)
+            z = spike(v - 0.8)
+            v = v - 0.8 * z
+            total = total + self.out(z)
+        return total
+
+
+class StepFromNoDimensions(FromNoDimensions):
+    """The same in steps, with the membrane in an attribute."""
+
+    def __init__(self, start: Tensor) -> None:
+        super().__init__(start)
+        self.v = start
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.v = 0.9 * self.v + self.inp(x)
+        z = spike(self.v - 0.8)
+        self.v = self.v - 0.8 * z
+        return self.out(z)
+
+
+@pytest.mark.parametrize("start", [torch.zeros(()), torch.tensor(0.25, dtype=torch.float64)], ids=str)
+@pytest.mark.parametrize("cast", [False, True], ids=["as it is", "autocast"])
+@pytest.mark.parametrize("kind", [FromNoDimensions, StepFromNoDimensions])
+def test_a_start_without_dimensions_does_not_count_for_the_type(
+    kind: type[FromNoDimensions], cast: bool, start: Tensor
+) -> None:
+    model = kind(start)
+    twin, x = copy.deepcopy(model), 2 * torch.rand(9, 3, INPUTS)
+    net = tracecompile.convert(model, backend="eager", bins=9)
+    results = []
+    with torch.autocast("cpu", torch.bfloat16, enabled=cast):
+        for run in (net, twin):
+            outputs = [run(x)] if kind is FromNoDimensions else [run(x_t) for x_t in x]
+            results.append(torch.stack(outputs))
+    found, expected = results
+    assert found.dtype == expected.dtype
+    assert torch.equal(found, expected)
+    for result in results:
+        result.float().square().sum().backward()
+    for one, other in zip(model.parameters(), twin.parameters(), strict=True):
+        assert other.grad is not None
+        torch.testing.assert_close(one.grad, other.grad, rtol=0.03 if cast else 1e-4, atol=1e-3 * other.grad.norm())

@@ -153,6 +153,42 @@ def test_another_seed_is_another_gradient() -> None:
     assert not torch.allclose(*found)
 
 
+class BatchFirst(nn.Module):
+    """Reads its steps along the second axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.below, self.above = nn.Linear(INPUTS, HIDDEN), nn.Linear(HIDDEN, OUTPUTS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        v, total = x.new_zeros(x.shape[0], HIDDEN), x.new_zeros(x.shape[0], OUTPUTS)
+        for t in range(x.shape[1]):
+            v = 0.9 * v + self.below(x[:, t])
+            z = Fire.apply(v - 0.5)
+            v = v - 0.5 * z
+            total = total + self.above(z)
+        return total
+
+
+@pytest.mark.parametrize("chunk", [None, 4])
+@pytest.mark.parametrize("steps", [3, 21])
+def test_time_is_any_axis_and_inputs_have_gradients(steps: int, chunk: int | None) -> None:
+    model = BatchFirst().double()
+    net = tracecompile.convert(
+        copy.deepcopy(model), torch.rand(2, 5, INPUTS).double(), rule="exact", backend="eager", chunk=chunk
+    )
+    x = 2 * torch.rand(4, steps, INPUTS, dtype=torch.double)
+    found = []
+    for run in (net, model):
+        given = x.clone().requires_grad_()
+        run(given).square().sum().backward()
+        assert given.grad is not None
+        found.append([given.grad, *(parameter.grad for parameter in run.parameters())])
+    for one, other in zip(*found, strict=True):
+        assert other.any()
+        torch.testing.assert_close(one, other, rtol=RTOL, atol=1e-12)
+
+
 def test_backward_twice_through_one_graph() -> None:
     net, model, twin = both(Whole, inputs(4, 2), snapshots=2, chunk=2)
     x = inputs(13, 3)

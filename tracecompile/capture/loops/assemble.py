@@ -178,7 +178,7 @@ class Assembler(LoopPlan):
         sequences += self.repeated(cutter, sequences, length)
         invariants = tuple(cutter.take(node) for node in self.invariants)
         states = tuple(
-            shaped(cutter, node, number, shape_giver(self.loop, self.tape, past))
+            shaped(cutter, node, number, shape_giver(self.loop, self.tape, past), self.loop.template(past.site))
             for (node, number), past in zip(initial, self.carries, strict=True)
         )
         return graph_module(cutter.finish((tuple(sequences), invariants, states)), self.root, self.leaves, "Prologue")

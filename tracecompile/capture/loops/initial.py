@@ -49,7 +49,7 @@ def shape_giver(loop: Loop, tape: Tape, past: Past) -> fx.Node:
     return later
 
 
-def shaped(cutter: GraphCutter, node: fx.Node, number: float | None, like: fx.Node) -> fx.Node:
+def shaped(cutter: GraphCutter, node: fx.Node, number: float | None, like: fx.Node, later: fx.Node) -> fx.Node:
     """Gives an initial state the shape that the state has later.
 
     Args:
@@ -57,6 +57,8 @@ def shaped(cutter: GraphCutter, node: fx.Node, number: float | None, like: fx.No
         node: What the state starts from, or what has its shape.
         number: What to fill that shape with, None for the node itself.
         like: What has the shape.
+        later: The state after a step. A tensor without dimensions does not count for the type of a sum, and would
+            with the shape.
     """
     source: fx.Node = cutter.take(node)
     value, where = node.meta["val"], node.meta.get("where")
@@ -66,4 +68,8 @@ def shaped(cutter: GraphCutter, node: fx.Node, number: float | None, like: fx.No
     if value.shape == like.meta["val"].shape:
         return source
     expanded = value.expand_as(like.meta["val"])
-    return cutter.add("call_method", "expand_as", (source, cutter.take(like)), {}, expanded, where)
+    made = cutter.add("call_method", "expand_as", (source, cutter.take(like)), {}, expanded, where)
+    dtype = later.meta["val"].dtype
+    if value.ndim or value.dtype == dtype:
+        return made
+    return cutter.add("call_method", "to", (made, dtype), {}, expanded.to(dtype), where)

@@ -85,13 +85,22 @@ def filled(cutter: GraphCutter, runs: StepRuns, state: State, number: float) -> 
 
 
 def as_shaped(cutter: GraphCutter, runs: StepRuns, state: State, initial: fx.Node) -> fx.Node:
-    """Expands an initial state that broadcasts to the shape that the state has later."""
+    """Expands an initial state that broadcasts to the shape that the state has later.
+
+    A tensor without dimensions does not count for the type of a sum, and would with the shape: it takes the type, too.
+    """
     like = shape_giver(runs, state)
-    if initial.meta["val"].shape == like.meta["val"].shape:
+    given: torch.Tensor = initial.meta["val"]
+    if given.shape == like.meta["val"].shape:
         return initial
+    where = like.meta.get("where")
     source = take_in_order(cutter, runs.first.graph, [like])[0]
-    value = initial.meta["val"].expand_as(like.meta["val"])
-    return cutter.add("call_method", "expand_as", (initial, source), {}, value, like.meta.get("where"))
+    value = given.expand_as(like.meta["val"])
+    made = cutter.add("call_method", "expand_as", (initial, source), {}, value, where)
+    dtype = following_in_first(runs, state).meta["val"].dtype
+    if given.ndim or given.dtype == dtype:
+        return made
+    return cutter.add("call_method", "to", (made, dtype), {}, value.to(dtype), where)
 
 
 def shape_giver(runs: StepRuns, state: State) -> fx.Node:

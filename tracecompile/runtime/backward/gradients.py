@@ -144,7 +144,7 @@ class BackwardPass:
 
     def _take_moments(self, solver: Solver, statics: Mapping[str, Tensor], moments: Moments) -> None:
         timed, last = moments.signals, moments.last
-        steps = MomentPass(self.program, self.record.bins, solver, statics, self.wanted)
+        steps = MomentPass(self.program, self.record.bins, solver, statics, self.wanted, self._as_read)
         if moments.rerun is None:
             steps.take(last, at_step(timed, last.step))
             return
@@ -191,9 +191,11 @@ class BackwardPass:
         names, count = [source.value for source in layer.sources], len(layer.sources)
         return [Point(dict(zip(names, row[:count], strict=True)), row[count:]) for row in read]
 
-    def _as_read(self, name: str, mean: Tensor) -> Tensor:
-        """Returns the mean of a value in the precision of the model, where sums are kept in a higher one."""
-        return mean.to(self.low[name]) if name in self.low else mean
+    def _as_read(self, name: str, value: Tensor) -> Tensor:
+        """Returns a value in the precision of the model: sums are kept in a higher one, and autocast has lower ones."""
+        if not value.is_floating_point():
+            return value
+        return value.to(self.low.get(name, accumulator_dtype(value.dtype)))
 
     def _through_statics(self, solver: Solver) -> dict[Tensor, Tensor]:
         """Adds to the synapses' gradients what reaches parameters through static values."""

@@ -8,7 +8,7 @@ bin, exactly the sum over the steps of the bin, and from there on the bins take 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
@@ -27,7 +27,13 @@ class MomentPass:
     """Hands the signals of single steps to a solver, one step at a time, in any order."""
 
     def __init__(
-        self, program: StepProgram, bins: Bins, solver: Solver, statics: Mapping[str, Tensor], wanted: set[str]
+        self,
+        program: StepProgram,
+        bins: Bins,
+        solver: Solver,
+        statics: Mapping[str, Tensor],
+        wanted: set[str],
+        as_read: Callable[[str, Tensor], Tensor],
     ) -> None:
         """Prepares the pass.
 
@@ -37,9 +43,10 @@ class MomentPass:
             solver: Takes what is found; run it afterwards.
             statics: Leaves of the static values.
             wanted: Makers of values whose learning signal someone needs.
+            as_read: Maps the name and value of a source to what a local graph reads.
         """
         self.program, self.bins, self.solver = program, bins, solver
-        self.statics, self.wanted = statics, wanted
+        self.statics, self.wanted, self.as_read = statics, wanted, as_read
         self.made = {output for layer in program.layers for output in layer.outputs}
 
     def take(self, moment: Moment, given: AtOnce, known: KnownCurrents | None = None) -> None:
@@ -83,7 +90,8 @@ class MomentPass:
 
     def _pass_on(self, layer: Layer, moment: Moment, currents: AtOnce, handed: AtOnce) -> None:
         """Pulls signals on currents through the synapse, at what it read in this very step."""
-        values = {source.value: moment.values[source.value, ""] for source in layer.sources}
+        names = [source.value for source in layer.sources]
+        values = {name: self.as_read(name, moment.values[name, ""]) for name in names}
         norms = [moment.values[pair] for pair in norm_pairs(layer)]
         wanted = {source.value for source in layer.sources if source.origin in self.wanted}
         graph = LocalGraph(layer, [[Point(values, norms)]], self.statics, wanted)
