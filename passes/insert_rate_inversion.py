@@ -11,9 +11,10 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from tracecompile.analysis.linearity import wants_steps
+from tracecompile.analysis.folding import find_fold
+from tracecompile.analysis.linearity import nonlinear_operations, wants_steps
 from tracecompile.analysis.scales import scales_of
-from tracecompile.layers import STATISTICS, Accrual, Layer
+from tracecompile.layers import STATISTICS, Accrual, Fold, Layer
 from tracecompile.passes.base import Pass
 from tracecompile.passes.insert_input_traces import unused
 from tracecompile.passes.inverted import fault_of_carries, fault_of_layer
@@ -70,7 +71,10 @@ def _with_response(program: StepProgram, layer: Layer, trainable: frozenset[str]
     local, norms = with_recorded_norms(program, with_truths_of_means(program, layer.synapse))
     rule = rule_of(program.settings)
     sampled = rule.resolves_steps(program.settings) and wants_steps(program, layer)
-    layer = replace(layer, local=local, norms=norms, sampled=sampled)
+    layer = replace(layer, local=local, norms=norms, sampled=sampled, linear=not nonlinear_operations(program, layer))
+    if not norms and not sampled:
+        fold = find_fold(program, local.graph, tuple(source.value for source in layer.sources))
+        layer = replace(layer, fold=fold if isinstance(fold, Fold) else None)
     if layer.core is None:
         return layer
     layer = replace(layer, scales=scales_of(program, layer, trainable))

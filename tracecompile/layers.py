@@ -145,6 +145,19 @@ class Jacobian:
 
 
 @dataclass(frozen=True)
+class Fold:
+    """How a graph is computed for many steps at once.
+
+    Attributes:
+        per_sample: Static values that have a batch axis of their own and are repeated for every step.
+        modules: What the graph calls, by target: none of them may be in training mode or have hooks.
+    """
+
+    per_sample: tuple[str, ...]
+    modules: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Layer:
     """A local subgraph: synapse, then core.
 
@@ -168,6 +181,8 @@ class Layer:
             ``norms``.
         norms: Batch normalisations of the synapse.
         sampled: Whether the local graph, which does not commute with the mean, is evaluated at steps as they were.
+        fold: How the local graph is computed for many bins at once; None where it must be computed bin by bin.
+        linear: Whether its derivative by its sources is the same at all values of these.
         scales: Parameters between the last operation of the synapse that mixes neurons and the core.
         decay: Of the traces that it reads, per step; None for means over whole time bins.
         response: What the rule makes of its core, see ``tracecompile.rules.rule``; None without one.
@@ -190,6 +205,8 @@ class Layer:
     local: fx.GraphModule | None = None
     norms: tuple[str, ...] = ()
     sampled: bool = False
+    fold: Fold | None = None
+    linear: bool = False
     scales: tuple[Scale, ...] = ()
     decay: float | None = None
     response: CoreRule | None = None

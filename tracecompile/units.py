@@ -7,20 +7,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from tracecompile.layers import Accrual
-
-
-@dataclass(frozen=True)
-class Fold:
-    """How a graph is computed for many steps at once.
-
-    Attributes:
-        per_sample: Static values that have a batch axis of their own and are repeated for every step.
-        modules: What the graph calls, by target: none of them may be in training mode or have hooks.
-    """
-
-    per_sample: tuple[str, ...]
-    modules: tuple[str, ...]
+from tracecompile.layers import Accrual, Fold
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from tracecompile.analysis.pointwise import acts_alone, is_pointwise
+from tracecompile.layers import Fold
 from tracecompile.operations import NORMALISES, Fact, Operation, Rows, operation_of, operation_of_module
 from tracecompile.program import StepProgram, example_value
-from tracecompile.units import Fold
 
 Kind = Literal["static", "rows", "shape", "row count", "number"]
 """static: the same at every step. rows: has the batch in front. shape, row count, number: sizes of such a value."""

@@ -13,9 +13,9 @@ from tracecompile.graphs.glue import Glue, accruals_of
 from tracecompile.graphs.moves import find_moves
 from tracecompile.graphs.turns import in_turns, maker_of_moves
 from tracecompile.graphs.whole_steps import joined
-from tracecompile.layers import Accrual, Block, Layer
+from tracecompile.layers import Accrual, Block, Fold, Layer
 from tracecompile.program import StepProgram, example_value, step_results
-from tracecompile.units import Fold, Unit
+from tracecompile.units import Unit
 
 
 def find_units(program: StepProgram, blocks: tuple[Block, ...]) -> tuple[tuple[Unit, ...], str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -31,8 +32,10 @@ def fitted_leak(rows: dict[int, Row], widths: Sequence[int]) -> Tensor:
     leaks = 1.0 - (1.0 - torch.arange(GRID, dtype=torch.float64, device=device) / GRID).square()
     if not before:
         return leaks[:1]
-    answered = [leaks * answer(leaks, widths[index - 1]) * answer(leaks, widths[index]) for index in later]
-    held = [summed_answer(leaks, widths[index]) for index in later]
+    # Most bins are of one width.
+    pairs = Counter((widths[index - 1], widths[index]) for index in later)
+    answered = [count * leaks * answer(leaks, one) * answer(leaks, next_) for (one, next_), count in pairs.items()]
+    held = [count * summed_answer(leaks, width) for (_, width), count in pairs.items()]
     shares = torch.stack(answered).sum(0) / torch.stack(held).sum(0)
     share = torch.stack(before).sum(0) / torch.stack(own).sum(0)
     share = torch.where(share.isfinite(), share.clamp(shares[0], shares[-1]), shares[0])
@@ -77,7 +80,7 @@ class Kernel:
         powers = leaks ** torch.arange(edges[-1], dtype=torch.float64, device=leak.device)
         powers[:, 0] = 0.0  # what acts in the cell itself comes below
         held = answer(leaks, self.widths)
-        self.answers = powers[:, between.clamp_min(0)] * (held / self.widths).unsqueeze(2) * held.unsqueeze(1)
+        self.answers = powers[:, between.clamp_min(0)].mul_((held / self.widths).unsqueeze(2)).mul_(held.unsqueeze(1))
         self.answers.diagonal(dim1=1, dim2=2).copy_(summed_answer(leaks, self.widths) / self.widths)
 
     def backwards(self, profile: Tensor) -> Tensor:

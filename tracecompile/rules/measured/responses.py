@@ -86,7 +86,8 @@ class Responses:
             if index in rows:
                 rows[index].add(total, factor)
             else:
-                rows[index] = Row(self.tangents.first if self.tangents.is_binned(key[1]) else 0, _own(total))
+                first = self.tangents.first if self.tangents.is_binned(key[1]) else 0
+                rows[index] = Row(first, _own(total, sums.get(key)))
 
     def note(self, key: Pair, means: Tensor, cells: Sequence[int], count: int) -> None:
         """Adds means over all neurons, (steps,), each to its cell of time, of so many cells."""
@@ -186,9 +187,10 @@ class Responses:
         return total
 
 
-def _own(total: Tensor) -> Tensor:
-    """Returns sums that may be added to in place."""
-    return total.clone(memory_format=torch.contiguous_format)
+def _own(total: Tensor, given: Tensor | None) -> Tensor:
+    """Returns sums that may be added to in place, which those that were given may not."""
+    shared = given is not None and total.untyped_storage().data_ptr() == given.untyped_storage().data_ptr()
+    return total.clone(memory_format=torch.contiguous_format) if shared else total
 
 
 def _spread(factor: Tensor, signal: Tensor) -> Tensor:

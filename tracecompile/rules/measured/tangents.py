@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from tracecompile.layers import Layer, Pair
 from tracecompile.rules.accumulation import accumulator_dtype
 from tracecompile.rules.measured.lines import FROM
-from tracecompile.rules.sums import padded, pairs_added
+from tracecompile.rules.sums import pairs_added
 
 FADED = 8.0
 """A bin's tangents are dropped once they are below this many roundings of the latest bin's."""
@@ -109,17 +110,13 @@ class Tangents:
     def _combined(self, variable: str, through: Mapping[str, Tensor], fresh: Tensor | None) -> Tensor | None:
         """Applies what time does to the tangents where it began, and adds what has begun since to the latest slot."""
         slots = self.latest_bin + 1 - self.first if self.is_binned(variable) else 1
-        total: Tensor | None = None
-        for state, factor in through.items():
-            tangent = self.by_state.get((variable, state))
-            if tangent is not None:
-                tangent = padded(tangent, 0, slots)
-                total = factor * tangent if total is None else torch.addcmul(total, factor, tangent)
-        if fresh is None:
-            return total
-        if total is None:
-            return fresh.unsqueeze(0) if slots == 1 else padded_before(fresh.unsqueeze(0), slots)
-        total[-1] += fresh
+        known = ((factor, self.by_state.get((variable, state))) for state, factor in through.items())
+        parts = [(factor, tangent) for factor, tangent in known if tangent is not None]
+        if not parts:
+            return None if fresh is None else padded_before(fresh.unsqueeze(0), slots)
+        total = _products(parts, slots)
+        if fresh is not None:
+            total[-1] += fresh
         return total
 
     def _drop_faded(self) -> None:
@@ -130,14 +127,13 @@ class Tangents:
         binned = [key for key in self.by_state if self.is_binned(key[0])]
         if not binned or self.by_state[binned[0]].is_cuda:
             return
-        keep = []
-        for key in binned:
-            tangent = self.by_state[key]
-            sizes = tangent.abs().reshape(len(tangent), -1).amax(1)
-            keep.append(sizes > FADED * torch.finfo(tangent.dtype).eps * sizes[-1])
-        alive = torch.stack(keep).any(0)
-        # Where nothing is alive all slots are zero, and the latest stays.
-        faded = int(alive.to(torch.int).argmax()) if bool(alive.any()) else len(alive) - 1
+        tangents, faded = [self.by_state[key] for key in binned], 0
+        least = [FADED * torch.finfo(tangent.dtype).eps * _size(tangent[-1]) for tangent in tangents]
+        # The latest stays, whatever it is.
+        while faded < len(tangents[0]) - 1 and not any(
+            bool(_size(tangent[faded]) > size) for tangent, size in zip(tangents, least, strict=True)
+        ):
+            faded += 1
         if faded:
             for key in binned:
                 self.by_state[key] = self.by_state[key][faded:]
@@ -152,8 +148,30 @@ class Tangents:
         self.latest_bin //= 2
 
 
+def _size(values: Tensor) -> Tensor:
+    """Returns the largest magnitude among some values."""
+    size: Tensor = torch.linalg.vector_norm(values, ord=torch.inf)
+    return size
+
+
+def _products(parts: Sequence[tuple[Tensor, Tensor]], slots: int) -> Tensor:
+    """Returns the sum of factors (*shape) times tangents (slots before, *shape), with zeros behind up to ``slots``."""
+    shapes = [shape for factor, tangent in parts for shape in (factor.shape, tangent.shape[1:])]
+    kinds = [torch.result_type(factor, tangent) for factor, tangent in parts]
+    total = parts[0][1].new_empty((slots, *torch.broadcast_shapes(*shapes)), dtype=reduce(torch.promote_types, kinds))
+    # Written where it will be: memory for slots is more to ask for than a product is to compute.
+    (factor, tangent), *others = parts
+    torch.mul(factor, tangent, out=total[: len(tangent)])
+    total[len(tangent) :].zero_()
+    for factor, tangent in others:
+        total[: len(tangent)].addcmul_(factor, tangent)
+    return total
+
+
 def padded_before(values: Tensor, size: int) -> Tensor:
     """Returns values with zeros before them along the first axis, up to a size."""
+    if values.shape[0] == size:
+        return values
     return torch.cat([values.new_zeros((size - values.shape[0], *values.shape[1:])), values])
 
 

@@ -20,6 +20,7 @@ from tracecompile.runtime.backward.local import LocalGraph, Point
 from tracecompile.runtime.backward.moments import MomentPass
 from tracecompile.runtime.backward.signals import Signal, TimedSignal, at_step, of_all_steps
 from tracecompile.runtime.backward.solve import Solver
+from tracecompile.runtime.backward.together import JointGraph, local_graph
 from tracecompile.runtime.record import Moment, Record, read_pairs
 from tracecompile.runtime.rerun import Rerun
 
@@ -100,6 +101,8 @@ class BackwardPass:
         self.statics, self.stand_ins = statics, stand_ins
         self.constant = static_names(program)
         self.low = _half_precisions(program)
+        solved = (block for block in program.blocks if block.recurrent)
+        self.solved = {program.layers[index].name for block in solved for index in block.layers}
         self.wanted = wanted_inputs | {output for layer in program.layers for output in layer.outputs}
 
     def run(self, signals: Sequence[Signal], moments: Moments | None = None) -> Gradients:
@@ -116,7 +119,7 @@ class BackwardPass:
         bins = self.record.bins
         delays = {s.delay for layer in self.program.layers for s in layer.sources} | {s.source.delay for s in signals}
         overlap = {delay: bins.overlap(delay) for delay in delays if delay}
-        graphs: dict[str, LocalGraph] = {}
+        graphs: dict[str, LocalGraph | JointGraph] = {}
         responses: dict[str, Response] = {}
         solver = Solver(self.program, overlap, bins.count, responses, graphs, self.record.responses)
         given = [signal.value for signal in signals] + [each.values for each in (moments.signals if moments else ())]
@@ -176,9 +179,10 @@ class BackwardPass:
         binned = rule_of(self.program.settings).resolves_steps(self.program.settings)
         return HorizonOfBins(bins.edges, device) if binned and 1 < bins.count < bins.edges[-1] else None
 
-    def _graph(self, layer: Layer, statics: Mapping[str, Tensor]) -> LocalGraph:
+    def _graph(self, layer: Layer, statics: Mapping[str, Tensor]) -> LocalGraph | JointGraph:
         points = [self._points(layer, index) for index in range(self.record.bins.count)]
-        return LocalGraph(layer, points, statics, {s.value for s in layer.sources if s.origin in self.wanted})
+        wanted = {source.value for source in layer.sources if source.origin in self.wanted}
+        return local_graph(self.program, layer, points, statics, wanted, solved=layer.name in self.solved)
 
     def _points(self, layer: Layer, index: int) -> list[Point]:
         """Returns where a local graph is evaluated in a bin: at the mean input, or at some steps as they were."""
@@ -215,7 +219,7 @@ class BackwardPass:
         return found
 
 
-def _response(layer: Layer, record: Record, graph: LocalGraph, statics: Mapping[str, Tensor]) -> Response:
+def _response(layer: Layer, record: Record, graph: LocalGraph | JointGraph, statics: Mapping[str, Tensor]) -> Response:
     if layer.response is None:
         return JunctionResponse()
     currents = [dict(zip(layer.currents, values, strict=True)) for values in graph.currents]

@@ -63,6 +63,12 @@ class LocalGraph:
                 self.leaves.append(given)
                 self.currents.append(tuple(map(_mean, zip(*found, strict=True))))
 
+    def upstream_of_all(
+        self, signals: Sequence[Mapping[str, Tensor]], of: Collection[str]
+    ) -> list[Mapping[str, Tensor]]:
+        """Returns what ``upstream`` does, for every bin."""
+        return [self.upstream(index, given, of) if given else {} for index, given in enumerate(signals)]
+
     def upstream(self, index: int, signals: Mapping[str, Tensor], of: Collection[str]) -> dict[str, Tensor]:
         """Returns the learning signal on the mean of some sources of one bin, those that want one; keeps the graph."""
         given = self.leaves[index]
@@ -97,17 +103,19 @@ class LocalGraph:
             for name, current in zip(self.layer.currents, self.currents[index], strict=True):
                 if name in given and current.requires_grad:
                     outputs.append(current)
-                    pulls.append(_fitted(given[name], current))
+                    pulls.append(fitted(given[name], current))
         if not outputs or not inputs:
             return [None] * len(inputs)
         return list(torch.autograd.grad(outputs, inputs, pulls, retain_graph=True, allow_unused=True))
 
 
 def _leaves(point: Point, wanted: set[str]) -> dict[str, Tensor]:
-    return {
-        name: value.detach().requires_grad_(name in wanted and value.is_floating_point())
-        for name, value in point.sources.items()
-    }
+    return {name: graph_leaf(value, name in wanted) for name, value in point.sources.items()}
+
+
+def graph_leaf(value: Tensor, wanted: bool) -> Tensor:
+    """Returns a source as a leaf of a local graph, which has a gradient if that is wanted."""
+    return value.detach().requires_grad_(wanted and value.is_floating_point())
 
 
 def _mean(values: Sequence[Tensor]) -> Tensor:
@@ -118,7 +126,7 @@ def _mean(values: Sequence[Tensor]) -> Tensor:
     return (together if together.is_floating_point() else together.float()).mean(0)
 
 
-def _fitted(signal: Tensor, current: Tensor) -> Tensor:
+def fitted(signal: Tensor, current: Tensor) -> Tensor:
     """Returns a learning signal in the shape of a current: summed where one current serves several neurons."""
     if signal.ndim > current.ndim or signal.numel() > current.numel():
         signal = signal.sum_to_size(current.shape)

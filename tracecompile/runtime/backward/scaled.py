@@ -10,10 +10,11 @@ from torch import Tensor
 from tracecompile.layers import Layer, Scale
 from tracecompile.rules.measured.lines import SCALED
 from tracecompile.runtime.backward.local import LocalGraph
+from tracecompile.runtime.backward.together import JointGraph
 
 
 def scale_gradients(
-    layer: Layer, graph: LocalGraph, found: Mapping[str, Tensor], timed: Mapping[str, Tensor]
+    layer: Layer, graph: LocalGraph | JointGraph, found: Mapping[str, Tensor], timed: Mapping[str, Tensor]
 ) -> tuple[dict[Tensor, Tensor], dict[str, Tensor]]:
     """Returns what is to be added to the gradients of the scales of a layer: of parameters, and of static values.
 
@@ -43,7 +44,7 @@ def scale_gradients(
     return weights, statics
 
 
-def _value(layer: Layer, scale: Scale, graph: LocalGraph) -> Tensor | None:
+def _value(layer: Layer, scale: Scale, graph: LocalGraph | JointGraph) -> Tensor | None:
     """Returns a scale, None where its gradient is not wanted."""
     if scale.static:
         value = graph.statics[scale.static]
@@ -52,7 +53,7 @@ def _value(layer: Layer, scale: Scale, graph: LocalGraph) -> Tensor | None:
     return weight if weight in graph.parameters else None
 
 
-def _of_steps(layer: Layer, graph: LocalGraph, current: str, timed: Mapping[str, Tensor]) -> Tensor | None:
+def _of_steps(layer: Layer, graph: LocalGraph | JointGraph, current: str, timed: Mapping[str, Tensor]) -> Tensor | None:
     """Returns what is lacking of the signals of single steps."""
     if f"{SCALED}{current}" not in timed:
         return None

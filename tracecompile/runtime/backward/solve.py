@@ -10,13 +10,14 @@ from torch import Tensor
 from tracecompile.layers import Layer, Source
 from tracecompile.program import StepProgram
 from tracecompile.rules import Response
-from tracecompile.rules.measured.horizon import Horizon
+from tracecompile.rules.measured.horizon import Horizon, Profile
 from tracecompile.rules.measured.lines import SCALED
 from tracecompile.rules.measured.responses import Responses
 from tracecompile.rules.measured.tangents import Tangents
 from tracecompile.runtime.backward.local import LocalGraph
 from tracecompile.runtime.backward.neumann import Neumann, Settling
 from tracecompile.runtime.backward.scaled import scale_gradients
+from tracecompile.runtime.backward.together import JointGraph
 
 Handed = list[tuple[str, int, Tensor]]
 """Learning signals that a bin hands upstream: (maker of the value, delay, signal)."""
@@ -40,7 +41,7 @@ class Solver:
         overlap: Mapping[int, list[list[float]]],
         bins: int,
         responses: Mapping[str, Response],
-        graphs: Mapping[str, LocalGraph],
+        graphs: Mapping[str, LocalGraph | JointGraph],
         recorded: Mapping[str, Responses],
     ) -> None:
         """Prepares an empty solve.
@@ -116,12 +117,25 @@ class Solver:
         time = self.horizon
         profile = None if time is None else time.answer(layer, self.responses[layer.name], list(self.signals))
         pulled = [self._currents(layer, index) for index in range(self.bins)]
-        for index, signals in enumerate(pulled):
-            for origin, delay, signal in self._handed(layer, index, signals):
-                self.add(origin, delay, index, signal)
-                if time is not None and profile is not None:
-                    time.note(origin, signal, profile, index)
+        self._hand_on(layer, layer.sources, pulled, profile)
         self._finish(layer, pulled)
+
+    def _hand_on(
+        self,
+        layer: Layer,
+        sources: Sequence[Source],
+        pulled: Sequence[Mapping[str, Tensor]],
+        profile: Profile | None,
+    ) -> None:
+        """Hands on what reaches some sources of a layer, from all bins, with its profile in time."""
+        upstream = self.graphs[layer.name].upstream_of_all(pulled, {source.value for source in sources})
+        for index, found in enumerate(upstream):
+            for source in sources:
+                if source.value not in found:
+                    continue
+                self.add(source.origin, source.delay, index, found[source.value])
+                if self.horizon is not None and profile is not None:
+                    self.horizon.note(source.origin, found[source.value], profile, index)
 
     def _recurrent(self, layers: list[Layer]) -> None:
         """Solves a block bin by bin from the last to the first."""
@@ -135,11 +149,13 @@ class Solver:
             self.settling.note(name, solve)
             for layer in layers:
                 pulled[layer.name][index] = sweep.pulled[layer.name]
-            for origin, delay, signal in sweep.handed():
-                self.add(origin, delay, index, signal, own=origin not in inside)
-                if self.horizon is not None and origin not in inside:
-                    # How a signal spreads in time through recurrence is not known: taken as constant.
-                    self.horizon.note(origin, signal, self.horizon.constant(), index)
+            for origin, delay, signal in sweep.earlier:
+                self.add(origin, delay, index, signal, own=False)
+        # How a signal spreads in time through recurrence is not known: taken as constant.
+        profile = None if self.horizon is None else self.horizon.constant()
+        for layer in reversed(layers):
+            others = [source for source in layer.sources if source.origin not in inside]
+            self._hand_on(layer, others, pulled[layer.name], profile)
         for layer in layers:
             self._finish(layer, pulled[layer.name])
 
@@ -153,11 +169,8 @@ class Solver:
                 found[current] = _plus(found.get(current), timed[current][index])
         return found
 
-    def _handed(
-        self, layer: Layer, index: int, signals: Mapping[str, Tensor], sources: Sequence[Source] | None = None
-    ) -> Handed:
-        """Returns what a layer hands on in one bin to its sources, or to some of them."""
-        sources = layer.sources if sources is None else sources
+    def _handed(self, layer: Layer, index: int, signals: Mapping[str, Tensor], sources: Sequence[Source]) -> Handed:
+        """Returns what a layer hands on in one bin to some of its sources."""
         if not signals or not sources:
             return []
         upstream = self.graphs[layer.name].upstream(index, signals, {source.value for source in sources})
@@ -214,14 +227,6 @@ class _Sweep:
                 if share:
                     fed_back[origin] = _plus(fed_back.get(origin), signal * share)
         return fed_back
-
-    def handed(self) -> Handed:
-        """Returns what the bin hands to earlier bins and upstream, as it was swept last."""
-        found = list(self.earlier)
-        for layer in reversed(self.layers):
-            others = [source for source in layer.sources if source.origin not in self.inside]
-            found += self.solver._handed(layer, self.index, self.pulled[layer.name], others)
-        return found
 
 
 def _plus(left: Tensor | None, right: Tensor) -> Tensor:
