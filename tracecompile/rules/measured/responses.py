@@ -143,9 +143,10 @@ class Responses:
             for index, row in self.rows.get((output, variable), {}).items():
                 given = signal[index]
                 if given is not None and row.first <= slot < row.first + row.sums.shape[0]:
+                    share: Tensor | float = 1.0 / self.weights[index]
                     if factor is not None:
-                        given = given * _spread(factor[:, index, slot], given)
-                    term = row.sums[slot - row.first] * (given * (1.0 / self.weights[index]))
+                        share = _spread(factor[:, index, slot] * share, given)
+                    term = row.sums[slot - row.first] * (given * share)
                     total = term if total is None else total + term
         return total
 

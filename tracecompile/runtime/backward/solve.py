@@ -159,9 +159,11 @@ class Solver:
         for layer in layers:
             self._finish(layer, pulled[layer.name])
 
-    def _currents(self, layer: Layer, index: int) -> dict[str, Tensor]:
-        """Returns the learning signals on a layer's currents in one bin."""
+    def _currents(self, layer: Layer, index: int, *, but_own: bool = False) -> dict[str, Tensor]:
+        """Returns the learning signals on a layer's currents in one bin, if asked without those of its own outputs."""
         signals = {name: self.signals[name] for name in layer.outputs if name in self.signals}
+        if but_own:
+            signals = {name: [*rows[:index], None, *rows[index + 1 :]] for name, rows in signals.items()}
         timed = self.timed.get(layer.name, {})
         found = self.responses[layer.name].on_currents(layer, signals, index) if signals else {}
         for current in layer.currents:
@@ -204,6 +206,8 @@ class _Sweep:
         self.pulled: dict[str, dict[str, Tensor]] = {}
         self.earlier: Handed = []
         self.base = {name: solver.signals[name][index] if name in solver.signals else None for name in inside}
+        self.later = {layer.name: solver._currents(layer, index, but_own=True) for layer in layers}
+        """What other bins make of the signals on the currents: the same in every pass."""
 
     def __call__(self, fed: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns what the bin's own delayed values feed back."""
@@ -216,7 +220,7 @@ class _Sweep:
         self.earlier = []
         fed_back: dict[str, Tensor] = {}
         for layer in reversed(self.layers):
-            self.pulled[layer.name] = self.solver._currents(layer, self.index)
+            self.pulled[layer.name] = self._currents(layer)
             own = [source for source in layer.sources if source.origin in self.inside]
             for origin, delay, signal in self.solver._handed(layer, self.index, self.pulled[layer.name], own):
                 if delay == 0:
@@ -227,6 +231,18 @@ class _Sweep:
                 if share:
                     fed_back[origin] = _plus(fed_back.get(origin), signal * share)
         return fed_back
+
+    def _currents(self, layer: Layer) -> dict[str, Tensor]:
+        """Returns the learning signals on a layer's currents as they are in this pass."""
+        rows, bins = self.solver.signals, self.solver.bins
+        before, after = [None] * self.index, [None] * (bins - 1 - self.index)
+        own = {name: [*before, rows[name][self.index], *after] for name in layer.outputs if name in rows}
+        found = dict(self.later[layer.name])
+        for current, signal in (
+            self.solver.responses[layer.name].on_currents(layer, own, self.index) if own else {}
+        ).items():
+            found[current] = _plus(found.get(current), signal)
+        return found
 
 
 def _plus(left: Tensor | None, right: Tensor) -> Tensor:
