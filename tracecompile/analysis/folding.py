@@ -207,7 +207,12 @@ def fold_applies(fold: Fold, program: StepProgram, sources: Mapping[str, Tensor]
 def runs_per_step(module: nn.Module) -> bool:
     """Tells whether a module must be called once per time step: it has hooks, draws, or normalises by its batch."""
     counts = bool(operation_of_module(module).facts & (NORMALISES | Fact.RANDOM)) and module.training
-    return counts or bool(module._forward_hooks or module._forward_pre_hooks)
+    return counts or is_hooked(module)
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Tells whether something else runs with a module."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def folded(value: Tensor) -> Tensor:

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from tracecompile.analysis.folding import fold_applies, folded, repeated, unfolded
-from tracecompile.layers import Accrual, Pair
+from tracecompile.layers import Accrual, Fold, Pair
 from tracecompile.program import step_results
 from tracecompile.rules.accumulation import accumulator_dtype
 from tracecompile.rules.norm import mean_and_variance
 from tracecompile.runtime.engine.scan import Answers, Engine, Stretch
 from tracecompile.runtime.forms import UnitForm
 from tracecompile.runtime.loop import Loop
+from tracecompile.runtime.normed import OverSteps, norms_by_step
 from tracecompile.units import Moves, Unit
 
 
@@ -141,11 +142,12 @@ class Span:
         sources = {name: self.value(name) for name in unit.sources}
         statics = {name: self.loop.statics[name] for name in unit.below_statics}
         below = self.loop.twins.called(unit.below)
+        at_once = unit.fold is not None and self.steps > 1 and not torch.is_grad_enabled()
+        if at_once and (norms := norms_by_step(unit, self.loop.program, sources)):
+            return self._normed(unit, norms, sources, statics)
         if unit.fold is not None and fold_applies(unit.fold, self.loop.program, sources):
-            rows = next(iter(sources.values())).shape[1]
-            for name in unit.fold.per_sample:
-                statics[name] = repeated(statics[name], rows, self.steps)
-            found, normed = below(*(folded(value) for value in sources.values()), *statics.values())
+            given = self._repeated(unit.fold, sources, statics)
+            found, normed = below(*(folded(value) for value in sources.values()), *given)
             values = [unfolded(value, self.steps) for value in found]
             statistics = [_statistics(unfolded(value, self.steps)) for value in normed]
         else:
@@ -156,6 +158,25 @@ class Span:
             statistics = [_statistics(torch.stack(rows)) for rows in zip(*(normed for _, normed in each), strict=True)]
         self.norms.update(zip(unit.below_norms, statistics, strict=True))
         return dict(zip(unit.made, values, strict=True))
+
+    def _normed(
+        self, unit: Unit, norms: frozenset[str], sources: Mapping[str, Tensor], statics: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Computes what ``_below`` does where batch norms take the statistics of every step."""
+        assert unit.fold is not None
+        over = OverSteps(self.loop.twins.of(unit.below), unit.below.graph, norms, self.steps)
+        found, _ = over.run(
+            *(folded(value) for value in sources.values()), *self._repeated(unit.fold, sources, statics)
+        )
+        self.norms.update((name, over.statistics[name]) for name in unit.below_norms)
+        return {name: unfolded(value, self.steps) for name, value in zip(unit.made, found, strict=True)}
+
+    def _repeated(self, fold: Fold, sources: Mapping[str, Tensor], statics: Mapping[str, Any]) -> list[Any]:
+        """Returns static values as a fold takes them."""
+        rows = next(iter(sources.values())).shape[1]
+        return [
+            repeated(value, rows, self.steps) if name in fold.per_sample else value for name, value in statics.items()
+        ]
 
     def _move(self, moves: Moves) -> None:
         """Moves statistics step by step."""
