@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -26,6 +27,8 @@ from tracecompile.bench.running import Run, Skipped
 from tracecompile.bench.worker import measure_peak
 from tracecompile.diagnostics.check import projection_loss
 from tracecompile.targets import UsageError
+
+BENCHMARKS = Path(__file__).parent.parent / "examples" / "benchmarks"
 
 
 def case_of(network: str, steps: int = 20) -> Case:
@@ -334,3 +337,35 @@ def test_the_worker_of_braintrace_imports_nothing_of_the_package() -> None:
     assert "import tracecompile" not in source
     assert "from tracecompile" not in source
     assert "import torch" not in source
+
+
+def test_the_rows_of_the_script_for_a_card_are_rows() -> None:
+    script = BENCHMARKS / "cuda.sh"
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    (line,) = (line for line in script.read_text().splitlines() if line.startswith("rows="))
+    assert set(line.removeprefix("rows=").split(",")) <= set(BY_KEY)
+
+
+def test_the_table_has_a_column_for_each_network_and_brackets_for_what_is_not_exact() -> None:
+    spec = importlib.util.spec_from_file_location("table", BENCHMARKS / "table.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    rows = [
+        Row("dense", "dense 4-5", 64, "inference", "inference", [0.002], peak_bytes=400_000_000),
+        Row("dense", "dense 4-5", 64, "bptt", "through time", [0.005], cosine=1.0, norm_ratio=1.0),
+        Row("dense", "dense 4-5", 64, "eager-4", "converted", [0.003], cosine=0.9876, norm_ratio=1.25),
+        Row("dense", "dense 4-5", 64, "hoisted", "hoisted", skipped="it would not fit"),
+    ]
+    result = BenchResult(rows, {"device": "a card", "torch": "2.13"}, {})
+    assert module.table(result.to_dict()).splitlines() == [
+        "a card, torch 2.13, 64 time steps",
+        "",
+        "| | dense 4-5 | memory |",
+        "|---|---|---|",
+        "| inference | 2.0 ms | 400 MB |",
+        "| through time | 2.50 |  |",
+        "| converted | 1.50 (0.988, 1.25) |  |",
+        "| hoisted |  |  |",
+    ]

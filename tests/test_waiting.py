@@ -92,7 +92,7 @@ def test_a_step_reads_values_where_it_compares_alone(network: str, way: str) -> 
 @NO_CUDA
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("network", ["dense", "recurrent", "convolutional"])
-def test_a_step_waits_for_a_device_once_a_unit(network: str, way: str) -> None:
+def test_a_step_waits_for_a_cuda_device_once_a_unit(network: str, way: str) -> None:
     step = training_step(network, way, "cuda")
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error" if way in WITHOUT else "warn")
