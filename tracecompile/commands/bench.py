@@ -31,9 +31,7 @@ def bench(
     memory_limit: Annotated[
         float | None, typer.Option(metavar="GB", help="That a graph over time may take (half of what is free).")
     ] = None,
-    allocator: Annotated[
-        bool, typer.Option("--allocator", help="Peak memory once more, with an allocator that keeps nothing freed.")
-    ] = False,
+    allocator: Annotated[bool, typer.Option("--allocator", help="Also the peak without what malloc keeps.")] = False,
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="NAME", help="Writes NAME.json and NAME.png.")
     ] = Path("tracecompile-bench"),
