@@ -15,6 +15,7 @@ from tracecompile.demo import run
 from tracecompile.demo.data import load_digits
 from tracecompile.demo.network import DigitNet
 from tracecompile.demo.result import DemoResult
+from tracecompile.diagnostics import cost
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +69,30 @@ def test_what_would_not_fit_is_predicted_and_not_run(monkeypatch: pytest.MonkeyP
     assert short.bptt is not None
     assert long.bptt is None
     assert long.predicted == 40 * short.bptt.bytes
+
+
+def test_every_time_is_that_of_a_warm_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tracecompile.demo.run.LONG", 15)
+    calls: dict[tuple[int, bool], list[float]] = {}
+    real = run.time_step
+
+    def timed(net: torch.nn.Module, inputs: tuple[torch.Tensor], loss: object) -> float:
+        calls.setdefault((len(inputs[0]), net is model), []).append(real(net, inputs, loss))  # type: ignore[arg-type]
+        return calls[len(inputs[0]), net is model][-1]
+
+    for module in (run, cost):
+        monkeypatch.setattr(module, "time_step", timed)
+    model = DigitNet(hidden=16)
+    rows = run.measure_lengths(
+        model, tracecompile.convert(DigitNet(hidden=16)), load_digits(), [10, 20], lambda _: None
+    )
+    for row in rows:
+        assert row.bptt is not None
+        for shown, is_model in ((row.bptt.seconds, True), (row.converted.seconds, False)):
+            first, *warm = calls[row.steps, is_model]
+            assert len(warm) == (1 if row.steps > 15 else 3)
+            assert shown == min(warm)
+            assert shown != first
 
 
 @pytest.mark.parametrize("package", ["sklearn", "matplotlib"])

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,16 +26,16 @@ import tracecompile
 from tracecompile.demo.data import Digits, load_digits, spike_trains
 from tracecompile.demo.network import DigitNet
 from tracecompile.demo.run import BATCH, accuracy, train
-from tracecompile.diagnostics.cost import Cost, format_bytes, measure_step
+from tracecompile.diagnostics.cost import Cost, format_bytes, measure_step, time_step
 
 SHOWN = {"backpropagation through time": BPTT, "converted": CONVERTED}
 
 
-def best_of(model: nn.Module, spikes: torch.Tensor, loss: Any, times: int) -> Cost:
-    """Returns the cost of a step, the time the least of several, after one that does not count."""
-    measure_step(model, (spikes,), loss)
-    costs = [measure_step(model, (spikes,), loss) for _ in range(times)]
-    return min(costs, key=lambda cost: cost.seconds)
+def best_of(models: dict[str, nn.Module], spikes: torch.Tensor, loss: Any, times: int) -> dict[str, Cost]:
+    """Returns what a step of each costs, the time the least of several in turn, after one that does not count."""
+    found = {name: measure_step(model, (spikes,), loss) for name, model in models.items()}
+    seconds = [{name: time_step(model, (spikes,), loss) for name, model in models.items()} for _ in range(times)]
+    return {name: replace(cost, seconds=min(each[name] for each in seconds)) for name, cost in found.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -61,9 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     loss = partial(functional.cross_entropy, target=digits.labels[:BATCH])
     for steps in lengths:
         spikes = spike_trains(digits.images[:BATCH], steps, torch.Generator().manual_seed(steps))
-        for name, each in pair.items():
-            costs[name].append(best_of(each, spikes, loss, 3 if options.digits is None else 1))
-            cost = costs[name][-1]
+        for name, cost in best_of(pair, spikes, loss, 3 if options.digits is None else 1).items():
+            costs[name].append(cost)
             print(f"{steps:6,} steps, {name:29}: {format_bytes(cost.bytes):>9}, {cost.seconds:.3f} s")
     execution = net.report.execution
     compiling = execution.compile_seconds if execution else 0.0

@@ -32,31 +32,29 @@ from collections.abc import Callable, Sequence
 
 import torch
 from sklearn.datasets import load_digits
-from spikingjelly.activation_based import base, layer, memopt, neuron, surrogate
+from spikingjelly.activation_based import base, layer, neuron, surrogate
 from spikingjelly.activation_based import functional as steps_of
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 import tracecompile
+from tracecompile.bench import memopt
 from tracecompile.diagnostics.memory import peak_resident_bytes
 
 BATCH, SIDE, WIDTH, CLASSES = 8, 64, 64, 10
 ROWS = ("bptt", "checkpoint", "memopt", "bins=4", "exact")
 
 
-class Layer(nn.Module):
+class Layer(memopt.Layer):
     """Convolution, norm, neurons."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, mode: str) -> None:
-        super().__init__()
         conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
         parts = (conv, nn.BatchNorm2d(outputs))
-        self.currents = layer.SeqToANNContainer(*parts) if mode == "m" else nn.Sequential(*parts)
-        self.neurons = neuron.LIFNode(detach_reset=True, surrogate_function=surrogate.ATan(), step_mode=mode)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.neurons(self.currents(x))
+        currents = layer.SeqToANNContainer(*parts) if mode == "m" else nn.Sequential(*parts)
+        neurons = neuron.LIFNode(detach_reset=True, surrogate_function=surrogate.ATan(), step_mode=mode)
+        super().__init__(currents, neurons)
 
 
 class Block(nn.Module):
@@ -142,7 +140,7 @@ def made(row: str, mode: str, steps: int, width: int, side: int) -> tuple[nn.Mod
     elif row == "checkpoint":
         net = Checkpointed(model)
     elif row == "memopt":
-        net = memopt.optimize_memory(model, (Layer,), lambda each: each(x[:2]), level=1)
+        net = memopt.optimized(model, x[:2])
     elif row != "bptt":
         options = {"rule": "exact"} if row == "exact" else {"bins": 4}
         net = tracecompile.convert(model, x[:4, :2], backend="eager", **options)

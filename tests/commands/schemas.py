@@ -76,8 +76,9 @@ DEMO = fields(
 BENCH_ROW = fields(
     **dict.fromkeys(("network", "title", "method", "name", "note"), TEXT),
     **{name: perhaps(TEXT) for name in ("worst_parameter", "compared_with", "skipped")},
-    **{name: perhaps(NUMBER) for name in ("seconds", "ratio_to_inference", "first_seconds", "lowest_cosine")},
-    **{name: perhaps(COUNT) for name in ("peak_bytes", "start_bytes")},
+    **{name: perhaps(NUMBER) for name in ("seconds", "first_seconds", "lowest_cosine", "first_norm_ratio")},
+    **{name: perhaps(NUMBER) for name in ("ratio_to_inference", "ratio_to_compiled_inference")},
+    **{name: perhaps(COUNT) for name in ("peak_bytes", "returned_bytes", "start_bytes")},
     steps=COUNT,
     times=many(POSITIVE),
 )

@@ -25,8 +25,8 @@ def spikingjelly_ottt(case: Case) -> Run:
 
     The input has a trace as well; without one the first layer would learn from the current step alone.
     """
-    jelly = _Jelly()
-    looped, (x,) = _feed_forward(case), case.inputs
+    jelly = Jelly()
+    looped, (x,) = feed_forward(case), case.inputs
 
     def fresh() -> nn.Module:
         return _twin(looped, jelly.layer.OTTTSequential, lambda: jelly.node("OTTTLIFNode"))
@@ -43,8 +43,8 @@ def spikingjelly_ottt(case: Case) -> Run:
 
 def spikingjelly_sltt(case: Case) -> Run:
     """Spatial learning through time (Meng et al. 2023): backward in every step, no gradient over time."""
-    jelly = _Jelly()
-    looped, (x,) = _feed_forward(case), case.inputs
+    jelly = Jelly()
+    looped, (x,) = feed_forward(case), case.inputs
 
     def fresh() -> nn.Module:
         return _twin(looped, nn.Sequential, lambda: jelly.node("SLTTLIFNode"))
@@ -59,7 +59,7 @@ def spikingjelly_sltt(case: Case) -> Run:
 
 def snntorch_loop(case: Case) -> Run:
     """snnTorch's usual loop: backpropagation through time over its own neurons, which reset one step later."""
-    snntorch = _imported("snntorch")
+    snntorch = imported("snntorch")
     if case.looped is None:
         raise Skipped(_ONLY_BUILT_IN)
     looped, (x,) = case.looped, case.inputs
@@ -86,22 +86,31 @@ def snntorch_loop(case: Case) -> Run:
 _ONLY_BUILT_IN = "only for the built-in networks, which are written in the library once more"
 
 
-class _Jelly:
-    """The parts of SpikingJelly that are used."""
+class Jelly:
+    """The parts of SpikingJelly that are used.
+
+    Raises:
+        Skipped: It is not installed, or cannot be imported.
+    """
 
     def __init__(self) -> None:
         self.neuron, self.layer, self.functional = (
-            _imported(f"spikingjelly.activation_based.{name}") for name in ("neuron", "layer", "functional")
+            imported(f"spikingjelly.activation_based.{name}") for name in ("neuron", "layer", "functional")
         )
 
-    def node(self, kind: str) -> nn.Module:
-        made: nn.Module = getattr(self.neuron, kind)(
-            tau=TAU, decay_input=False, v_threshold=1.0, v_reset=None, surrogate_function=SURROGATE, detach_reset=True
-        )
+    def node(self, kind: str, **options: Any) -> nn.Module:
+        """Returns the library's neurons of a kind that compute what the networks' neurons do."""
+        options |= {"tau": TAU, "decay_input": False, "v_threshold": 1.0, "v_reset": None, "detach_reset": True}
+        made: nn.Module = getattr(self.neuron, kind)(surrogate_function=SURROGATE, **options)
         return made
 
 
-def _imported(name: str) -> Any:
+def imported(name: str) -> Any:
+    """Returns a module of a library.
+
+    Raises:
+        Skipped: It is not installed, or cannot be imported.
+    """
     library = name.partition(".")[0]
     try:
         return importlib.import_module(name)
@@ -113,11 +122,16 @@ def _imported(name: str) -> Any:
         raise Skipped(f"{library} cannot be imported: {error}") from error
 
 
-def _feed_forward(case: Case) -> Looped:
+def feed_forward(case: Case) -> Looped:
+    """Returns the model of a built-in network without lateral weights.
+
+    Raises:
+        Skipped: It is another one.
+    """
     if case.looped is None:
         raise Skipped(_ONLY_BUILT_IN)
     if any(isinstance(module, snn.RLIF) for module in case.looped.modules()):
-        raise Skipped("SpikingJelly's online-training nodes have no lateral weights")
+        raise Skipped("SpikingJelly's nodes that are compared here have no lateral weights")
     return case.looped
 
 

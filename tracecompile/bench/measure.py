@@ -114,6 +114,7 @@ def _compare(trials: Sequence[Trial], gradients: Mapping[str, Gradients]) -> Non
     for trial in trials:
         if trial.run is not None and trial.run.trains:
             trial.row.cosine, trial.row.worst = lowest_cosine(gradients[trial.method.key], reference)
+            trial.row.norm_ratio = first_norm_ratio(gradients[trial.method.key], reference)
             trial.row.compared_with = exact[0].key
 
 
@@ -125,6 +126,13 @@ def lowest_cosine(measured: Gradients, reference: Gradients) -> tuple[float | No
         return None, ""
     worst = min(rows, key=lambda row: row.rank)
     return worst.cosine, worst.parameter
+
+
+def first_norm_ratio(measured: Gradients, reference: Gradients) -> float | None:
+    """Returns the ratio of the norms of the first gradient that is a matrix or more, or of the first one at all."""
+    known = [(name, gradient) for name, gradient in reference.items() if gradient is not None]
+    first = next((name for name, gradient in known if gradient.ndim > 1), known[0][0] if known else "")
+    return compare_tensors(first, measured.get(first), reference.get(first)).norm_ratio
 
 
 def _wait_for(device: torch.device) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,9 +14,12 @@ from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
 import tracecompile
-from tracecompile.bench import libraries
+from tracecompile.bench import compiled, libraries
+from tracecompile.bench.braintrace import braintrace_pp_prop
 from tracecompile.bench.case import Case
+from tracecompile.bench.memopt import spikingjelly_memopt
 from tracecompile.bench.networks import Looped
+from tracecompile.bench.over_time import layer_by_layer, looped_of, step_by_step
 from tracecompile.bench.running import Run, Skipped
 from tracecompile.diagnostics.check import projection_loss
 from tracecompile.diagnostics.fidelity import call_or_loop
@@ -36,12 +39,23 @@ class Method:
         title: Name in the table.
         make: Prepares the runs for a case.
         exact: Whether its gradient is backpropagation through time.
+        on_request: Returns why it is left out of a case where no rows are named; "" where it is not.
     """
 
     key: str
     title: str
     make: Callable[[Case], Run]
     exact: bool = False
+    on_request: Callable[[Case], str] = lambda case: ""
+
+    def by_default(self, case: Case) -> Method:
+        """Returns the row as it is where none is named: left out, if it has a reason."""
+        reason = self.on_request(case)
+
+        def left_out(case: Case) -> Run:
+            raise Skipped(f"{reason}; --rows {self.key} measures it")
+
+        return replace(self, make=left_out) if reason else self
 
 
 def inference(case: Case) -> Run:
@@ -63,9 +77,20 @@ def through_time(case: Case) -> Run:
     return Run(lambda: copy.deepcopy(case.model), lambda model: loss(model).backward(), grows=loss)
 
 
+def hoisted(case: Case) -> Run:
+    """Backpropagation through time, layer by layer: the synapses are taken out of the loop over time."""
+    looped, (x,) = looped_of(case), case.inputs
+
+    def loss(model: nn.Module) -> Tensor:
+        assert isinstance(model, Looped)
+        return projection_loss(layer_by_layer(model, x, model.start())[0] / case.steps)
+
+    return Run(lambda: copy.deepcopy(looped), lambda model: loss(model).backward(), grows=loss)
+
+
 def checkpointed(case: Case) -> Run:
     """Backpropagation through time that keeps only the states between segments, and runs each segment once more."""
-    looped, (x,) = _looped(case), case.inputs
+    looped, (x,) = looped_of(case), case.inputs
     length = math.isqrt(case.steps - 1) + 1
 
     def body(model: nn.Module) -> None:
@@ -73,7 +98,7 @@ def checkpointed(case: Case) -> Run:
         states = model.start()
         total = torch.zeros((), device=x.device)
         for part in x.split(length):
-            scores, states = checkpoint(_segment, model, part, states, use_reentrant=False)
+            scores, states = checkpoint(step_by_step, model, part, states, use_reentrant=False)
             total = total + scores
         projection_loss(total / case.steps).backward()
 
@@ -82,14 +107,14 @@ def checkpointed(case: Case) -> Run:
 
 def truncated(case: Case) -> Run:
     """Backpropagation through windows of time: the states are detached between them, backward runs in each."""
-    looped, (x,) = _looped(case), case.inputs
+    looped, (x,) = looped_of(case), case.inputs
     length = max(1, min(WINDOW, case.steps // 4))
 
     def body(model: nn.Module) -> None:
         assert isinstance(model, Looped)
         states = model.start()
         for part in x.split(length):
-            scores, states = _segment(model, part, states)
+            scores, states = step_by_step(model, part, states)
             # The loss is linear in the scores, so that the sum over the windows is the loss of the sequence.
             projection_loss(scores / case.steps).backward()
             states = pytree.tree_map_only(Tensor, Tensor.detach, states)
@@ -131,11 +156,17 @@ def converted(backend: Backend, bins: int | None, chunk: int | None) -> Callable
 
 METHODS: tuple[Method, ...] = (
     Method("inference", "the model's inference", inference),
+    Method("inference-compiled", "inference, compiled", compiled.compiled_inference, on_request=compiled.takes_long),
     Method("bptt", "backpropagation through time", through_time, exact=True),
+    Method("hoisted", "through time, hoisted", hoisted, exact=True),
+    Method("bptt-compiled", "through time, compiled", compiled.compiled_through_time, True, compiled.takes_long),
     Method("checkpoint", "activation checkpointing", checkpointed, exact=True),
+    Method("checkpoint-compiled", "checkpointing, compiled", compiled.compiled_checkpoints, exact=True),
     Method("truncated", "truncated backpropagation", truncated),
     Method("spikingjelly-ottt", "SpikingJelly, OTTT nodes", libraries.spikingjelly_ottt),
     Method("spikingjelly-sltt", "SpikingJelly, SLTT nodes", libraries.spikingjelly_sltt),
+    Method("spikingjelly-memopt", "SpikingJelly, memopt", spikingjelly_memopt, exact=True),
+    Method("braintrace", "BrainTrace, pp_prop", braintrace_pp_prop),
     Method("snntorch", "snnTorch, loop over time", libraries.snntorch_loop),
     Method("eager-1", "converted, eager, K=1", converted("eager", 1, 1)),
     Method("eager-4", "converted, eager, K=4", converted("eager", 4, 1)),
@@ -147,17 +178,3 @@ METHODS: tuple[Method, ...] = (
     Method("exact-inductor", "converted, inductor, exact", converted("inductor", None, None), exact=True),
 )
 BY_KEY: Mapping[str, Method] = {method.key: method for method in METHODS}
-
-
-def _looped(case: Case) -> Looped:
-    if case.looped is None:
-        raise Skipped("only for the built-in networks, whose step can be called by itself")
-    return case.looped
-
-
-def _segment(model: Looped, part: Tensor, states: Any) -> tuple[Tensor, Any]:
-    total = torch.zeros((), device=part.device)
-    for x_t in part:
-        scores, states = model.step(x_t, states)
-        total = total + scores
-    return total, states

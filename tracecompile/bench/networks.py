@@ -12,7 +12,8 @@ from torch import Tensor, nn
 import tracecompile.nn as snn
 
 LEAK = 0.9
-SURROGATE = snn.fast_sigmoid(25.0)
+SLOPE = 25.0
+SURROGATE = snn.fast_sigmoid(SLOPE)
 """With a wider slope, backpropagation through time explodes in the recurrent network, and no cosine means anything."""
 CLASSES = 10
 GAIN = 2.0

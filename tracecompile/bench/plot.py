@@ -10,7 +10,9 @@ from tracecompile.bench.result import BenchResult, Row
 from tracecompile.demo.data import MissingDependency
 
 OURS, THROUGH_TIME, OTHERS, GREY = "#1f6f9f", "#c2452d", "#b8862d", "#6b7280"
-COLOURS = {"inference": GREY, "bptt": THROUGH_TIME, "checkpoint": THROUGH_TIME, "truncated": THROUGH_TIME}
+COLOURS = {"inference": GREY, "inference-compiled": GREY} | dict.fromkeys(
+    ("bptt", "hoisted", "bptt-compiled", "checkpoint", "checkpoint-compiled", "truncated"), THROUGH_TIME
+)
 
 
 def require_matplotlib() -> None:
@@ -66,6 +68,6 @@ def _bars(axes: Any, rows: Sequence[Row], values: Sequence[float], labels: Seque
 
 
 def _colour(row: Row) -> str:
-    if row.method.startswith(("spikingjelly", "snntorch")):
+    if row.method.startswith(("spikingjelly", "snntorch", "braintrace")):
         return OTHERS
     return COLOURS.get(row.method, OURS)

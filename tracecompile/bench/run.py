@@ -13,7 +13,7 @@ import torch
 
 from tracecompile.bench.case import Job, open_case
 from tracecompile.bench.measure import measure_case
-from tracecompile.bench.methods import BY_KEY, METHODS
+from tracecompile.bench.methods import BY_KEY, METHODS, Method
 from tracecompile.bench.networks import NETWORKS
 from tracecompile.bench.plot import draw, require_matplotlib
 from tracecompile.bench.result import BASELINE, BenchResult, Row
@@ -42,6 +42,7 @@ def run_bench(
     seed: int = 0,
     device: str = "cpu",
     limit: int | None = None,
+    allocator: bool = False,
     output: Path | None = None,
     picture: bool = True,
     progress: Progress = lambda text: None,
@@ -61,6 +62,7 @@ def run_bench(
         seed: Of weights and inputs.
         device: "cpu" or "cuda".
         limit: Bytes above which the graph of backpropagation through time is not made; None for half of what is free.
+        allocator: Whether memory is measured once more with an allocator that gives back at once what was freed.
         output: The result is written here with the suffixes ``.json`` and ``.png``; None writes nothing.
         picture: Whether the PNG is written.
         progress: Takes a line of text now and then.
@@ -74,27 +76,38 @@ def run_bench(
     chosen = _chosen(methods)
     if repeats < 1:
         raise UsageError("--repeats must be at least 1.")
+    if allocator and platform.libc_ver()[0] != "glibc":
+        raise UsageError("--allocator asks glibc's allocator to keep nothing: this Python runs on another one.")
     if output is not None and picture:
         require_matplotlib()
     common: dict[str, Any] = {"shape": shape, "weights": None if weights is None else str(weights), "dt": dt}
     common |= {"seed": seed, "device": device, "quick": quick}
     rows: list[Row] = []
     for job in jobs:
-        rows += _measured(replace(job, **common), chosen, repeats, limit, progress)
+        rows += _measured(replace(job, **common), chosen, repeats, limit, progress, methods is not None, allocator)
     settings = {"target": target, "repeats": repeats, "quick": quick, "seed": seed, "input": shape}
     result = BenchResult(rows, environment(device), settings)
     return result if output is None else write(result, output, picture)
 
 
-def _measured(job: Job, chosen: Sequence[Any], repeats: int, limit: int | None, progress: Progress) -> list[Row]:
+def _measured(
+    job: Job,
+    chosen: Sequence[Method],
+    repeats: int,
+    limit: int | None,
+    progress: Progress,
+    named: bool,
+    allocator: bool,
+) -> list[Row]:
     """Measures the rows of one network, time and gradients first, then the memory of each in a process of its own."""
     case = open_case(job)
-    most = memory_limit() if limit is None else limit
-    found = measure_case(case, job.network or case.title, chosen, repeats, most, progress)
+    most = memory_limit(case.device) if limit is None else limit
+    methods = chosen if named else [method.by_default(case) for method in chosen]
+    found = measure_case(case, job.network or case.title, methods, repeats, most, progress)
     for row in found:
         if not row.skipped:
             progress(f"{case.title}, {case.steps} steps: memory of {row.name}")
-            _add_memory(row, job)
+            _add_memory(row, job, allocator)
     return found
 
 
@@ -111,7 +124,7 @@ def write(result: BenchResult, output: Path, picture: bool) -> BenchResult:
 
 def environment(device: str) -> dict[str, Any]:
     """Returns what the measurement ran on."""
-    name = torch.cuda.get_device_name() if device == "cuda" else _processor()
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor()
     return {"torch": torch.__version__, "threads": torch.get_num_threads(), "device": name}
 
 
@@ -130,19 +143,22 @@ def _jobs(target: str | None, networks: Sequence[str] | None, steps: Sequence[in
     return [Job(network=name, steps=length) for name in (networks or NETWORKS) for length in lengths]
 
 
-def _chosen(methods: Sequence[str] | None) -> list[Any]:
+def _chosen(methods: Sequence[str] | None) -> list[Method]:
     for key in methods or ():
         if key not in BY_KEY:
             raise UsageError(f"There is no row {key!r}: the rows are {', '.join(BY_KEY)}.")
     return [method for method in METHODS if methods is None or method.key in (*methods, BASELINE)]
 
 
-def _add_memory(row: Row, job: Job) -> None:
-    found = measure_peak(job, row.method)
-    if isinstance(found, str):
-        row.note = f"{row.note}; {found}" if row.note else found
-    else:
-        row.peak_bytes, row.start_bytes = found.peak, found.start
+def _add_memory(row: Row, job: Job, allocator: bool) -> None:
+    for returned in (False, True) if allocator else (False,):
+        found = measure_peak(job, row.method, returned)
+        if isinstance(found, str):
+            row.note = f"{row.note}; {found}" if row.note else found
+        elif returned:
+            row.returned_bytes = found.peak
+        else:
+            row.peak_bytes, row.start_bytes = found.peak, found.start
 
 
 def _processor() -> str:

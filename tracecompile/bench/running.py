@@ -53,6 +53,10 @@ class Run:
         assert self.module is not None
         self._body(self.module)
 
+    def peak(self) -> int | None:
+        """Returns the peak memory, in bytes, of the process that ran; None where that is this one."""
+        return None
+
     def gradients(self) -> dict[str, Tensor | None]:
         """Returns the gradients of the last run by the names of the model's parameters."""
         assert self.module is not None

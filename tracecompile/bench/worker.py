@@ -23,6 +23,8 @@ SHORT = 64
 """Time steps of the training step before them, whose memory is what does not depend on the length: long enough for all
 that is compiled, or written down, once."""
 TIME_LIMIT = 3600
+RETURNED = {"MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_MMAP_THRESHOLD_": "65536"}
+"""Environment in which glibc's allocator gives blocks of 64 kB and more back as soon as they are freed."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +41,13 @@ class Peak:
     start: int | None
 
 
-def measure_peak(job: Job, key: str) -> Peak | str:
+def measure_peak(job: Job, key: str, returned: bool = False) -> Peak | str:
     """Runs a row in a fresh process.
 
     Args:
         job: The case.
         key: The row.
+        returned: Whether the process gives memory back as soon as it is freed, so that its peak is what was in use.
 
     Returns:
         What it took; a sentence where the process failed.
@@ -53,7 +56,7 @@ def measure_peak(job: Job, key: str) -> Peak | str:
     path = os.pathsep.join(part for part in (package, os.environ.get("PYTHONPATH", "")) if part)
     task = json.dumps({"job": job.to_dict(), "method": key, "threads": torch.get_num_threads()})
     command = [sys.executable, "-m", "tracecompile.bench.worker", task]
-    environment = {**os.environ, "PYTHONPATH": path}
+    environment = {**os.environ, "PYTHONPATH": path} | (RETURNED if returned else {})
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=TIME_LIMIT, check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
@@ -70,22 +73,21 @@ def run_task(task: str) -> Peak:
     short = case.of_length(SHORT) if case.steps > SHORT else None
     start = None
     if short is not None:
-        _train(method, short)
+        start = _peak_of(method, short)
         gc.collect()  # a converted module has cycles, and two of them at once are not what is measured
-        start = _peak(case.device)
-    _train(method, case, REPETITIONS)
-    return Peak(_peak(case.device), start)
+    return Peak(_peak_of(method, case, REPETITIONS), start)
 
 
-def _train(method: Method, case: Case, repetitions: int = 1) -> None:
+def _peak_of(method: Method, case: Case, repetitions: int = 1) -> int:
+    """Trains, and returns the peak of the process that did, which it has reached by then."""
     run = method.make(case)
     for _ in range(repetitions):
         run.prepare()
         run.step()
-
-
-def _peak(device: torch.device) -> int:
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_resident_bytes()
+    elsewhere = run.peak()
+    if elsewhere is not None:
+        return elsewhere
+    return torch.cuda.max_memory_allocated(case.device) if case.device.type == "cuda" else peak_resident_bytes()
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ def bench(
     memory_limit: Annotated[
         float | None, typer.Option(metavar="GB", help="That a graph over time may take (half of what is free).")
     ] = None,
+    allocator: Annotated[bool, typer.Option("--allocator", help="Also the peak without what malloc keeps.")] = False,
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="NAME", help="Writes NAME.json and NAME.png.")
     ] = Path("tracecompile-bench"),
@@ -60,6 +61,7 @@ def bench(
                 seed=seed,
                 device=require_device(device),
                 limit=None if memory_limit is None else as_bytes(memory_limit),
+                allocator=allocator,
                 output=output,
                 picture=picture,
                 progress=say,

@@ -32,7 +32,7 @@ from tracecompile.settings import Backend
 
 BATCH = 64
 LONG = 2_000
-"""Time steps above which a training step is run once, since every one takes seconds."""
+"""Time steps above which a warm training step is timed once, since every one takes seconds."""
 Progress = Callable[[str], Any]
 
 
@@ -109,11 +109,10 @@ def measure_lengths(
 
 
 def _warm(model: nn.Module, spikes: torch.Tensor, loss: Callable[[Any], torch.Tensor]) -> Cost:
-    """Measures a step that is not the first of its kind; a long sequence is its own warming up."""
+    """Measures a step that is not the first of its kind."""
     cost = measure_step(model, (spikes,), loss)
-    if spikes.shape[0] > LONG:
-        return cost
-    return replace(cost, seconds=min(time_step(model, (spikes,), loss) for _ in range(REPETITIONS)))
+    times = 1 if spikes.shape[0] > LONG else REPETITIONS
+    return replace(cost, seconds=min(time_step(model, (spikes,), loss) for _ in range(times)))
 
 
 def run_demo(

@@ -56,8 +56,14 @@ def buffers_kept(root: nn.Module) -> Iterator[None]:
     finally:
         for buffer, value in kept:
             # Batch normalisation moves its statistics without counting a version, and its derivative would miss one.
-            if not torch.equal(buffer, value):
+            # To look on a device whether they have moved would be to wait for it.
+            if _may_have_moved(buffer) if buffer.is_cuda else not torch.equal(buffer, value):
                 buffer.data.copy_(value)
+
+
+def _may_have_moved(buffer: Tensor) -> bool:
+    """Tells whether a buffer can be written to: not where several of its elements are one place of memory."""
+    return all(stride or size < 2 for stride, size in zip(buffer.stride(), buffer.shape, strict=True))
 
 
 def set_random_states(states: Sequence[Tensor]) -> None:

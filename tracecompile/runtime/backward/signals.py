@@ -62,10 +62,10 @@ def by_bin(source: Source, values: Tensor, bins: Bins) -> Iterator[Signal]:
 def is_uneven(values: Tensor, bins: Bins) -> bool:
     """Tells whether signals (steps, *shape) differ so much within the bins that their means do not stand for them."""
     values = values.detach().to(torch.promote_types(values.dtype, torch.float32))
-    total = float(values.square().sum())
+    total = values.square().sum().double()
     parts = values.split(list(bins.widths))
-    explained = sum(float(part.sum(0).square().sum()) / part.shape[0] for part in parts)
-    return bool(total - explained > UNEVEN * total)
+    explained = torch.stack([part.sum(0).square().sum().double() / part.shape[0] for part in parts]).sum()
+    return bool(total - explained > UNEVEN * total)  # one look at the values, for which a device is waited for
 
 
 def only_last(values: Tensor) -> bool:
