@@ -85,13 +85,13 @@ class Begun:
 
 def stored(digest: str | None, arguments: Sequence[Tensor]) -> Native | None:
     """Returns what an earlier process has compiled, where that serves some arguments."""
-    entry = None if digest is None else shelf.find(digest)
-    if entry is None or digest is None or not fits(entry.fits, arguments):
-        return None
-    try:
-        return _loaded(entry, shelf.place_of(digest), {})
-    except ImportError:  # cut short, or of another system: compiled anew
-        return None
+    for folder, entry in shelf.found(digest) if digest is not None else ():
+        if fits(entry.fits, arguments):
+            try:
+                return _loaded(entry, folder, {})
+            except ImportError:  # cut short, or of another system: compiled anew
+                shutil.rmtree(folder, ignore_errors=True)
+    return None
 
 
 def begun(code: Code, arguments: Sequence[Tensor], digest: str | None) -> Begun:

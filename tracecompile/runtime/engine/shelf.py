@@ -8,10 +8,9 @@ import json
 import os
 import platform
 import re
-import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ import tracecompile
 
 OF_THIS_PROCESS = re.compile(r"\bobject \d+|0x[0-9a-f]{4,}")
 """What a key says of an object that other processes do not have."""
-ENTRY, LIBRARY = "entry.json", "scan_kernels"
+ENTRY, LIBRARY, BEGUN = "entry.json", "scan_kernels", "building-"
 SAID_BY_PROCESSOR = ("model name", "flags", "Features", "CPU part")
 
 
@@ -32,7 +31,7 @@ class Entry:
 
     Attributes:
         call: Python that defines ``call``, see ``wrapper.Parts``.
-        kernels: Names of the functions of its library, which has this text's folder.
+        kernels: Names of the functions of its library.
         products: Names of functions of torch.
         fits: The condition under which it serves some arguments.
     """
@@ -51,25 +50,21 @@ def digest_of(key: tuple[Any, ...]) -> str | None:
     return hashlib.sha256("\n".join([text, repr(_state()), _sources(), _machine()]).encode()).hexdigest()
 
 
-def place_of(digest: str) -> Path:
-    """Returns the folder of what has a name."""
-    return _root() / digest[:2] / digest
-
-
-def find(digest: str) -> Entry | None:
-    """Returns what is on disk under a name."""
-    try:
-        found = json.loads((place_of(digest) / ENTRY).read_text(encoding="utf-8"))
-        return Entry(found["call"], tuple(found["kernels"]), tuple(found["products"]), found["fits"])
-    except (OSError, ValueError, KeyError):
-        return None
+def found(digest: str) -> Iterator[tuple[Path, Entry]]:
+    """Yields the folders on disk that have a name, and what each has: for sizes that no other serves."""
+    for path in sorted(_place_of(digest).glob(f"*/{ENTRY}")):
+        try:
+            read = json.loads(path.read_text(encoding="utf-8"))
+            yield path.parent, Entry(read["call"], tuple(read["kernels"]), tuple(read["products"]), read["fits"])
+        except (OSError, ValueError, KeyError):
+            continue
 
 
 def workplace() -> Path:
-    """Returns a new folder beside those of ``place_of``, which the caller puts away or removes."""
+    """Returns a new folder beside those with a name, which the caller puts away or removes."""
     root = _root()
     root.mkdir(parents=True, exist_ok=True)
-    return Path(tempfile.mkdtemp(prefix="building-", dir=root))
+    return Path(tempfile.mkdtemp(prefix=BEGUN, dir=root))
 
 
 def put(digest: str, entry: Entry, folder: Path) -> Path:
@@ -81,17 +76,12 @@ def put(digest: str, entry: Entry, folder: Path) -> Path:
         folder: Of ``workplace``.
 
     Returns:
-        The folder under that name.
+        The folder as it is called now. No other has ever been: Python loads a library of one path once.
     """
     (folder / ENTRY).write_text(json.dumps(asdict(entry)), encoding="utf-8")
-    place = place_of(digest)
-    place.parent.mkdir(exist_ok=True)
-    shutil.rmtree(place, ignore_errors=True)  # what could not be loaded
-    try:
-        folder.rename(place)
-    except OSError:  # another process was faster
-        shutil.rmtree(folder, ignore_errors=True)
-    return place
+    place = _place_of(digest) / folder.name.removeprefix(BEGUN)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    return folder.rename(place)
 
 
 def wanted() -> bool:
@@ -99,6 +89,10 @@ def wanted() -> bool:
     from torch._inductor import config
 
     return bool(config.fx_graph_cache) and not config.force_disable_caches
+
+
+def _place_of(digest: str) -> Path:
+    return _root() / digest[:2] / digest
 
 
 def _root() -> Path:
