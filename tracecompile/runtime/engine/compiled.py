@@ -8,8 +8,9 @@ inductor keeps on disk serves the next run of the same program.
 from __future__ import annotations
 
 import copy
+import functools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -73,12 +74,27 @@ class CompiledEngine(Engine):
         self._ready: dict[Key, _Ready] = {}
         self._checked: set[tuple[int, ...]] = set()
         """Units whose compiled code was compared in this sequence."""
+        self._foreseen = False
         self.joints = Joints(kernels)
 
     def begin(self) -> None:
         """See Engine."""
         self._checked = set()
+        self.kernels.settle()
         self.joints.begin()
+
+    def foresee(self, scans: Callable[[], Iterable[tuple[Stretch, Answers]]]) -> None:
+        """See Engine: the first time, compilers begin with all of them before any is waited for."""
+        if self._foreseen:
+            return
+        self._foreseen = True
+        for given, answers in scans():
+            if self._wanted(given):
+                layout = self._layout(given.form, given.statics, answers != "last")
+                plain = [value.detach() for value in layout.arguments(given)]
+                ready = self._ready_for(layout, given.steps, plain)
+                if ready is not None:
+                    self._attempt(layout, functools.partial(ready.forward.begin, plain))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CompiledEngine:
         """Returns one that starts anew, for the copy of its kernels: it refers to layouts by identity."""
@@ -116,9 +132,7 @@ class CompiledEngine(Engine):
     def run(self, given: Stretch, answers: Answers) -> ScanResult:
         """See Engine."""
         form, layers = given.form, given.form.unit.layers
-        if not all(isinstance(value, (Tensor, *PLAIN)) for value in given.statics):
-            self._refuse(form, "its step takes a value that is neither a tensor nor a number")
-        if layers not in self.obstacles:
+        if self._wanted(given):
             layout = self._layout(form, given.statics, answers != "last")
             arguments = layout.arguments(given)
             plain = [value.detach() for value in arguments]
@@ -138,6 +152,12 @@ class CompiledEngine(Engine):
                         found.answers = [{key: _means(value) for key, value in core.items()} for core in found.answers]
                     return found
         return super().run(given, answers)
+
+    def _wanted(self, given: Stretch) -> bool:
+        """Tells whether a scan is to be compiled."""
+        if not all(isinstance(value, (Tensor, *PLAIN)) for value in given.statics):
+            self._refuse(given.form, "its step takes a value that is neither a tensor nor a number")
+        return given.form.unit.layers not in self.obstacles
 
     def _layout(self, form: UnitForm, statics: Sequence[Any], each: bool) -> Layout:
         constants = tuple(value for value in statics if not isinstance(value, Tensor))

@@ -70,6 +70,11 @@ class Kernels:
             else:
                 self._begun[key] = begun(code, arguments, digest)
 
+    def settle(self) -> None:
+        """Stops compilers that have begun with what nobody has asked for."""
+        while self._begun:
+            self._begun.popitem()[1].dropped()
+
     @contextmanager
     def _timed(self, key: Key, code: Code, arguments: Sequence[Tensor]) -> Iterator[None]:
         """Counts the seconds; what is ``Unwritten`` goes through ``torch.compile``, and is said to."""
