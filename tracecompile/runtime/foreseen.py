@@ -19,7 +19,7 @@ def foreseen(
 ) -> Iterator[tuple[Stretch, Answers]]:
     """Yields the first scan of every unit, and one of every other length and of every other shape of its states.
 
-    Values are as large as in the example: nothing where a sequence is not, or where there is but one unit.
+    Values are as large as in the example: nothing where a sequence is not.
 
     Args:
         loop: Has entered the first piece.
@@ -32,14 +32,13 @@ def foreseen(
     units = [form for form in loop.form.units if form.step is not None and not form.unit.in_turn]
     alike = all(_alike(value[0], examples.get(name)) for name, value in inputs.items())
     cast = any(torch.is_autocast_enabled(value.device.type) for value in inputs.values())
-    if len(units) < 2 or cast or not alike:
+    if cast or not alike:
         return
     later = {name: example_value(node) for name, node in zip(_carries(loop), step_results(step)[1], strict=True)}
     span = _Foreseen(loop, engine, {}, lengths[0])
     for form in units:
-        first = engine.pieces(form, lengths[0])[0]
-        others = {size for length in lengths for size in engine.pieces(form, length)}
-        starts = [(first, span.states), *((size, later) for size in sorted(others, reverse=True))]
+        first, *others = [size for length in lengths for size in engine.pieces(form, length)]
+        starts = [(first, span.states), *((size, later) for size in sorted(set(others), reverse=True))]
         for steps, states in starts:
             given = span.scan_of(form, steps, examples, states)
             if given is not None:
