@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import subprocess
 import sys
@@ -167,6 +168,18 @@ def test_compilers_run_side_by_side(compilers: list[list[str]]) -> None:
     assert_right(kernels, given())
     assert_right(kernels, given(), OTHER)
     assert (len(compilers), kernels.count) == (2, 2)
+
+
+def test_a_compiler_that_nobody_waits_for_is_stopped(folder: Path) -> None:
+    kernels = Kernels()
+    kernels.begin(KEY, recurrence, given())
+    (begun,) = kernels._begun.values()
+    process = begun.process
+    assert list(folder.rglob("building-*"))
+    del kernels, begun
+    gc.collect()
+    assert process.returncode is not None
+    assert not list(folder.rglob("building-*"))
 
 
 @pytest.mark.parametrize("missing", ["torch._inductor.graph.GraphLowering", "torch._inductor.cpp_builder.CppBuilder"])

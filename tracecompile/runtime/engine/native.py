@@ -6,6 +6,7 @@ import math
 import shutil
 import subprocess
 import types
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,7 +37,7 @@ class Native:
         return fits(self.condition, arguments)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Begun:
     """A scan that the compiler is at, in a process of its own.
 
@@ -77,10 +78,7 @@ class Begun:
 
     def dropped(self) -> None:
         """Stops the compiler, and removes what it has written."""
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.communicate()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        _dropped(self.process, self.folder)
 
 
 def stored(digest: str | None, arguments: Sequence[Tensor]) -> Native | None:
@@ -118,7 +116,9 @@ def begun(code: Code, arguments: Sequence[Tensor], digest: str | None) -> Begun:
     except (OSError, Unwritten) as fault:
         shutil.rmtree(folder, ignore_errors=True)
         raise Unwritten(str(fault)) from fault
-    return Begun(entry, found.constants, None if found.constants else digest, folder, process)
+    made = Begun(entry, found.constants, None if found.constants else digest, folder, process)
+    weakref.finalize(made, _dropped, process, folder)  # where nobody waits for it
+    return made
 
 
 def _loaded(entry: shelf.Entry, folder: Path, constants: dict[str, Tensor]) -> Native:
@@ -137,3 +137,11 @@ def _loaded(entry: shelf.Entry, folder: Path, constants: dict[str, Tensor]) -> N
     exec(compile(entry.call, str(folder / shelf.ENTRY), "exec"), names)
     call: Callable[[list[Tensor]], Sequence[Tensor]] = names["call"]
     return Native(lambda *arguments: call(list(arguments)), entry.fits)
+
+
+def _dropped(process: subprocess.Popen[str], folder: Path) -> None:
+    if process.poll() is None:
+        process.kill()
+    if process.stderr is not None and not process.stderr.closed:
+        process.communicate()
+    shutil.rmtree(folder, ignore_errors=True)
