@@ -43,6 +43,9 @@ class Uncompiled(Kernels):
         """See Kernels."""
         return code
 
+    def begin(self, key: Key, code: Callable[..., Any], arguments: Sequence[Tensor]) -> None:
+        """See Kernels."""
+
 
 class AsCompiled(CompiledEngine):
     """Keeps what compiled scans keep, and calls no compiler."""

@@ -18,6 +18,7 @@ from tracecompile.layers import STATISTICS, Accrual, Pair
 from tracecompile.program import step_results
 from tracecompile.rules.accumulation import all_accumulated
 from tracecompile.runtime.engine.scan import Engine
+from tracecompile.runtime.foreseen import foreseen
 from tracecompile.runtime.forms import UnitForm
 from tracecompile.runtime.loop import Last, Loop
 from tracecompile.runtime.span import Span
@@ -36,10 +37,12 @@ def pieces(loop: Loop, engine: Engine, inputs: Mapping[str, Tensor], size: int) 
         The outputs of each piece, (steps, *shape) each.
     """
     assert loop.record is not None
-    end = 0
-    for steps in lengths(loop.record.bins.edges, size, loop.first_apart):
+    end, cut = 0, lengths(loop.record.bins.edges, size, loop.first_apart)
+    for steps in cut:
         begin, end = end, end + steps
         loop.enter(steps)
+        if not begin:
+            engine.foresee(lambda: foreseen(loop, engine, inputs, cut))
         yield run_piece(loop, engine, {name: value[begin:end] for name, value in inputs.items()}, steps)
 
 

@@ -52,6 +52,7 @@ def test_one_product_a_piece(name: str, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(compiled, "RECURRENT_PIECE", 2)
     # What would be compiled runs as it is: the parts are the same, and no time goes into compiling.
     monkeypatch.setattr(Kernels, "get", lambda self, key, code, arguments: code)
+    monkeypatch.setattr(Kernels, "begin", lambda self, key, code, arguments: None)
     seen: list[Backstep] = []
 
     def noted(*given: object) -> Backstep:

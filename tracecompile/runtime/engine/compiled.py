@@ -8,8 +8,9 @@ inductor keeps on disk serves the next run of the same program.
 from __future__ import annotations
 
 import copy
+import functools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -21,8 +22,9 @@ from tracecompile.program import StepProgram
 from tracecompile.report import ExecutionReport
 from tracecompile.runtime.engine.choice import Choice
 from tracecompile.runtime.engine.flat import Layout, layout_of, precision, shape_pattern
+from tracecompile.runtime.engine.inductor import Run
 from tracecompile.runtime.engine.joint import Joints
-from tracecompile.runtime.engine.kernels import Kernels, Key
+from tracecompile.runtime.engine.kernels import Kernels, Key, Source
 from tracecompile.runtime.engine.scan import Answers, Engine, ScanResult, Stretch
 from tracecompile.runtime.engine.traced import Traced, Untraceable, agree, trace_step
 from tracecompile.runtime.forms import UnitForm
@@ -42,11 +44,18 @@ Made = TypeVar("Made")
 
 @dataclass
 class _Ready:
-    """A compiled scan, ready for arguments of certain shapes."""
+    """A scan for arguments of certain shapes, compiled once it runs: with its derivatives another one often does."""
 
     layout: Layout
-    run: Callable[..., Sequence[Tensor]]
     traced: Traced
+    forward: Source
+    run: Run | None = None
+
+    def compiled(self, arguments: Sequence[Tensor]) -> Run:
+        """Returns the scan, for arguments of these shapes."""
+        if self.run is None:
+            self.run = self.forward.compiled(arguments)
+        return self.run
 
 
 class CompiledEngine(Engine):
@@ -65,12 +74,27 @@ class CompiledEngine(Engine):
         self._ready: dict[Key, _Ready] = {}
         self._checked: set[tuple[int, ...]] = set()
         """Units whose compiled code was compared in this sequence."""
+        self._foreseen = False
         self.joints = Joints(kernels)
 
     def begin(self) -> None:
         """See Engine."""
         self._checked = set()
+        self.kernels.settle()
         self.joints.begin()
+
+    def foresee(self, scans: Callable[[], Iterable[tuple[Stretch, Answers]]]) -> None:
+        """See Engine: the first time, compilers begin with all of them before any is waited for."""
+        if self._foreseen:
+            return
+        self._foreseen = True
+        for given, answers in scans():
+            if self._wanted(given):
+                layout = self._layout(given.form, given.statics, answers != "last")
+                plain = [value.detach() for value in layout.arguments(given)]
+                ready = self._ready_for(layout, given.steps, plain)
+                if ready is not None:
+                    self._attempt(layout, functools.partial(ready.forward.begin, plain))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CompiledEngine:
         """Returns one that starts anew, for the copy of its kernels: it refers to layouts by identity."""
@@ -86,6 +110,9 @@ class CompiledEngine(Engine):
         obstacles = tuple(
             f"{', '.join(program.layers[layer].name for layer in layers)}: not compiled, {reason}"
             for layers, reason in self.obstacles.items()
+        )
+        obstacles += tuple(
+            f"a scan is compiled by torch.compile, which takes longer: {reason}" for reason in self.kernels.detours
         )
         count, seconds = self.kernels.count, self.kernels.seconds
         return ExecutionReport(choice.backend, choice.chunk, choice.reason, count, seconds, obstacles)
@@ -105,9 +132,7 @@ class CompiledEngine(Engine):
     def run(self, given: Stretch, answers: Answers) -> ScanResult:
         """See Engine."""
         form, layers = given.form, given.form.unit.layers
-        if not all(isinstance(value, (Tensor, *PLAIN)) for value in given.statics):
-            self._refuse(form, "its step takes a value that is neither a tensor nor a number")
-        if layers not in self.obstacles:
+        if self._wanted(given):
             layout = self._layout(form, given.statics, answers != "last")
             arguments = layout.arguments(given)
             plain = [value.detach() for value in arguments]
@@ -115,16 +140,24 @@ class CompiledEngine(Engine):
             if ready is not None and layers not in self._checked:
                 ready = self._up_to_date(ready, given.steps, plain)
             if ready is not None and torch.is_grad_enabled():
-                run, traced = ready.run, ready.traced
-                joint = self._attempt(layout, lambda: self.joints.get(layout, run, traced, given.steps, arguments))
+                forward, traced = ready.forward, ready.traced
+                joint = self._attempt(layout, lambda: self.joints.get(layout, forward, traced, given.steps, arguments))
                 if joint is not None:
                     return layout.result(joint.apply(arguments), [(0, 0)] * len(traced.counts))
             elif ready is not None:
-                found = layout.result(ready.run(*arguments), ready.traced.counts)
-                if answers == "means":
-                    found.answers = [{key: _means(value) for key, value in core.items()} for core in found.answers]
-                return found
+                run = self._attempt(layout, lambda: ready.compiled(plain))
+                if run is not None:
+                    found = layout.result(run(*arguments), ready.traced.counts)
+                    if answers == "means":
+                        found.answers = [{key: _means(value) for key, value in core.items()} for core in found.answers]
+                    return found
         return super().run(given, answers)
+
+    def _wanted(self, given: Stretch) -> bool:
+        """Tells whether a scan is to be compiled."""
+        if not all(isinstance(value, (Tensor, *PLAIN)) for value in given.statics):
+            self._refuse(given.form, "its step takes a value that is neither a tensor nor a number")
+        return given.form.unit.layers not in self.obstacles
 
     def _layout(self, form: UnitForm, statics: Sequence[Any], each: bool) -> Layout:
         constants = tuple(value for value in statics if not isinstance(value, Tensor))
@@ -178,7 +211,7 @@ class CompiledEngine(Engine):
         alike = tuple((value.dtype, value.device) for value in arguments)
         autocast = precision(arguments[0].device)
         key = (traced.text, layout.structure(), steps, shape_pattern(arguments), alike, autocast)
-        return _Ready(layout, self.kernels.get(key, layout.scan_of(traced.step, steps), arguments), traced)
+        return _Ready(layout, traced, Source(self.kernels, key, layout.scan_of(traced.step, steps)))
 
     def _refuse(self, form: UnitForm, reason: str) -> None:
         layers = form.unit.layers

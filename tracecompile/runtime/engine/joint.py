@@ -14,7 +14,7 @@ from tracecompile.runtime.engine.backstep import Backstep, both_ways, results_of
 from tracecompile.runtime.engine.both_ways import Run, backward_scan, keeping_scan
 from tracecompile.runtime.engine.divided import Places
 from tracecompile.runtime.engine.flat import Layout, precision, shape_pattern
-from tracecompile.runtime.engine.kernels import Kernels, Key
+from tracecompile.runtime.engine.kernels import Kernels, Key, Source
 from tracecompile.runtime.engine.traced import Traced, agree
 
 
@@ -66,12 +66,12 @@ class Joints:
         """Says that a sequence begins."""
         self._checked = set()
 
-    def get(self, layout: Layout, run: Run, traced: Traced, steps: int, arguments: Sequence[Tensor]) -> Joint:
+    def get(self, layout: Layout, forward: Source, traced: Traced, steps: int, arguments: Sequence[Tensor]) -> Joint:
         """Returns the scan backward for arguments like some, compiled now if there is none.
 
         Args:
             layout: Of the unit.
-            run: The scan forward.
+            forward: The scan forward, for steps of which nothing is kept.
             traced: A step of it.
             steps: How many it has.
             arguments: Of the scan, with their graph.
@@ -88,16 +88,20 @@ class Joints:
         alike = tuple((value.dtype, value.device) for value in plain)
         patterns = shape_pattern(plain), precision(plain[0].device)
         key = ("joint", back.text, traced.text, layout.structure(), steps, wanted, patterns, alike)
-        if key not in self._made:
+        shapes = (key, tuple(value.shape for value in plain))
+        if shapes not in self._made:
             parts = back.parts
             count, keeps = len(unit.outputs) + len(unit.carries), parts.forward is not None
-            forward = self.kernels.get(("keeping", *key), keeping_scan(parts, steps), plain) if keeps else run
-            joint = Joint(forward, forward, wanted, count, keeps, parts.places)
-            results = [value.clone() for value in forward(*plain)]
+            if keeps:
+                forward = Source(self.kernels, ("keeping", *key), keeping_scan(parts, steps))
+            backward = Source(self.kernels, key, backward_scan(parts, traced.step, steps))
+            joint = Joint(forward.code, forward.code, wanted, count, keeps, parts.places)
+            results = [value.clone() for value in forward.code(*plain)]
             given = [*joint.saved(plain, results), *(torch.ones_like(value) for value in results[:count])]
-            back_scan = self.kernels.get(key, backward_scan(parts, traced.step, steps), given)
-            self._made[key] = replace(joint, back=back_scan)
-        return self._made[key]
+            forward.begin(plain)
+            backward.begin(given)
+            self._made[shapes] = replace(joint, forward=forward.compiled(plain), back=backward.compiled(given))
+        return self._made[shapes]
 
     def _backstep(self, layout: Layout, arguments: Sequence[Tensor], wanted: tuple[int, ...]) -> Backstep:
         """Returns a step backward as it is now, compared with autograd once in every sequence."""

@@ -5,19 +5,19 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import make_fx
 
-from tracecompile.runtime.engine.products import APART, lay_out_weights
+from tracecompile.runtime.engine import shelf
+from tracecompile.runtime.engine.inductor import Code, Run, Unwritten, through_torch_compile
+from tracecompile.runtime.engine.native import Begun, Native, begun, stored
 
 LOG = logging.getLogger("tracecompile")
 Key = tuple[Any, ...]
-OPTIONS: dict[str, Any] = {"emulate_precision_casts": True}
-"""In 16 bits, values are rounded wherever they are in the model: else membranes near the threshold fall differently."""
 
 
 class Kernels:
@@ -26,42 +26,93 @@ class Kernels:
     Attributes:
         seconds: Spent on compiling.
         count: Compiled scans.
+        detours: Why scans were compiled by ``torch.compile``, which takes longer; once each.
     """
 
     def __init__(self) -> None:
         """Compiles nothing yet."""
         self.seconds = 0.0
         self.count = 0
-        self._compiled: dict[Key, Callable[..., Sequence[Tensor]]] = {}
+        self.detours: list[str] = []
+        self._compiled: dict[Key, list[Native]] = {}
+        self._begun: dict[Key, Begun] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Kernels:
         """Returns one that compiles for itself: what is compiled cannot be copied."""
         return Kernels()
 
-    def get(self, key: Key, code: Callable[..., Any], arguments: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]]:
+    def get(self, key: Key, code: Code, arguments: Sequence[Tensor]) -> Run:
         """Returns compiled code, compiled now if there is none for the key.
 
         Args:
-            key: All that the compiled code depends on.
+            key: All that the compiled code depends on, but for sizes.
             code: Flat tensors to flat tensors.
             arguments: What it will be called with, or the like.
         """
-        if key not in self._compiled:
-            from torch._functorch.compile_utils import fx_graph_cse  # a second of its own, for those who compile alone
+        self.begin(key, code, arguments)
+        if key in self._begun:
+            with self._timed(key, code, arguments):
+                self._compiled[key].insert(0, self._begun.pop(key).finished())
+        return next(each.run for each in self._compiled[key] if each.serves(arguments))
 
-            start = time.perf_counter()
-            with warnings.catch_warnings():
-                # torch warns of its own deprecated calls, which would be errors where a program makes warnings errors.
-                warnings.simplefilter("ignore", DeprecationWarning)
-                unrolled = make_fx(code, tracing_mode="symbolic")(*arguments)
-                unrolled.graph = fx_graph_cse(unrolled.graph)
-                options = OPTIONS | APART if lay_out_weights(unrolled.graph) else OPTIONS
-                unrolled.recompile()
-                run = torch.compile(unrolled, dynamic=True, fullgraph=True, options=options)
-                run(*(value.clone() for value in arguments))
-            self._compiled[key] = run
+    def begin(self, key: Key, code: Code, arguments: Sequence[Tensor]) -> None:
+        """Lets the compiler begin, in a process of its own, with what ``get`` will be asked for; see there."""
+        made = self._compiled.setdefault(key, [])
+        if key in self._begun or any(each.serves(arguments) for each in made):
+            return
+        with self._timed(key, code, arguments):
+            if not all(value.device.type == "cpu" for value in arguments):
+                made.append(Native(through_torch_compile(code, arguments), ""))
+                return
+            digest = shelf.digest_of(key) if shelf.wanted() else None
+            if (found := stored(digest, arguments)) is not None:
+                made.insert(0, found)
+            else:
+                self._begun[key] = begun(code, arguments, digest)
+
+    def settle(self) -> None:
+        """Stops compilers that have begun with what nobody has asked for."""
+        while self._begun:
+            self._begun.popitem()[1].dropped()
+
+    @contextmanager
+    def _timed(self, key: Key, code: Code, arguments: Sequence[Tensor]) -> Iterator[None]:
+        """Counts the seconds; what is ``Unwritten`` goes through ``torch.compile``, and is said to."""
+        start = time.perf_counter()
+        with warnings.catch_warnings():
+            # torch warns of its own deprecated calls, which would be errors where a program makes warnings errors.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            try:
+                yield
+            except Unwritten as reason:
+                if (said := " ".join(str(reason).split())) not in self.detours:
+                    self.detours.append(said)
+                    LOG.info("a scan is compiled by torch.compile: %s", said)
+                self._compiled[key].append(Native(through_torch_compile(code, arguments), ""))
+        spent = time.perf_counter() - start
+        self.seconds += spent
+        if key not in self._begun:
             self.count += 1
-            spent = time.perf_counter() - start
-            self.seconds += spent
             LOG.info("a scan is compiled in %.1f s, %d so far", spent, self.count)
-        return self._compiled[key]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Code that is compiled once it is wanted.
+
+    Attributes:
+        kernels: Where.
+        key, code: See ``Kernels.get``.
+    """
+
+    kernels: Kernels
+    key: Key
+    code: Code
+
+    def begin(self, arguments: Sequence[Tensor]) -> None:
+        """Lets the compiler begin; see ``Kernels.begin``."""
+        self.kernels.begin(self.key, self.code, arguments)
+
+    def compiled(self, arguments: Sequence[Tensor]) -> Run:
+        """Returns the compiled code; see ``Kernels.get``."""
+        return self.kernels.get(self.key, self.code, arguments)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -101,6 +101,13 @@ class Engine:
 
     def begin(self) -> None:
         """Says that a sequence begins."""
+
+    def foresee(self, scans: Callable[[], Iterable[tuple[Stretch, Answers]]]) -> None:
+        """Takes notice of scans of a sequence that has begun, with which it may be asked to run them.
+
+        Args:
+            scans: Returns them, as ``run`` is given them, on values of the same shapes.
+        """
 
     def pieces(self, form: UnitForm, steps: int) -> list[int]:
         """Returns the lengths of the scans that a piece of a unit is made of."""

@@ -11,11 +11,11 @@ from tracecompile.program import StepProgram
 from tracecompile.segment import with_segments
 from tracecompile.units import Unit
 
-PAID_BACK = 8_000_000_000
+PAID_BACK = 3_500_000_000
 """Updates that gain, compiled, what it takes to compile one kind of scan where nothing of it is on disk.
 
-Seconds of compiling over seconds gained an update: 11 to 18 thousand million on one thread of a busy processor (dense
-and recurrent, 1 to 32 samples, 32 to 512 neurons), 2 to 5 on two threads that have nothing else to do.
+Seconds of compiling over seconds gained an update: 5 to 8 thousand million on one thread of a busy processor (dense and
+recurrent, 1 to 32 samples, 32 to 512 neurons), 1 to 2 on two threads that have nothing else to do.
 """
 A_STEP = 30_000
 """Updates that a step of a scan counts for, beside those of its elements.
