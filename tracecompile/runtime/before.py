@@ -7,7 +7,8 @@ they are computed of: what the user handed in, and spikes as bits. Backward runs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -48,6 +49,8 @@ class Before:
         self.autocast = autocast_states(device)
         self.spec: pytree.TreeSpec | None = None
         self.wanted: Sequence[bool] = ()
+        self.own: Sequence[bool] = ()
+        """Of the inputs that were made last, whether nobody else has their memory: it may be written into."""
         self._made: tuple[list[Any], list[Tensor]] | None = None
 
     def run(self, operands: Sequence[Any]) -> Any:
@@ -60,6 +63,20 @@ class Before:
         assert self.spec is not None
         return pytree.tree_unflatten(leaves, self.spec)
 
+    def first(self, given: Sequence[Any]) -> tuple[list[Any], list[bool]]:
+        """Runs it, and keeps nothing.
+
+        Args:
+            given: The operands.
+
+        Returns:
+            The leaves of what it returns, and whether each requires a gradient.
+        """
+        # The graph says which leaves require a gradient, and need hold nothing for it.
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: None, lambda nothing: nothing):
+            leaves, _ = self.leaves(given, self.wanted)
+        return leaves, [isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves]
+
     def inputs(self) -> list[Tensor]:
         """Runs it once more, and returns the inputs of the loop; its own backward, which comes next, finds the graph.
 
@@ -71,10 +88,18 @@ class Before:
         found: Sequence[Tensor] = pytree.tree_unflatten(self._made[0], self.spec)[0]
         return [value.detach() for value in found]
 
-    def taken(self) -> tuple[list[Any], list[Tensor]]:
-        """Returns what it returns for backward, see ``leaves``, and holds it no longer."""
-        made, self._made = self._made, None
-        return made or self.leaves_again(self.wanted)
+    def pulled(self, signals: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Pulls learning signals on the leaves of what it returns to its operands."""
+        (leaves, sources), self._made = self._made or self.leaves_again(self.wanted), None
+        pairs = [
+            (leaf, signal)
+            for leaf, signal in zip(leaves, signals, strict=True)
+            if signal is not None and isinstance(leaf, Tensor) and leaf.requires_grad
+        ]
+        outputs, pulls = [leaf for leaf, _ in pairs], [signal for _, signal in pairs]
+        none: list[Tensor | None] = [None] * len(sources)
+        found = iter(torch.autograd.grad(outputs, sources, pulls, allow_unused=True) if outputs else none)
+        return [next(found) if need else None for need in self.wanted]
 
     def leaves(self, given: Sequence[Any], wanted: Sequence[bool]) -> tuple[list[Any], list[Tensor]]:
         """Runs it with a graph; returns the leaves of what it returns, and the operands that need a gradient."""
@@ -95,15 +120,20 @@ class Before:
         Raises:
             RuntimeError: An operand was modified in place since.
         """
+        with self.as_it_was():
+            return self.leaves([unpacked(value) for value in self.kept], wanted)
+
+    @contextmanager
+    def as_it_was(self) -> Iterator[None]:
+        """Lets what follows run under the circumstances of the first run, and moves no buffer; for errors see above."""
         if any(value._version != version for value, version in self.versions):
             raise RuntimeError(
                 "An input or a parameter was modified in place between the forward and the backward pass, which runs "
                 "what is computed of all time steps together once more. Pass a copy, or call backward before."
             )
-        given = [unpacked(value) for value in self.kept]
         root = self.prologue
         with self.opened.put_back(), buffers_kept(root), autocast_as(self.autocast), drawn_again(self.drawn):
-            return self.leaves(given, wanted)
+            yield
 
 
 class BeforeFunction(torch.autograd.Function):
@@ -114,15 +144,9 @@ class BeforeFunction(torch.autograd.Function):
         """Returns a root for ``first_order``, and the leaves of what the prologue returns."""
         ctx.before, before.wanted = before, ctx.needs_input_grad[1:]
         count = len(given) - len(before.parameters)
-        # The graph says which leaves require a gradient, and need hold nothing for it.
-        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: None, lambda nothing: nothing):
-            leaves, _ = before.leaves(given[:count], before.wanted)
+        leaves, flags = before.first(given[:count])
         found = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        constant = [
-            made
-            for made, leaf in zip(found, leaves, strict=True)
-            if isinstance(leaf, Tensor) and not leaf.requires_grad
-        ]
+        constant = [made for made, flag in zip(found, flags, strict=True) if isinstance(made, Tensor) and not flag]
         ctx.mark_non_differentiable(*constant)
         ctx.set_materialize_grads(False)
         root = torch.zeros(())
@@ -134,22 +158,8 @@ class BeforeFunction(torch.autograd.Function):
         """Returns the gradients of the operands."""
         (root,) = ctx.saved_tensors
         with torch.no_grad():
-            found = BeforeFunction.pulled(ctx.before, signals)
+            found = ctx.before.pulled(signals)
         return None, *first_order(root, found)
-
-    @staticmethod
-    def pulled(before: Before, signals: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """Pulls learning signals on what the prologue returns to its operands."""
-        leaves, sources = before.taken()
-        pairs = [
-            (leaf, signal)
-            for leaf, signal in zip(leaves, signals, strict=True)
-            if signal is not None and isinstance(leaf, Tensor) and leaf.requires_grad
-        ]
-        outputs, pulls = [leaf for leaf, _ in pairs], [signal for _, signal in pairs]
-        none: list[Tensor | None] = [None] * len(sources)
-        found = iter(torch.autograd.grad(outputs, sources, pulls, allow_unused=True) if outputs else none)
-        return [next(found) if need else None for need in before.wanted]
 
 
 def _is_owned(value: Any) -> bool:

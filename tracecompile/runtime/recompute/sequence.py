@@ -125,6 +125,8 @@ class Recomputation:
         cotangents.outputs, cotangents.states = given[:count], given[count:]
         with self.turn, kept.rerun.circumstances(), unseen():
             inputs = kept.rerun.inputs()
+            if (before := kept.rerun.prepared.before) is not None:
+                cotangents.take_place_of(inputs, before.own)
 
             def forward(moment: Moment, begin: int, end: int) -> Moment:
                 return pieces.again(moment, begin, end, inputs)
