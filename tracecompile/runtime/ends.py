@@ -16,7 +16,6 @@ from tracecompile.program import StepProgram
 from tracecompile.runtime.anew import made_anew
 from tracecompile.runtime.backward.gradients import StandIns
 from tracecompile.runtime.before import Before
-from tracecompile.runtime.engine.choice import COMPILED_CHUNK
 from tracecompile.runtime.epilogue import Again
 from tracecompile.runtime.in_rows.before import BeforeInRows
 from tracecompile.runtime.in_rows.plan import Plan
@@ -27,6 +26,9 @@ from tracecompile.runtime.rerun import Prepared, Rerun
 LARGE = 0.1
 """From which share of all values of a model on those of one layer are computed a few rows at a time for backward: this
 takes two more runs of what is before its normalisation, and several smaller layers fit beside a large one."""
+
+AT_ONCE = 4
+"""Steps whose rows are computed together there."""
 
 
 class Ends:
@@ -53,7 +55,7 @@ class Ends:
         """Returns how the rows of the prologue are computed a few at a time, None where they cannot be."""
         prologue = self.emitted.prologue
         rows = in_rows(self.program, prologue, len(self.emitted.prologue_attributes))
-        return None if rows is None else Plan(prologue, rows, self.program.settings.chunk or COMPILED_CHUNK)
+        return None if rows is None else Plan(prologue, rows, AT_ONCE)
 
     def attributes(self, paths: Sequence[str], device: torch.device | None) -> list[Any]:
         """Returns the model's parameters and buffers as they are now."""

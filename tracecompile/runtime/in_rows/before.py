@@ -15,12 +15,12 @@ from torch import Tensor, fx, nn
 from torch.nn.modules import module as hooked
 from torch.utils import _pytree as pytree
 
-from tracecompile.runtime.before import Before
+from tracecompile.runtime.before import Before, memory_of
 from tracecompile.runtime.in_rows.norms import HeardNorms, Statistics
 from tracecompile.runtime.in_rows.plan import Cut, Flags, Plan
 from tracecompile.runtime.in_rows.sweeps import Sweeps
 from tracecompile.runtime.opened import Opened
-from tracecompile.runtime.packed import Packed, unpacked
+from tracecompile.runtime.packed import unpacked
 
 
 class BeforeInRows(Before):
@@ -60,13 +60,7 @@ class BeforeInRows(Before):
             leaves, _ = self._heard([unpacked(value) for value in self.kept])
         assert self.spec is not None
         found: list[Tensor] = [value.detach() for value in pytree.tree_unflatten(leaves, self.spec)[0]]
-        kept = [value.data if isinstance(value, Packed) else value for value in (*self.kept, *self.parameters)]
-        taken = [_memory(value) for value in (*kept, *leaves[len(found) :]) if isinstance(value, Tensor)]
-        memories = [_memory(value) for value in found]
-        self.own = [
-            value.is_contiguous() and memories.count(memory) == 1 and memory not in taken
-            for value, memory in zip(found, memories, strict=True)
-        ]
+        self.own = self.owned(found, ())
         # Held, so that the memory of another tensor is not taken for theirs.
         self._inputs = [value for value, own in zip(found, self.own, strict=True) if own]
         return found
@@ -76,11 +70,11 @@ class BeforeInRows(Before):
         if not self.statistics:
             return super().pulled(signals)
         inputs, self._inputs = self._inputs, []
-        memories = [_memory(value) for value in inputs]
+        memories = [memory_of(value) for value in inputs]
         results = {
             node: signal for place, node in self.plan.rows.results.items() if (signal := signals[place]) is not None
         }
-        spare = [signal for signal in results.values() if _memory(signal) in memories]
+        spare = [signal for signal in results.values() if memory_of(signal) in memories]
         with self.as_it_was():
             return Sweeps(self, self.plan, self.statistics, self.cut).pull(results, spare)
 
@@ -101,7 +95,3 @@ class BeforeInRows(Before):
         hooks = [hooked._global_forward_hooks, hooked._global_forward_pre_hooks]
         hooks += [table for module in modules for table in (module._forward_hooks, module._forward_pre_hooks)]
         return not any(hooks)
-
-
-def _memory(value: Tensor) -> int:
-    return value.untyped_storage().data_ptr()

@@ -41,14 +41,16 @@ class RowRun(fx.Interpreter):
             normalise: Runs the normalisations.
             through: Whether the graph leads through them; else what is computed for them alone has none.
         """
-        self._wanted, self._normalise = set(wanted), normalise
-        self._found: dict[fx.Node, Any] = {}
+        found: dict[fx.Node, Any] = {}
+        self._wanted, self._normalise, self._found = set(wanted), normalise, found
         self._needed = cone(self._wanted)
         self._learned = self._needed if through else cone(self._wanted, self.norms.__contains__)
         with torch.enable_grad():
             # Not the leaves themselves: the user's code may write into what it is given.
             self.run(*map(_passed, operands), enable_io_processing=False)
-        return self._found
+        # Nothing is held that leads back to whoever runs this: such a ring would wait for the garbage collector.
+        self.env, self._normalise, self._found = {}, _nothing, {}
+        return found
 
     def run_node(self, n: fx.Node) -> Any:
         """Runs a node if it is needed, without a graph where only a normalisation reads it."""
@@ -66,6 +68,10 @@ class RowRun(fx.Interpreter):
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Calls the twin of a module."""
         return self.twins.of(self.fetch_attr(target))(*args, **kwargs)
+
+
+def _nothing(node: fx.Node, value: Tensor) -> Tensor:
+    raise NotImplementedError(str(node))
 
 
 def _passed(value: Any) -> Any:
