@@ -63,6 +63,14 @@ class TwoNorms(Stem):
         return self.norm(self.between(self.norm0(self.conv(x)).relu()))
 
 
+class Skipped(TwoNorms):
+    """What the first norm gives is read by what is before the second one, and once more behind it."""
+
+    def currents(self, x: Tensor) -> Tensor:
+        first = self.norm0(self.conv(x))
+        return self.norm(self.between(first.relu())) + 0.7 * first
+
+
 class Around(Stem):
     """What the norm takes goes around it as well, and is added to what it gives."""
 
@@ -114,8 +122,8 @@ class NoNorm(Stem):
         return 2 * self.conv(x)
 
 
-CASES: list[Callable[[], Stem]] = [Stem, TwoNorms, Around, Twice, SharedWeights, Written, NoNorm]
-IN_ROWS = [Stem, TwoNorms, Around, Written]
+CASES: list[Callable[[], Stem]] = [Stem, TwoNorms, Skipped, Around, Twice, SharedWeights, Written, NoNorm]
+IN_ROWS = [Stem, TwoNorms, Skipped, Around, Written]
 """Those whose first layer is known to keep its rows apart."""
 
 
