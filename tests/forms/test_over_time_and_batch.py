@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import tracecompile
 import tracecompile.nn as snn
 from tracecompile.errors import ConversionError, UnsupportedOperation
+from tracecompile.runtime import ends
 from tracecompile.runtime.module import session_of
 from tracecompile.runtime.packed import Packed
 
@@ -218,23 +219,26 @@ def test_the_report_says_what_is_alive() -> None:
     assert {each.status for each in net.report.parameters.values()} == {"exact"}
 
 
-def test_what_is_before_a_loop_runs_once_more_for_its_gradient() -> None:
-    """For the loop's inputs and for its own derivative alike."""
+@pytest.mark.parametrize(("large", "again"), [(2.0, 1), (0.0, 3)])
+def test_how_often_what_is_before_a_loop_runs(large: float, again: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once more for the loop's inputs and its own derivative alike; row by row for each of the two, and the inputs."""
+    monkeypatch.setattr(ends, "LARGE", large)
     net = tracecompile.convert(Flattened().double(), images(5, 2), rule="exact")
-    counts = dict.fromkeys(("conv1", "conv2"), 0)
+    rows = dict.fromkeys(("conv1", "conv2"), 0)
 
     class Counting(TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             if func is torch.ops.aten.convolution.default:
-                counts["conv1" if args[0].shape[1] == 2 else "conv2"] += 1
+                rows["conv1" if args[0].shape[1] == 2 else "conv2"] += len(args[0])
             return func(*args, **(kwargs or {}))
 
+    net(images(6, 3))
     with Counting():
         result = net(images(6, 3))
-        assert counts == {"conv1": 1, "conv2": 1}
+        assert rows == {"conv1": 18, "conv2": 18}
     with Counting():
         result.sum().backward()
-    assert counts == {"conv1": 2, "conv2": 2}
+    assert rows == dict.fromkeys(rows, 18 * (1 + again))
 
 
 def test_hooks_of_parameters_see_one_gradient() -> None:

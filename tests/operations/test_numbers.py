@@ -67,6 +67,13 @@ def test_whole_numbers_of_whole_numbers(entry: Operation) -> None:
         assert type(function(*pair)) is int
 
 
+@named(with_facts(Fact.CHOOSES))
+def test_every_number_is_one_of_the_first_tensor(entry: Operation) -> None:
+    given = ARGUMENTS.get(entry.name, lambda x, y: (x,))(*numbers())
+    for value in leaves(calls(entry)(*given)):
+        assert torch.isin(value, given[0]).all()
+
+
 @named(with_facts(Fact.SELECTS))
 def test_as_many_as_the_values_say(entry: Operation) -> None:
     x, y = numbers()

@@ -6,10 +6,10 @@ from inspect import isfunction, signature
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from tracecompile.operations import NORMALISES, Fact, has, modules_with, operation_of_function
-from tracecompile.program import StepProgram
+from tracecompile.program import StepProgram, example_value
 
 NORMS = modules_with(Fact.BATCH_STATISTICS)
 """Normalisations whose statistics are recorded per step; see ``rules.norm``."""
@@ -80,3 +80,9 @@ def moved_by(program: StepProgram, node: fx.Node) -> int | None:
     if not (isinstance(mean, fx.Node) and mean.op == "get_attr" and given["training"]):
         return None
     return id(program.resolve(str(mean.target)))
+
+
+def values_normalised(program: StepProgram) -> int:
+    """Returns how many numbers the normalisations of a prologue take, of the example."""
+    nodes = [node for node in program.prologue.graph.nodes if node.op != "placeholder" and is_norm(program, node)]
+    return sum(value.numel() for node in nodes if isinstance(value := example_value(node), Tensor))

@@ -41,7 +41,7 @@ PARTS = (
 
 REDUCTIONS = (
     *alike("sum mean", Fact.LINEAR, rows=Rows.NAMED_AXES),
-    *alike("amax amin", Fact(0), rows=Rows.NAMED_AXES),
+    *alike("amax amin", Fact.CHOOSES, rows=Rows.NAMED_AXES),
     Operation(name="softmax", facts=Fact(0), rows=Rows.NAMED_AXES, aten=("_softmax",), modules=(nn.Softmax,)),
     Operation(
         name="log_softmax", facts=Fact(0), rows=Rows.NAMED_AXES, aten=("_log_softmax",), modules=(nn.LogSoftmax,)

@@ -94,6 +94,9 @@ class Fact(Flag):
     OWN_STATISTICS = auto()
     """Normalises every sample by itself in training, and may move running statistics."""
 
+    CHOOSES = auto()
+    """Every number of the value is one of its first tensor's: nothing is rounded, whatever is computed together."""
+
     WHOLE = auto()
     """Makes whole numbers of whole numbers, without overflow in Python's arithmetic."""
 

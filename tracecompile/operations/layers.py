@@ -14,8 +14,8 @@ _BY_AXES: tuple[tuple[str, Fact, tuple[type[nn.Module], ...]], ...] = (
     ("conv_transpose", Fact.PRODUCT, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)),
     ("avg_pool", Fact.LINEAR, (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)),
     ("adaptive_avg_pool", Fact.LINEAR, (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)),
-    ("max_pool", Fact(0), (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)),
-    ("adaptive_max_pool", Fact(0), (nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)),
+    ("max_pool", Fact.CHOOSES, (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)),
+    ("adaptive_max_pool", Fact.CHOOSES, (nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)),
     ("lp_pool", Fact(0), (nn.LPPool1d, nn.LPPool2d, nn.LPPool3d)),
 )
 """Of images of one, two and three axes."""

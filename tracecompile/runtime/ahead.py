@@ -67,7 +67,10 @@ class Ahead:
         for node in module.graph.nodes:
             if node.op == "placeholder":
                 values[node] = graph.node_copy(node)
-        given = {result: graph.placeholder(node.name) for node, result in self.results.items()}
+        given: dict[Result, fx.Node] = {}
+        for node, result in self.results.items():
+            given[result] = graph.placeholder(node.name)
+            given[result].meta.update(node.meta)
         for node in module.graph.nodes:
             if node.op == "call_module" and str(node.target) in self.executors:
                 continue

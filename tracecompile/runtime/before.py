@@ -7,11 +7,13 @@ they are computed of: what the user handed in, and spikes as bits. Backward runs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils import _pytree as pytree
 
 from tracecompile.runtime.backward.once import applied, first_order
@@ -48,7 +50,9 @@ class Before:
         self.autocast = autocast_states(device)
         self.spec: pytree.TreeSpec | None = None
         self.wanted: Sequence[bool] = ()
-        self._made: tuple[list[Any], list[Tensor]] | None = None
+        self.own: Sequence[bool] = ()
+        """Of the inputs that were made last, whether nobody else has their memory: it may be written into."""
+        self._made: tuple[list[GradientEdge | None], list[GradientEdge]] | None = None
 
     def run(self, operands: Sequence[Any]) -> Any:
         """Returns what the prologue does, and keeps nothing of all steps for its gradient.
@@ -60,50 +64,109 @@ class Before:
         assert self.spec is not None
         return pytree.tree_unflatten(leaves, self.spec)
 
+    def first(self, given: Sequence[Any]) -> tuple[list[Any], list[bool]]:
+        """Runs it, and keeps nothing.
+
+        Args:
+            given: The operands.
+
+        Returns:
+            The leaves of what it returns, and whether each requires a gradient.
+        """
+        # The graph says which leaves require a gradient, and need hold nothing for it.
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: None, lambda nothing: nothing):
+            leaves, _ = self.leaves(given, self.wanted)
+        return leaves, [isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves]
+
     def inputs(self) -> list[Tensor]:
         """Runs it once more, and returns the inputs of the loop; its own backward, which comes next, finds the graph.
 
         Raises:
             RuntimeError: An operand was modified in place since.
         """
-        self._made = self.leaves_again(self.wanted)
+        saved: set[int] = set()
+
+        def note(tensor: Tensor) -> Tensor:
+            saved.add(memory_of(tensor))
+            # Detached: an operation that saves its own result would be held by it, and hold it, for ever.
+            return tensor.detach()
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            leaves, sources = self.leaves_again(self.wanted)
+        # Edges of the graph: what no operation has saved is as good as gone.
+        self._made = _edges(leaves), sources
         assert self.spec is not None
-        found: Sequence[Tensor] = pytree.tree_unflatten(self._made[0], self.spec)[0]
-        return [value.detach() for value in found]
+        found: list[Tensor] = [value.detach() for value in pytree.tree_unflatten(leaves, self.spec)[0]]
+        self.own = self.owned(found, saved)
+        return found
 
-    def taken(self) -> tuple[list[Any], list[Tensor]]:
-        """Returns what it returns for backward, see ``leaves``, and holds it no longer."""
-        made, self._made = self._made, None
-        return made or self.leaves_again(self.wanted)
+    def owned(self, values: Sequence[Tensor], saved: Collection[int]) -> list[bool]:
+        """Tells of some values that were made again whether nobody else has their memory.
 
-    def leaves(self, given: Sequence[Any], wanted: Sequence[bool]) -> tuple[list[Any], list[Tensor]]:
-        """Runs it with a graph; returns the leaves of what it returns, and the operands that need a gradient."""
+        Args:
+            values: All of them.
+            saved: Memory that autograd has saved.
+        """
+        kept = [value.data if isinstance(value, Packed) else value for value in (*self.kept, *self.parameters)]
+        taken = {memory_of(value) for value in kept if isinstance(value, Tensor)}.union(saved)
+        memories = [memory_of(value) for value in values]
+        return [
+            value.is_contiguous() and memories.count(memory) == 1 and memory not in taken
+            for value, memory in zip(values, memories, strict=True)
+        ]
+
+    def pulled(self, signals: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Pulls learning signals on the leaves of what it returns to its operands."""
+        if self._made is None:
+            leaves, sources = self.leaves_again(self.wanted)
+            self._made = _edges(leaves), sources
+            del leaves
+        (edges, sources), self._made = self._made, None
+        pairs = [
+            (edge, signal)
+            for edge, signal in zip(edges, signals, strict=True)
+            if signal is not None and edge is not None
+        ]
+        outputs, pulls = [edge for edge, _ in pairs], [signal for _, signal in pairs]
+        none: list[Tensor | None] = [None] * len(sources)
+        found = iter(torch.autograd.grad(outputs, sources, pulls, allow_unused=True) if outputs else none)
+        return [next(found) if need else None for need in self.wanted]
+
+    def leaves(self, given: Sequence[Any], wanted: Sequence[bool]) -> tuple[list[Any], list[GradientEdge]]:
+        """Runs it with a graph; returns the leaves of what it returns, and where gradients of operands arrive."""
         count = len(given)
         operands = [value.detach() if isinstance(value, Tensor) else value for value in given]
-        sources = [value.requires_grad_() for value, need in zip(operands, wanted, strict=False) if need]
         stand_ins: dict[Tensor, Tensor] = {value: value.detach().requires_grad_() for value in self.parameters}
-        sources += [stand_ins[value] for value, need in zip(self.parameters, wanted[count:], strict=True) if need]
         with torch.enable_grad():
-            # Not the sources themselves: the user's code may write into what it is given.
-            passed = [value.view_as(value) if need else value for value, need in zip(operands, wanted, strict=False)]
-            found, self.spec = pytree.tree_flatten(on_twins(self.prologue, stand_ins)(*passed))
+            root = torch.zeros(()).requires_grad_()
+            for place, need in enumerate(wanted[:count]):
+                operands[place] = _Operand.apply(root, operands[place]) if need else operands[place]
+            sources = [get_gradient_edge(value) for value, need in zip(operands, wanted, strict=False) if need]
+            needs = zip(self.parameters, wanted[count:], strict=True)
+            sources += [get_gradient_edge(stand_ins[value]) for value, need in needs if need]
+            found, self.spec = pytree.tree_flatten(on_twins(self.prologue, stand_ins)(*operands))
             return found, sources
 
-    def leaves_again(self, wanted: Sequence[bool]) -> tuple[list[Any], list[Tensor]]:
+    def leaves_again(self, wanted: Sequence[bool]) -> tuple[list[Any], list[GradientEdge]]:
         """Runs it once more as it was, and moves no buffer; see ``leaves``.
 
         Raises:
             RuntimeError: An operand was modified in place since.
         """
+        with self.as_it_was():
+            return self.leaves([unpacked(value) for value in self.kept], wanted)
+
+    @contextmanager
+    def as_it_was(self) -> Iterator[None]:
+        """Lets what follows run under the circumstances of the first run, and moves no buffer; for errors see above."""
         if any(value._version != version for value, version in self.versions):
             raise RuntimeError(
                 "An input or a parameter was modified in place between the forward and the backward pass, which runs "
                 "what is computed of all time steps together once more. Pass a copy, or call backward before."
             )
-        given = [unpacked(value) for value in self.kept]
         root = self.prologue
         with self.opened.put_back(), buffers_kept(root), autocast_as(self.autocast), drawn_again(self.drawn):
-            return self.leaves(given, wanted)
+            yield
 
 
 class BeforeFunction(torch.autograd.Function):
@@ -114,15 +177,9 @@ class BeforeFunction(torch.autograd.Function):
         """Returns a root for ``first_order``, and the leaves of what the prologue returns."""
         ctx.before, before.wanted = before, ctx.needs_input_grad[1:]
         count = len(given) - len(before.parameters)
-        # The graph says which leaves require a gradient, and need hold nothing for it.
-        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: None, lambda nothing: nothing):
-            leaves, _ = before.leaves(given[:count], before.wanted)
+        leaves, flags = before.first(given[:count])
         found = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        constant = [
-            made
-            for made, leaf in zip(found, leaves, strict=True)
-            if isinstance(leaf, Tensor) and not leaf.requires_grad
-        ]
+        constant = [made for made, flag in zip(found, flags, strict=True) if isinstance(made, Tensor) and not flag]
         ctx.mark_non_differentiable(*constant)
         ctx.set_materialize_grads(False)
         root = torch.zeros(())
@@ -134,22 +191,32 @@ class BeforeFunction(torch.autograd.Function):
         """Returns the gradients of the operands."""
         (root,) = ctx.saved_tensors
         with torch.no_grad():
-            found = BeforeFunction.pulled(ctx.before, signals)
+            found = ctx.before.pulled(signals)
         return None, *first_order(root, found)
 
+
+class _Operand(torch.autograd.Function):
+    """Gives an operand a place in a graph, which does not hold its values: those that no operation saves may go."""
+
     @staticmethod
-    def pulled(before: Before, signals: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """Pulls learning signals on what the prologue returns to its operands."""
-        leaves, sources = before.taken()
-        pairs = [
-            (leaf, signal)
-            for leaf, signal in zip(leaves, signals, strict=True)
-            if signal is not None and isinstance(leaf, Tensor) and leaf.requires_grad
-        ]
-        outputs, pulls = [leaf for leaf, _ in pairs], [signal for _, signal in pairs]
-        none: list[Tensor | None] = [None] * len(sources)
-        found = iter(torch.autograd.grad(outputs, sources, pulls, allow_unused=True) if outputs else none)
-        return [next(found) if need else None for need in before.wanted]
+    def forward(ctx: Any, root: Tensor, value: Tensor) -> Tensor:
+        """Returns the value; ``root`` requires a gradient, and gets none."""
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, signal: Tensor) -> Any:
+        """Ends here."""
+        return None, None
+
+
+def _edges(leaves: Sequence[Any]) -> list[GradientEdge | None]:
+    learned = (isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves)
+    return [get_gradient_edge(leaf) if learns else None for leaf, learns in zip(leaves, learned, strict=True)]
+
+
+def memory_of(value: Tensor) -> int:
+    """Returns where the memory of a tensor begins, of all of which it is a part."""
+    return value.untyped_storage().data_ptr()
 
 
 def _is_owned(value: Any) -> bool:

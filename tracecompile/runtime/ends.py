@@ -8,27 +8,39 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tracecompile.analysis.in_rows import in_rows
 from tracecompile.analysis.linearity import draws_random
+from tracecompile.analysis.norms import values_normalised
 from tracecompile.errors import InvalidInput
 from tracecompile.program import StepProgram
 from tracecompile.runtime.anew import made_anew
 from tracecompile.runtime.backward.gradients import StandIns
 from tracecompile.runtime.before import Before
 from tracecompile.runtime.epilogue import Again
+from tracecompile.runtime.in_rows.before import BeforeInRows
+from tracecompile.runtime.in_rows.plan import Plan
 from tracecompile.runtime.opened import Opened
 from tracecompile.runtime.packed import unpacked
 from tracecompile.runtime.rerun import Prepared, Rerun
+
+LARGE = 0.1
+"""From which share of all values of a model on those of one layer are computed a few rows at a time for backward: this
+takes two more runs of what is before its normalisation, and several smaller layers fit beside a large one."""
+
+AT_ONCE = 4
+"""Steps whose rows are computed together there."""
 
 
 class Ends:
     """The code of one program around its steps, on tensors of any batch size, length, dtype and device."""
 
-    def __init__(self, program: StepProgram, opened: Callable[[], Opened]) -> None:
+    def __init__(self, program: StepProgram, opened: Callable[[], Opened], values: int) -> None:
         """Takes a program that has gone through all passes.
 
         Args:
             program: The program.
             opened: Returns the model as it is at this call.
+            values: How many the whole model normalises over time and batch, of the example.
         """
         assert program.emitted is not None
         assert program.statics is not None
@@ -36,6 +48,14 @@ class Ends:
         self.draws = any(draws_random(program, node) for node in program.prologue.graph.nodes)
         self.program, self.emitted, self.static_code = program, program.emitted, program.statics
         self.anew = made_anew(program) if program.epilogue_again else frozenset[int]()
+        is_large = values_normalised(program) >= LARGE * values
+        self.plan = self._plan() if program.prologue_again and is_large else None
+
+    def _plan(self) -> Plan | None:
+        """Returns how the rows of the prologue are computed a few at a time, None where they cannot be."""
+        prologue = self.emitted.prologue
+        rows = in_rows(self.program, prologue, len(self.emitted.prologue_attributes))
+        return None if rows is None else Plan(prologue, rows, AT_ONCE)
 
     def attributes(self, paths: Sequence[str], device: torch.device | None) -> list[Any]:
         """Returns the model's parameters and buffers as they are now."""
@@ -59,7 +79,11 @@ class Ends:
         if self.program.prologue_again and torch.is_grad_enabled():
             # The model may move its buffers before backward: statistics move with this very call.
             own = [value.clone() if _is_buffer(value) else value for value in attributes]
-            before = Before(code, self.opened, [*own, *(leaves if kept is None else kept)], self.draws)
+            operands = [*own, *(leaves if kept is None else kept)]
+            if self.plan is not None and given is None:
+                before = BeforeInRows(self.plan, code, self.opened, operands, self.draws)
+            else:
+                before = Before(code, self.opened, operands, self.draws)
             found = before.run([*attributes, *map(unpacked, leaves)])
         else:
             found = code(*attributes, *map(unpacked, leaves))

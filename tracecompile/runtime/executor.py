@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tracecompile.analysis.differentiable import GradientFlow
 from tracecompile.analysis.linearity import refuse_active_dropout
+from tracecompile.analysis.norms import values_normalised
 from tracecompile.errors import InvalidInput
 from tracecompile.program import StepProgram
 from tracecompile.report import ExecutionReport
@@ -41,7 +42,7 @@ from tracecompile.runtime.replay import random_states
 from tracecompile.runtime.rerun import Prepared, going_on
 from tracecompile.runtime.turn import Turn
 from tracecompile.runtime.window import Window
-from tracecompile.segment import segments_of
+from tracecompile.segment import segments_of, with_segments
 
 
 class Executor:
@@ -61,6 +62,7 @@ class Executor:
         turn: Turn,
         opened: Callable[[], Opened] | None = None,
         work: Work | None = None,
+        values: int | None = None,
     ) -> None:
         """Takes a program that has gone through all passes, and what is one for its module, whatever it runs.
 
@@ -70,17 +72,18 @@ class Executor:
             turn: Of the thread that runs the net.
             opened: Returns the model as it is at this call; None for one that nobody changes.
             work: That of the program whose segment this one is; None for one of its own.
+            values: How many the model normalises over time and batch, of the example; None for those of this program.
         """
         self._is_segment, self.work = work is not None, work or Work(program)
+        values = values or sum(map(values_normalised, with_segments(program)))
         self.opened = opened or functools.partial(Opened, program.root, None)
         self.ahead = None
         if any(segments_of(program.leaves)):
-            self.ahead = Ahead(program, lambda each: Executor(each, kernels, turn, self.opened, self.work))
+            self.ahead = Ahead(program, lambda each: Executor(each, kernels, turn, self.opened, self.work, values))
             program = self.ahead.program
         self.program, self.turn = program, turn
-        self.ends, self.flow = Ends(program, self.opened), GradientFlow(program)
-        self.rule = rule_of(program.settings)
-        self.forms = Forms(program)
+        self.ends, self.flow = Ends(program, self.opened, values), GradientFlow(program)
+        self.rule, self.forms = rule_of(program.settings), Forms(program)
         self.observer: Observer | None = None
         self.stepped = False
         self.as_they_are, self.compiled = Engine(), CompiledEngine(kernels)

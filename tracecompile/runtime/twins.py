@@ -40,11 +40,11 @@ def on_twins(graph: nn.Module, stand_ins: StandIns) -> Callable[..., Any]:
 
     def run(*given: Any) -> Any:
         found = call(*given)
-        if not _leads_past(found, stand_ins):
+        if not leads_past(found, stand_ins):
             return found
         # A hook, or what a module keeps beside its tables, has found its way back to the model itself.
         found = functional_call(graph, _by_place(graph, stand_ins), given, tie_weights=False)
-        if _leads_past(found, stand_ins):
+        if leads_past(found, stand_ins):
             raise UnsupportedOperation(*LOST)
         return found
 
@@ -139,7 +139,7 @@ def _by_place(graph: nn.Module, stand_ins: StandIns) -> dict[str, Tensor]:
     }
 
 
-def _leads_past(found: Any, stand_ins: StandIns) -> bool:
+def leads_past(found: Any, stand_ins: StandIns) -> bool:
     """Tells whether the graph of some values leads to a Parameter itself."""
     made = {parameter.grad_fn for parameter in stand_ins} - {None}  # such as a caller of functional_call hands over
     waiting = [value.grad_fn for value in pytree.tree_leaves(found) if isinstance(value, Tensor)]

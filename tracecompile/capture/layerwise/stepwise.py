@@ -54,7 +54,7 @@ class _StepByStep:
     def __init__(self, tape: Tape, sequences: WholeSequences) -> None:
         self.tape, self.graph = tape, tape.graph
         self.sequences = sequences
-        self.wholes = sequences.find()
+        self.wholes, self.fewer = sequences.find(), sequences.fewer()
         self.writer = StepWriter(tape, self.wholes, sequences.prober)
         self.editor = Editor(tape, sequences.prober)
         self.changed: set[fx.Node] = set()
@@ -128,9 +128,11 @@ class _StepByStep:
         return False
 
     def _is_end(self, node: fx.Node, picks: dict[fx.Node, Pick]) -> bool:
-        """Tells whether a node is the last of what parameters make of the stacked values of a loop."""
+        """Tells whether a node is the last of what is made of the stacked values of a loop by parameters, or chosen."""
         whole = self.wholes[node]
-        if whole.recipe is None or whole.mixing is not None or not (whole.learns and whole.from_loop):
+        if whole.recipe is None or whole.mixing is not None:
+            return False
+        if not (whole.learns and whole.from_loop) and node not in self.fewer:
             return False
         returned = any(leaf is node for leaf in pytree.tree_leaves(self.tape.result))
         return returned or any(not self._is_stepwise(user, picks) for user in node.users)

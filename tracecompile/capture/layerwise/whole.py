@@ -19,6 +19,7 @@ from tracecompile.capture.loops.slices import Pick, picked
 from tracecompile.capture.steps.shapes import kind_of
 from tracecompile.capture.tracing.build import find
 from tracecompile.capture.tracing.tape import Tape
+from tracecompile.operations import Fact, has
 
 LAYOUT = "layout"
 """Of a placeholder, ``meta[LAYOUT]`` says where its time steps are, None for nowhere; by default as in all."""
@@ -37,7 +38,8 @@ class Whole:
         learns: Whether parameters have a part in what is done with the input, or with the values of a loop.
         from_loop: Whether a loop over time computes what it is made of.
         mixing: The operation that makes something of several steps together that parameters or a loop have a part in.
-        alone: Whether every element of it, and of what it is computed from, is computed by itself.
+        alone: Whether every element of it, and of what it is computed from, is computed or chosen by itself: the steps
+            come to the same as the whole, bit for bit.
     """
 
     layout: Layout
@@ -157,7 +159,8 @@ class WholeSequences:
         layouts = {source: whole.layout for source, whole in sources.items()}
         recipe = None if late else self.finder.find(node, layouts) or running_sum(node, layouts)
         if recipe is not None:
-            alone = all(source.alone for source in sources.values()) and (recipe.same is not None or acts_alone(node))
+            own = recipe.same is not None or acts_alone(node) or self._chooses(node)
+            alone = own and all(source.alone for source in sources.values())
             layout = recipe.layout
             return Whole(layout, None, recipe, learns, from_loop, mixing, alone)
         shape = tuple(node.meta["val"].shape)
@@ -168,6 +171,42 @@ class WholeSequences:
         if mixing is None and (from_loop or any(source.learns for source in sources.values())):
             mixing = node
         return Whole(layout_guess, None, None, learns, from_loop, mixing, alone=False)
+
+    def _chooses(self, node: fx.Node) -> bool:
+        return has(node, Fact.CHOOSES, self.prober.module(node))
+
+    def fewer(self) -> set[fx.Node]:
+        """Returns what is chosen of the values of a loop and is smaller than they are, where nothing else reads them.
+
+        Such are spikes that are pooled by their maximum: spikes again. What only lays them out is among them.
+        """
+        chosen: set[fx.Node] = set()
+        for node, whole in self.found.items():
+            if whole.recipe is None or not whole.from_loop or whole.mixing is not None:
+                continue
+            source = whole.recipe.same
+            if source is not None:
+                is_fewer = source in chosen and self._readers(source) == 1
+            elif is_fewer := self._chooses(node) and not whole.learns:
+                source = next(each for each in node.all_input_nodes if each in self.found)
+                is_fewer = node.meta["val"].numel() < source.meta["val"].numel() and self._read_once(source)
+            if is_fewer:
+                chosen.add(node)
+        return chosen
+
+    def _read_once(self, node: fx.Node) -> bool:
+        """Tells whether one operation alone reads the values of a loop, however they are laid out for it."""
+        while self.found[node].items is None:
+            sources = [source for source in node.all_input_nodes if source in self.found]
+            if len(sources) != 1 or self._readers(node) != 1 or self.found[node].recipe is None:
+                return False
+            node = sources[0]
+        return self._readers(node) == 1
+
+    @staticmethod
+    def _readers(node: fx.Node) -> int:
+        """Returns how many nodes read more of a tensor than its size."""
+        return sum(isinstance(user.meta["val"], Tensor) for user in node.users)
 
     def _learns_itself(self, node: fx.Node) -> bool:
         if node.op == "get_attr":

@@ -79,17 +79,20 @@ class Levels:
     def _sink(self) -> None:
         """Lets what no loop computes wait until it is read: spikes are handed on, and not what is made of them.
 
-        So does what a loop makes of the model's own tensors alone: it is that of the loop which reads it.
+        But for fewer spikes, which they are pooled to: then what the loss answers to them is as small. And so does what
+        a loop makes of the model's own tensors alone: it is that of the loop which reads it.
         """
         constant: set[fx.Node] = set()
         for node in self._nodes:
             if all(source.op == "get_attr" or source in constant for source in node.all_input_nodes):
                 constant.add(node)
-        visits = visits_of(self.tape)
+        visits, fewer = visits_of(self.tape), self.sequences.fewer()
         for node in reversed(self._nodes):
             whole = self.sequences.found.get(node)
             is_looped = node in self.sequences.inside
             if (is_looped and node not in constant) or node in self._returned or (whole is not None and whole.items):
+                continue
+            if node in fewer:
                 continue
             shared = [one for one in visits[place_key(node)] if one in constant] if is_looped else [node]
             readers = [self.of[user] for one in shared for user in one.users if user in self.of]

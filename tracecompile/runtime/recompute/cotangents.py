@@ -79,6 +79,17 @@ class Cotangents:
         self.states: list[Tensor | None] = [None for _ in program.carries]
         self.of_steps: Mapping[tuple[int, int], Tensor] = {}
 
+    def take_place_of(self, inputs: Sequence[Tensor], own: Sequence[bool]) -> None:
+        """Lets what is found on the inputs be written over them, a piece as soon as it was taken back.
+
+        Args:
+            inputs: Whole sequences.
+            own: Of each whether nobody else reads it.
+        """
+        for index, (value, may_write) in enumerate(zip(inputs, own, strict=False)):
+            if may_write and self.wanted[index]:
+                self._inputs[index] = value
+
     def leaves(self, states: Sequence[Tensor], inputs: Sequence[Sequence[Tensor]]) -> Leaves:
         """Returns the leaves of a piece, see ``Leaves``; every state is one that can be."""
         moving = zip(states, self.program.carries, strict=True)
@@ -166,15 +177,15 @@ class Cotangents:
     def _take_input(self, index: int, found: Sequence[Tensor | None], begin: int, end: int) -> None:
         axis = self.axes[index]
         for step, gradient in enumerate(found, begin):
-            if gradient is None:
-                continue
             total = self._inputs[index]
             if total is None:
+                if gradient is None:
+                    continue
                 shape = list(gradient.shape)
                 shape[axis:] = [self.steps, *shape[axis + 1 if self.together else axis :]]
                 total = self._inputs[index] = gradient.new_zeros(shape)
             part = total.narrow(axis, begin, end - begin) if self.together else total.select(axis, step)
-            part.copy_(gradient)
+            part.zero_() if gradient is None else part.copy_(gradient)
 
     def gradients(self) -> list[Tensor | None]:
         """Returns those of (*inputs, *initial states, *statics, *invariants, *parameters); None where there is none."""

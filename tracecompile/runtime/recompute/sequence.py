@@ -23,6 +23,9 @@ from tracecompile.runtime.recompute.schedule import first_snapshots, reverse
 from tracecompile.runtime.recompute.stand_ins import require_unchanged
 from tracecompile.runtime.rerun import Prepared, Rerun, of_steps
 
+OF_A_LARGE_LAYER = 8
+"""Steps whose graph is held at once, where a layer that takes all steps has a large share of all values of a model."""
+
 
 class Kept:
     """Snapshots, for as long as autograd keeps the graph.
@@ -68,7 +71,8 @@ class Recomputation:
         self.prepared = prepared
         axes = tuple(x.dim for x in self.program.inputs)
         how = How(self.program, executor.forms.plain, executor.engine(choice), choice.chunk > 1, axes)
-        size = choice.chunk if choice.chunk > 1 else self.program.settings.chunk or COMPILED_CHUNK
+        own = COMPILED_CHUNK if executor.ends.plan is None else OF_A_LARGE_LAYER
+        size = choice.chunk if choice.chunk > 1 else self.program.settings.chunk or own
         edges = edges_of(lengths([0, steps], size, self.program.first_apart))
         self.pieces = Pieces(how, edges, statics, prepared.invariants)
         snapshots = self.program.settings.snapshots
@@ -125,6 +129,8 @@ class Recomputation:
         cotangents.outputs, cotangents.states = given[:count], given[count:]
         with self.turn, kept.rerun.circumstances(), unseen():
             inputs = kept.rerun.inputs()
+            if (before := kept.rerun.prepared.before) is not None:
+                cotangents.take_place_of(inputs, before.own)
 
             def forward(moment: Moment, begin: int, end: int) -> Moment:
                 return pieces.again(moment, begin, end, inputs)
