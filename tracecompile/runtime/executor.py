@@ -32,13 +32,13 @@ from tracecompile.runtime.forms import Forms
 from tracecompile.runtime.live import count_states
 from tracecompile.runtime.loop import Loop
 from tracecompile.runtime.opened import Opened
-from tracecompile.runtime.outside import unseen
 from tracecompile.runtime.recompute.sequence import recomputed
 from tracecompile.runtime.recompute.steps import KeptSteps
 from tracecompile.runtime.record import Record
 from tracecompile.runtime.recorded import recorded
 from tracecompile.runtime.replay import random_states
 from tracecompile.runtime.rerun import Prepared, going_on
+from tracecompile.runtime.single import Single
 from tracecompile.runtime.turn import Turn
 from tracecompile.runtime.window import Window
 from tracecompile.segment import segments_of
@@ -51,6 +51,7 @@ class Executor:
         observer: Looks at what every recorded step begins with; a diagnostic may set it.
         stepped: Whether sequences are run by the reference, one step after the other, whatever the settings say.
         choice: What ran the last recorded sequence.
+        single: Runs single steps.
         work: What was asked for so far, by which "auto" chooses.
     """
 
@@ -85,6 +86,7 @@ class Executor:
         self.stepped = False
         self.as_they_are, self.compiled = Engine(), CompiledEngine(kernels)
         self.choice: Choice | None = None
+        self.single = Single(self)
 
     def wants_window(self, prepared: Prepared) -> bool:
         """Tells whether a step will be trained by the rule, and not by autograd; for errors see ``wants_record``."""
@@ -148,7 +150,7 @@ class Executor:
         if self.wants_record(prepared):
             return recorded(self, leaves, prepared, steps, bins, drawn)
         collector = Collector(self.program, steps)
-        loop = self._plain(prepared)
+        loop = self.plain_loop(prepared)
         for outputs in self.steps(loop, prepared.inputs):
             collector.add(outputs)
         return self.ends.finish(collector.results(), loop.states, prepared.invariants), None, _detached(loop.states)
@@ -170,7 +172,7 @@ class Executor:
         states, known = _detached(prepared.initial), _detached(prepared.invariants)
         return Loop(self.program, self.forms.asked(record), record, states, values, known)
 
-    def _plain(self, prepared: Prepared) -> Loop:
+    def plain_loop(self, prepared: Prepared) -> Loop:
         """Returns a loop over the step as the model has it, through which autograd may find its way."""
         statics = self.ends.statics(prepared)
         return Loop(self.program, self.forms.plain, None, prepared.initial, statics, prepared.invariants)
@@ -216,36 +218,10 @@ class Executor:
         """Says how the last recorded sequence was run, None before the first."""
         return None if self.choice is None else self.compiled.report(self.program, self.choice)
 
-    # Single steps.
-
-    def one_step(self, prepared: Prepared, states: Sequence[Tensor] | None) -> Prepared:
-        """Takes the only step out of sequences of length one, to go on from the given states."""
-        return Prepared(
-            tuple(self._slices(prepared.inputs, 0)),
-            prepared.invariants,
-            prepared.initial if states is None else self.ends.with_statistics(states),
-            prepared.device,
-        )
-
-    def step(self, prepared: Prepared, window: Window | KeptSteps | None) -> tuple[list[Tensor], list[Tensor]]:
-        """Runs one step from the prepared states, recorded in a window; returns outputs and next states, no anchors."""
-        loop = self._plain(prepared) if window is None else window.loop
-        assert loop is not None
-        if window is None:
-            outputs = loop.step(loop.with_draws(prepared.inputs))
-        else:
-            with torch.no_grad(), unseen():
-                if loop.program is not self.program:
-                    statics = self.ends.statics(prepared)
-                    values = dict(zip(statics, _detached(statics.values()), strict=True))
-                    loop.follow(self.program, self.forms.asked(loop.record), values)
-                loop.states, loop.invariants = _detached(prepared.initial), _detached(prepared.invariants)
-                inputs = loop.with_draws(_detached(prepared.inputs))
-                if self.observer is not None:
-                    self.observer((*inputs, *loop.invariants, *loop.states))
-                outputs = loop.step(inputs)
-        self.ends.move_statistics([carry.statistic for carry in self.program.carries], loop.states)
-        return list(outputs), list(loop.states)
+    @property
+    def looked_at(self) -> bool:
+        """Whether every step is to be run by itself."""
+        return self.stepped or self.observer is not None
 
 
 def _detached(values: Iterable[Any]) -> list[Any]:

@@ -59,17 +59,51 @@ def choose(program: StepProgram, steps: int, inputs: Mapping[str, Tensor], work:
     eager, together = settings.chunk or 1, min(steps // _bins(program), chunk)
     if together < LONG_ENOUGH:
         return Choice("eager", eager, f"{together} steps are computed together at most, which are too few to compile")
-    cuda = any(value.is_cuda for value in inputs.values())
-    if not cuda and not (shutil.which("g++") or shutil.which("clang++")):
-        return Choice("eager", eager, "there is no C++ compiler")
+    if compiler := _no_compiler(inputs):
+        return Choice("eager", eager, compiler)
     before = work.since
     elements = round(_elements(program) * _growth(program, steps, inputs))
     if not work.add(steps * updates_of(program, elements)):
         return Choice("eager", eager, _waiting(work) + _rounded(settings.chunk, "will be"))
     if not before:
         LOG.info("compiled from call %d on, after %s state updates", work.since, f"{work.updates:,}")
-    reason = f"call {work.since:,} has reached the {work.enough:,} state updates that are worth compiling for"
-    return Choice("inductor", chunk, reason + _rounded(settings.chunk, "are"))
+    return Choice("inductor", chunk, _counted(work) + _rounded(settings.chunk, "are"))
+
+
+def choose_ahead(
+    program: StepProgram, ahead: int, steps: int, inputs: Mapping[str, Tensor], work: Work | None
+) -> Choice:
+    """Returns what runs steps of a stream together.
+
+    Args:
+        program: After all passes; its steps may be computed together.
+        ahead: How many steps the caller lets the stream look ahead.
+        steps: How many these are.
+        inputs: Of these steps, by placeholder.
+        work: What was asked for before; it counts these steps, where there is a choice. None where nothing is trained.
+    """
+    settings = program.settings
+    chunk = min(ahead, settings.chunk or ahead)
+    told = f"a stream that may look {ahead:,} steps ahead"
+    if settings.backend == "auto" and work is not None and chunk >= LONG_ENOUGH:
+        if compiler := _no_compiler(inputs):
+            return Choice("eager", chunk, f"{told}; {compiler}")
+        enough = work.add(steps * updates_of(program, round(_elements(program) * _growth(program, steps, inputs))))
+        return Choice(
+            "inductor" if enough else "eager", chunk, f"{told}; {_counted(work) if enough else _waiting(work)}"
+        )
+    return Choice("inductor" if settings.backend == "inductor" else "eager", chunk, told)
+
+
+def _no_compiler(inputs: Mapping[str, Tensor]) -> str:
+    """Says that there is nothing to compile with, if that is so."""
+    cuda = any(value.is_cuda for value in inputs.values())
+    return "" if cuda or shutil.which("g++") or shutil.which("clang++") else "there is no C++ compiler"
+
+
+def _counted(work: Work) -> str:
+    """Says that there was enough work to compile for."""
+    return f"call {work.since:,} has reached the {work.enough:,} state updates that are worth compiling for"
 
 
 def _waiting(work: Work) -> str:

@@ -1,0 +1,151 @@
+"""Streams: a sequence model goes on from its live state, by one step or by several that it may take ahead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tracecompile.arguments import Call
+from tracecompile.compiled import training_flags
+from tracecompile.errors import InvalidInput
+from tracecompile.runtime.backward.anchors import with_anchors
+from tracecompile.runtime.basis import refuse_change
+from tracecompile.runtime.executor import Executor
+from tracecompile.runtime.live import count_states
+from tracecompile.runtime.owed import Owed, refuse_owed
+from tracecompile.runtime.rerun import Prepared
+from tracecompile.runtime.session import Session
+from tracecompile.runtime.streams import Step, as_sequences, checked_lookahead, taken
+from tracecompile.runtime.together import Together, refuse_ahead
+
+
+def stream(
+    session: Session, run: Callable[[Sequence[Step], int], list[Any]], steps: Iterable[Any], ahead: int
+) -> Iterator[Any]:
+    """Returns an iterator over the outputs of the steps of a stream.
+
+    Args:
+        session: Of the model.
+        run: Does what ``advance`` does, and what has to be done around it.
+        steps: What each takes.
+        ahead: How many may be run together.
+
+    Raises:
+        InvalidInput: That is no number of steps; see ``advance`` and ``_one_by_one``.
+    """
+    return _stream(session, run, steps, checked_lookahead(ahead))
+
+
+def _stream(
+    session: Session, run: Callable[[Sequence[Step], int], list[Any]], steps: Iterable[Any], ahead: int
+) -> Iterator[Any]:
+    for group in taken(steps, ahead):
+        outputs = run(group, ahead)
+        yield from outputs if ahead == 1 else _one_by_one(session, outputs)
+
+
+def advance(session: Session, steps: Sequence[Step], ahead: int) -> list[Any]:
+    """Runs the next steps of a stream.
+
+    Args:
+        session: Of the model.
+        steps: What each takes: alike, at most ``ahead``.
+        ahead: How many may be run together.
+
+    Returns:
+        Of each step its output, or a tuple of them.
+
+    Raises:
+        InvalidInput: The model is not captured, cannot be streamed, or its steps cannot be run together.
+    """
+    if session.executor is None:
+        raise InvalidInput("The model is not captured yet.", "Pass example_inputs to convert before streaming.")
+    with session.turn:
+        executor, call = session.prepared_for(as_sequences(session.executor.program, steps), {})
+        if ahead > 1:
+            refuse_ahead(executor.program)
+        refuse_change(session.changed(executor, call))
+        prepared = executor.ends.prepare(call.leaves, session.live.states)
+        if ahead == 1:
+            rows = [session.advance(executor, executor.single.of(prepared), call.leaves)[0]]
+        else:
+            rows = _together(session, executor, call, prepared, len(steps), ahead)
+    return [row[0] if len(row) == 1 else tuple(row) for row in rows]
+
+
+def _one_by_one(session: Session, outputs: list[Any]) -> Iterator[Any]:
+    """Yields the outputs of steps that were run together, as long as they are what single steps would give.
+
+    Args:
+        session: Which has run them, and nothing since.
+        outputs: Of every step; emptied.
+
+    Raises:
+        InvalidInput: They would not be any more.
+    """
+    live = session.live
+    owed, before = Owed(len(outputs), len(outputs)), _circumstances(session)
+    window = live.window
+    live.owed = owed
+    if window is not None:
+        window.owed = owed
+    try:
+        for output in _emptied(outputs):
+            if live.owed is not owed or (window is not None and window.closed) or _circumstances(session) != before:
+                refuse_owed(owed, "The net was changed, called, reset, detached or switched")
+            owed.left -= 1
+            yield output
+    finally:
+        if live.owed is owed:
+            live.owed = None  # the states are those after all steps that were taken
+
+
+def _emptied(values: list[Any]) -> Iterator[Any]:
+    values.reverse()
+    while values:
+        yield values.pop()
+
+
+def _circumstances(session: Session) -> tuple[Any, ...]:
+    """Returns what may not change between steps that were run together."""
+    versions = [p._version for p in session.model.parameters() if not p.is_inference()]
+    return torch.is_grad_enabled(), training_flags(session.model), versions
+
+
+def _together(
+    session: Session, executor: Executor, call: Call, prepared: Prepared, steps: int, ahead: int
+) -> list[list[Tensor]]:
+    """Runs several steps from the prepared states; returns the outputs of each with their anchors."""
+    live, program = session.live, executor.program
+    count = count_states(program.carries)
+    window = session.window_for(executor, executor.single.of(prepared), call.leaves)
+    flags = live.flags_of(prepared.initial)
+    run = Together(executor, prepared, window, steps, ahead)
+    found = []
+    try:
+        while run.done < steps:
+            begin, states = run.done, run.loop.states
+            rows = run.piece()
+            if window is not None:
+                given = [executor.single.of(prepared, begin + time, states) for time in range(len(rows))]
+                for time, each in enumerate(given):
+                    window.take(each, [], len(rows) - 1 - time)
+                for time, (each, place) in enumerate(zip(given, window.places(len(rows)), strict=True)):
+                    learns, after = executor.flow.over(each.inputs, each.invariants, flags, 1)
+                    flags = (*after[:count], *flags[count:])
+                    ports = program.ports[: len(learns)]
+                    rows[time] = with_anchors(rows[time], window.step_anchors(ports, rows[time], learns, place))
+            found += rows
+    except BaseException:
+        # Some steps are recorded, and the states are still those before them.
+        if window is not None:
+            window.owed = Owed(steps, steps)
+        live.close_window()
+        raise
+    executor.ends.move_statistics([carry.statistic for carry in program.carries], run.loop.states)
+    live.go_on(run.loop.states, program.carries, False)
+    live.flags = None if window is None else tuple(map(bool, flags[:count]))
+    return found
