@@ -50,7 +50,7 @@ class Executor:
     Attributes:
         observer: Looks at what every recorded step begins with; a diagnostic may set it.
         stepped: Whether sequences are run by the reference, one step after the other, whatever the settings say.
-        choice: What ran the last recorded sequence.
+        choice: What ran the last recorded sequence, or the last single step.
         single: Runs single steps.
         work: What was asked for so far, by which "auto" chooses.
     """
@@ -86,7 +86,7 @@ class Executor:
         self.stepped = False
         self.as_they_are, self.compiled = Engine(), CompiledEngine(kernels)
         self.choice: Choice | None = None
-        self.single = Single(self)
+        self.single = Single(self, kernels)
 
     def wants_window(self, prepared: Prepared) -> bool:
         """Tells whether a step will be trained by the rule, and not by autograd; for errors see ``wants_record``."""
@@ -212,11 +212,15 @@ class Executor:
 
     def open_steps(self, bins: int, prepared: Prepared) -> Window | KeptSteps:
         """Opens a window for single steps, which begins with the prepared states."""
+        self.single.begin()
         return KeptSteps(self, prepared) if self.rule.recomputes else self.open_window(StreamClock(bins), prepared)
 
     def execution(self) -> ExecutionReport | None:
-        """Says how the last recorded sequence was run, None before the first."""
-        return None if self.choice is None else self.compiled.report(self.program, self.choice)
+        """Says how the last recorded sequence was run, or the last single step; None before the first."""
+        if self.choice is None:
+            return None
+        report = self.compiled.report(self.program, self.choice)
+        return dataclasses.replace(report, obstacles=(*report.obstacles, *self.single.obstacles))
 
     @property
     def looked_at(self) -> bool:

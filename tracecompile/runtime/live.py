@@ -99,7 +99,7 @@ class LiveState:
             through_time: Whether autograd follows them from step to step.
         """
         lasting = states[: count_states(carries)]
-        self.states = [state if through_time else state.detach() for state in lasting]
+        self.states = [state.detach() if state.requires_grad and not through_time else state for state in lasting]
         self.flags, self.owed = None, None
 
     def close_window(self) -> None:

@@ -21,6 +21,7 @@ from tracecompile.rules.accumulation import accumulator_dtype
 from tracecompile.rules.measured.horizon import CELLS
 from tracecompile.rules.measured.lines import FROM
 from tracecompile.runtime.bins import StreamClock
+from tracecompile.runtime.engine.step import CompiledStep, Given
 from tracecompile.runtime.forms import CoreForm, Form
 from tracecompile.runtime.last import Last
 from tracecompile.runtime.record import Moment, Record
@@ -80,20 +81,28 @@ class Loop:
         self._run = self.twins.called(form.step)
         self._run_unseen: Callable[..., Any] | None = None
 
-    def step(self, inputs: Sequence[Tensor], *, seen: bool = True) -> Sequence[Tensor]:
+    def step(
+        self, inputs: Sequence[Tensor], *, seen: bool = True, compiled: CompiledStep | None = None
+    ) -> Sequence[Tensor]:
         """Takes one step; one that fails leaves everything as it was.
 
         Args:
             inputs: What ``with_draws`` returns.
             seen: Whether somebody may look at it as at the last step; False for one that others follow.
+            compiled: Runs it, instead of the form.
 
         Returns:
             Its outputs.
         """
-        before = self._beginnings() if self._begins() else self.accrued
-        given = (*inputs, *self.invariants, *self.states, *self.arguments)
-        run = self._run if seen or self.record is None or self.record.cells is not None else self._unseen()
-        outputs, states, accrued, read, of_layers = run(*given, *before)
+        fresh = self._begins()
+        before = self._beginnings() if fresh else self.accrued
+        if compiled is not None:
+            given = Given([*inputs, *self.invariants], self.states, self.arguments, before, fresh)
+            outputs, states, accrued, read, of_layers = compiled(given)
+        else:
+            run = self._run if seen or self.record is None or self.record.cells is not None else self._unseen()
+            found = run(*inputs, *self.invariants, *self.states, *self.arguments, *before)
+            outputs, states, accrued, read, of_layers = found
         self._count(1)
         self.states, self.accrued = states, accrued
         self.last = Last(read, of_layers)

@@ -8,20 +8,37 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tracecompile.runtime.engine.choice import choose_step
+from tracecompile.runtime.engine.kernels import Kernels
+from tracecompile.runtime.engine.step import CompiledStep, Given, StepCode
 from tracecompile.runtime.executes import Executes
+from tracecompile.runtime.forms import Form
 from tracecompile.runtime.loop import Loop
 from tracecompile.runtime.outside import unseen
 from tracecompile.runtime.recompute.steps import KeptSteps
 from tracecompile.runtime.rerun import Prepared
+from tracecompile.runtime.twins import Twins
 from tracecompile.runtime.window import Window
 
 
 class Single:
     """Runs them."""
 
-    def __init__(self, executor: Executes) -> None:
-        """Takes what runs the program."""
-        self.executor, self.program = executor, executor.program
+    def __init__(self, executor: Executes, kernels: Kernels) -> None:
+        """Takes what runs the program, and what compiles its steps."""
+        self.executor, self.program, self.kernels = executor, executor.program, kernels
+        self._compiled: dict[Form | None, CompiledStep] = {}
+
+    def begin(self) -> None:
+        """Says that a sequence of steps begins."""
+        for compiled in self._compiled.values():
+            compiled.begin()
+
+    @property
+    def obstacles(self) -> list[str]:
+        """Why steps are not compiled that were to be, one sentence an entry."""
+        found = dict.fromkeys(compiled.obstacle for compiled in self._compiled.values() if compiled.obstacle)
+        return [f"single steps: not compiled, {reason}" for reason in found]
 
     def of(self, prepared: Prepared, time: int = 0, states: Sequence[Tensor] | None = None) -> Prepared:
         """Takes one step out of sequences, from the states that they start from or others."""
@@ -31,14 +48,20 @@ class Single:
 
     def run(self, prepared: Prepared, window: Window | KeptSteps | None) -> tuple[list[Tensor], list[Tensor]]:
         """Runs one step from the prepared states, recorded in a window; returns outputs and next states, no anchors."""
-        loop = self.loop(prepared, window)
-        if window is None:
-            outputs = loop.step(loop.with_draws(prepared.inputs))
+        outputs: Sequence[Tensor]
+        states: Sequence[Tensor]
+        if window is None and not torch.is_grad_enabled() and self._compiles(prepared.inputs, trained=False):
+            outputs, states = self._untrained(prepared)
         else:
-            with torch.no_grad(), unseen():
-                outputs = self.recorded(loop, _detached(prepared.inputs))
-        self.executor.ends.move_statistics([carry.statistic for carry in self.program.carries], loop.states)
-        return list(outputs), list(loop.states)
+            loop = self.loop(prepared, window)
+            if window is None:
+                outputs = loop.step(loop.with_draws(prepared.inputs))
+            else:
+                with torch.no_grad(), unseen():
+                    outputs = self.recorded(loop, _detached(prepared.inputs))
+            states = loop.states
+        self.executor.ends.move_statistics([carry.statistic for carry in self.program.carries], states)
+        return list(outputs), list(states)
 
     def loop(self, prepared: Prepared, window: Window | KeptSteps | None) -> Loop:
         """Returns the loop of a window, or one of its own without one, before a step from the prepared states."""
@@ -55,11 +78,52 @@ class Single:
 
     def recorded(self, loop: Loop, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
         """Takes a loop over one step, and lets the observer see what it begins with; returns its outputs."""
+        compiled = self._of_form(loop.form) if self._compiles(inputs, trained=True) else None
         inputs = loop.with_draws(inputs)
         if self.executor.observer is not None and loop.record is not None:
             self.executor.observer((*inputs, *loop.invariants, *loop.states))
-        return loop.step(inputs)
+        return loop.step(inputs, compiled=compiled)
+
+    def _compiles(self, inputs: Sequence[Tensor], *, trained: bool) -> bool:
+        """Tells whether a step is to be compiled."""
+        executor = self.executor
+        if executor.looked_at:
+            return False
+        named = dict(zip((x.name for x in self.program.inputs), inputs, strict=True))
+        executor.choice = choose_step(self.program, named, executor.work if trained else None)
+        return executor.choice.backend == "inductor"
+
+    def _of_form(self, form: Form) -> CompiledStep:
+        """Returns what runs the step of a form compiled."""
+        if form not in self._compiled:
+            code = StepCode(lambda twins, *given: twins.called(form.step)(*given), (form.step,))
+            self._compiled[form] = CompiledStep(self.kernels, code)
+        return self._compiled[form]
+
+    def _untrained(self, prepared: Prepared) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """Runs the step as the model has it, and all that does not change over time with it, as one call."""
+        plain, ends = self.executor.forms.plain, self.executor.ends
+        if None not in self._compiled:
+            self._compiled[None] = CompiledStep(self.kernels, self._whole(plain))
+        inputs = [*prepared.inputs, *plain.drawer.draw((*prepared.inputs, *prepared.invariants, *prepared.initial))]
+        attributes = ends.attributes(ends.static_code.attributes, prepared.device)
+        results = self._compiled[None](Given([*inputs, *prepared.invariants], prepared.initial, attributes))
+        return results[0], results[1]
+
+    def _whole(self, plain: Form) -> StepCode:
+        program, static = self.program, self.executor.ends.static_code
+        first = len(program.inputs) + len(program.draws.names)
+        last = first + len(program.invariants)
+        count = last + len(program.carries)
+
+        def run(twins: Twins, *given: Any) -> Any:
+            values = twins.called(static.graph)(*given[count:], *given[first:last])
+            named = dict(zip(static.names, values, strict=True))
+            arguments = [named[name] for name in static.names if name not in program.invariants]
+            return twins.called(plain.step)(*given[:count], *arguments)
+
+        return StepCode(run, (static.graph, plain.step))
 
 
 def _detached(values: Iterable[Any]) -> list[Any]:
-    return [value.detach() if isinstance(value, Tensor) else value for value in values]
+    return [value.detach() if isinstance(value, Tensor) and value.requires_grad else value for value in values]

@@ -42,6 +42,8 @@ def stream(
 def _stream(
     session: Session, run: Callable[[Sequence[Step], int], list[Any]], steps: Iterable[Any], ahead: int
 ) -> Iterator[Any]:
+    if session.executor is not None:
+        session.executor.single.begin()
     for group in taken(steps, ahead):
         outputs = run(group, ahead)
         yield from outputs if ahead == 1 else _one_by_one(session, outputs)

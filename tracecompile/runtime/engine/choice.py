@@ -95,6 +95,30 @@ def choose_ahead(
     return Choice("inductor" if settings.backend == "inductor" else "eager", chunk, told)
 
 
+def choose_step(program: StepProgram, inputs: Mapping[str, Tensor], work: Work | None) -> Choice:
+    """Returns what runs a single step.
+
+    Args:
+        program: After all passes.
+        inputs: Of the step, by placeholder.
+        work: What was asked for before; it counts this step, where there is a choice. None where nothing is trained.
+    """
+    settings, alone = program.settings, "a single step"
+    if settings.backend == "eager":
+        return Choice("eager", 1, f"{alone}, as asked for")
+    if any(node.meta.get("draws") for node in program.step.graph.nodes) or rule_of(settings).through_time:
+        return Choice("eager", 1, f"{alone} that draws random numbers, or that autograd goes through")
+    if settings.backend == "inductor":
+        return Choice("inductor", 1, f"{alone}, as asked for")
+    if work is None:
+        return Choice("eager", 1, f"{alone} that is not trained")
+    if compiler := _no_compiler(inputs):
+        return Choice("eager", 1, f"{alone}; {compiler}")
+    work.begin()
+    enough = work.add(updates_of(program, round(_elements(program) * _growth(program, 1, inputs))))
+    return Choice("inductor" if enough else "eager", 1, f"{alone}; {_counted(work) if enough else _waiting(work)}")
+
+
 def _no_compiler(inputs: Mapping[str, Tensor]) -> str:
     """Says that there is nothing to compile with, if that is so."""
     cuda = any(value.is_cuda for value in inputs.values())
