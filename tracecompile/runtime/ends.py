@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,9 @@ from tracecompile.runtime.epilogue import Again
 from tracecompile.runtime.opened import Opened
 from tracecompile.runtime.packed import unpacked
 from tracecompile.runtime.rerun import Prepared, Rerun
+
+Slot = tuple[Mapping[str, Any], str]
+"""A table, and a key in it."""
 
 
 class Ends:
@@ -35,12 +38,26 @@ class Ends:
         self.opened = opened
         self.draws = any(draws_random(program, node) for node in program.prologue.graph.nodes)
         self.program, self.emitted, self.static_code = program, program.emitted, program.statics
+        self._slots: dict[str, Slot] = {}
         self.anew = made_anew(program) if program.epilogue_again else frozenset[int]()
 
     def attributes(self, paths: Sequence[str], device: torch.device | None) -> list[Any]:
         """Returns the model's parameters and buffers as they are now."""
-        found = [self.program.resolve(path) for path in paths]
-        return [_on_device(value, device) for value in found]
+        slots = [self._slots.get(path) or self._slot(path) for path in paths]
+        return [_on_device(table[key], device) for table, key in slots]
+
+    def _slot(self, path: str) -> Slot:
+        """Returns where a parameter or buffer is held, which is found once; what is none is looked up every time."""
+        owner, _, key = path.rpartition(".")
+        if path in self.program.leaves or path in self.program.constants:
+            return {key: self.program.resolve(path)}, key
+        module: Any = self.program.resolve(owner) if owner else self.program.root
+        tables: list[Mapping[str, Any]] = [module._parameters, module._buffers] if isinstance(module, nn.Module) else []
+        table = next((each for each in tables if key in each), None)
+        if table is None:
+            return {key: self.program.resolve(path)}, key
+        self._slots[path] = table, key
+        return table, key
 
     def prepare(
         self, leaves: Sequence[Any], given: Sequence[Tensor] | None = None, kept: Sequence[Any] | None = None

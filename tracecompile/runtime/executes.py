@@ -53,8 +53,8 @@ class Executes(Runs, Protocol):
     def ends(self) -> Ends:
         """What runs before the steps and after them."""
 
-    def engine(self, choice: Choice) -> Engine:
-        """Returns what runs the scans of a sequence that begins."""
+    def engine(self, choice: Choice, *, begins: bool = True) -> Engine:
+        """Returns what runs the scans of a sequence that begins, or that goes on."""
 
     def sequence(
         self,

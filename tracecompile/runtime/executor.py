@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tracecompile.analysis.differentiable import GradientFlow
-from tracecompile.analysis.linearity import refuse_active_dropout
+from tracecompile.analysis.linearity import Dropouts
 from tracecompile.errors import InvalidInput
 from tracecompile.program import StepProgram
 from tracecompile.report import ExecutionReport
@@ -80,6 +80,7 @@ class Executor:
             program = self.ahead.program
         self.program, self.turn = program, turn
         self.ends, self.flow = Ends(program, self.opened), GradientFlow(program)
+        self.dropouts = Dropouts(program)
         self.rule = rule_of(program.settings)
         self.forms = Forms(program)
         self.observer: Observer | None = None
@@ -100,7 +101,7 @@ class Executor:
         """
         if not self.rule.records or not torch.is_grad_enabled():
             return False
-        refuse_active_dropout(self.program)
+        self.dropouts.refuse_active()
         return self._trains(prepared)
 
     def _trains(self, prepared: Prepared) -> bool:
@@ -160,10 +161,11 @@ class Executor:
         own = list(states[: count_states(self.program.carries)])
         return own if self.ahead is None else [*own, *self.ahead.left]
 
-    def engine(self, choice: Choice) -> Engine:
-        """Returns what runs the scans of a sequence that begins."""
+    def engine(self, choice: Choice, *, begins: bool = True) -> Engine:
+        """Returns what runs the scans of a sequence that begins, or that goes on."""
         engine = self.compiled if choice.backend == "inductor" else self.as_they_are
-        engine.begin()
+        if begins:
+            engine.begin()
         return engine
 
     def loop(self, prepared: Prepared, statics: Mapping[str, Any], record: Record | None) -> Loop:

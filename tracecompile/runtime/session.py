@@ -29,6 +29,7 @@ from tracecompile.runtime.recompute.steps import KeptSteps
 from tracecompile.runtime.replay import random_states
 from tracecompile.runtime.rerun import Prepared
 from tracecompile.runtime.samples import Samples, check_mask
+from tracecompile.runtime.steady import Steady
 from tracecompile.runtime.window import Window
 from tracecompile.segment import lasting
 
@@ -40,6 +41,7 @@ class Session(Programs):
         live: States and the open window.
         waiting: A snapshot that was restored before the model was captured.
         basis: What backward of the live window goes by.
+        steady: What was found out of the last steps of a stream.
     """
 
     def __init__(self, model: nn.Module, settings: Settings, compiler: Compiler, watched: bool = False) -> None:
@@ -47,6 +49,7 @@ class Session(Programs):
         super().__init__(model, settings, compiler, watched)
         self.live = LiveState()
         self.waiting: Mapping[str, Tensor] | None = None
+        self.steady: Steady | None = None
         self._samples: Samples | None = None
         self.basis: Basis | None = None
 
@@ -168,7 +171,7 @@ class Session(Programs):
         if call.states is not None or program.explicit_states:
             return executor.ends.prepare(call.leaves, self._handed_in(executor, call))
         given = self._given(program)
-        refuse_change(self.changed(executor, call))
+        refuse_change(self.changed(executor, call.leaves))
         shapes = [leaf.shape for leaf in call.leaves if isinstance(leaf, Tensor)]
         if given is None or (given is live.states and shapes == live.shapes):
             found = executor.ends.prepare(call.leaves, given)
@@ -181,12 +184,12 @@ class Session(Programs):
     def _given(self, program: StepProgram) -> Sequence[Any] | None:
         return self.live.states if self.standing is None else self.standing.given(program, self.live)
 
-    def changed(self, executor: Executor, call: Call) -> str:
+    def changed(self, executor: Executor, leaves: Sequence[Any]) -> str:
         """Names what backward of the open window goes by, and has become another thing since; nothing where all is."""
         window, basis = self.live.window, self.basis
         if window is None or window.closed or basis is None or not torch.is_grad_enabled():
             return ""
-        return basis.change(self.ready, lambda: executor.ends.read_by_statics(call.leaves))
+        return basis.change(self.ready, lambda: executor.ends.read_by_statics(leaves))
 
     def _handed_in(self, executor: Executor, call: Call) -> Sequence[Tensor] | None:
         """Returns the states to go on from; a state that is not the one returned last begins another sequence."""
@@ -197,7 +200,7 @@ class Session(Programs):
         carries = self.ready.program.carries
         explicit = [i for i, carry in enumerate(carries) if carry.explicit]
         if live.is_next(call.states, explicit) and live.states is not None:
-            change = self.changed(executor, call)
+            change = self.changed(executor, call.leaves)
             if not change:
                 return live.states
             refuse_change("" if goes_through(executor.program, call.states, explicit) else change)
@@ -239,5 +242,5 @@ class Session(Programs):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Returns a copy that shares nothing and stands before the first step."""
-        memo |= {id(self.live): LiveState(), id(self._samples): None}
+        memo |= {id(self.live): LiveState(), id(self._samples): None, id(self.steady): None}
         return super().__deepcopy__(memo)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tracecompile.runtime.engine.choice import choose_step
+from tracecompile.runtime.engine.choice import Choice, choose_step
 from tracecompile.runtime.engine.kernels import Kernels
 from tracecompile.runtime.engine.step import CompiledStep, Given, StepCode
 from tracecompile.runtime.executes import Executes
@@ -22,15 +22,23 @@ from tracecompile.runtime.window import Window
 
 
 class Single:
-    """Runs them."""
+    """Runs them.
+
+    Attributes:
+        pieces_begun: Whether several steps of this sequence were run as one piece.
+    """
 
     def __init__(self, executor: Executes, kernels: Kernels) -> None:
         """Takes what runs the program, and what compiles its steps."""
         self.executor, self.program, self.kernels = executor, executor.program, kernels
         self._compiled: dict[Form | None, CompiledStep] = {}
+        self.pieces_begun = False
+        self._settled: dict[bool, Choice] = {}
+        """What runs steps that are trained, and others, where that is the same for all of them."""
 
     def begin(self) -> None:
-        """Says that a sequence of steps begins."""
+        """Says that a sequence of steps begins: what is compiled or written down is compared with what it is of."""
+        self.pieces_begun = False
         for compiled in self._compiled.values():
             compiled.begin()
 
@@ -89,8 +97,13 @@ class Single:
         executor = self.executor
         if executor.looked_at:
             return False
-        named = dict(zip((x.name for x in self.program.inputs), inputs, strict=True))
-        executor.choice = choose_step(self.program, named, executor.work if trained else None)
+        if trained not in self._settled:
+            choice = choose_step(self.program, inputs, executor.work if trained else None)
+            if trained and self.program.settings.backend == "auto":
+                executor.choice = choice
+                return choice.backend == "inductor"
+            self._settled[trained] = choice
+        executor.choice = self._settled[trained]
         return executor.choice.backend == "inductor"
 
     def _of_form(self, form: Form) -> CompiledStep:

@@ -8,18 +8,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tracecompile.arguments import Call
 from tracecompile.compiled import training_flags
 from tracecompile.errors import InvalidInput
 from tracecompile.runtime.backward.anchors import with_anchors
 from tracecompile.runtime.basis import refuse_change
 from tracecompile.runtime.executor import Executor
 from tracecompile.runtime.live import count_states
+from tracecompile.runtime.outside import refuse_transforms
 from tracecompile.runtime.owed import Owed, refuse_owed
 from tracecompile.runtime.rerun import Prepared
 from tracecompile.runtime.session import Session
+from tracecompile.runtime.steady import Steady
 from tracecompile.runtime.streams import Step, as_sequences, checked_lookahead, taken
 from tracecompile.runtime.together import Together, refuse_ahead
+
+Begun = tuple[Executor, Prepared, Sequence[Any]]
+"""What runs steps, what they start from (sequences, where they may be several), and the leaves of their call."""
 
 
 def stream(
@@ -66,16 +70,37 @@ def advance(session: Session, steps: Sequence[Step], ahead: int) -> list[Any]:
     if session.executor is None:
         raise InvalidInput("The model is not captured yet.", "Pass example_inputs to convert before streaming.")
     with session.turn:
-        executor, call = session.prepared_for(as_sequences(session.executor.program, steps), {})
-        if ahead > 1:
-            refuse_ahead(executor.program)
-        refuse_change(session.changed(executor, call))
-        prepared = executor.ends.prepare(call.leaves, session.live.states)
+        executor, prepared, leaves = _steady(session, steps, ahead) or _bound(session, steps, ahead)
+        refuse_change(session.changed(executor, leaves))
         if ahead == 1:
-            rows = [session.advance(executor, executor.single.of(prepared), call.leaves)[0]]
+            rows = [session.advance(executor, prepared, leaves)[0]]
         else:
-            rows = _together(session, executor, call, prepared, len(steps), ahead)
+            refuse_ahead(executor.program)
+            rows = _together(session, executor, leaves, prepared, len(steps), ahead)
     return [row[0] if len(row) == 1 else tuple(row) for row in rows]
+
+
+def _bound(session: Session, steps: Sequence[Step], ahead: int) -> Begun:
+    """Binds steps to what runs them."""
+    assert session.executor is not None
+    sequences = as_sequences(session.executor.program, steps)
+    executor, call = session.prepared_for(sequences, {})
+    session.steady = Steady.after(session.ready, steps, sequences, call.leaves)
+    prepared = executor.ends.prepare(call.leaves, session.live.states)
+    return executor, executor.single.of(prepared) if ahead == 1 else prepared, call.leaves
+
+
+def _steady(session: Session, steps: Sequence[Step], ahead: int) -> Begun | None:
+    """Does the same for steps like the last ones; None for others."""
+    steady, executor, states = session.steady, session.executor, session.live.states
+    if steady is None or executor is None or states is None:
+        return None
+    if not steady.serves(executor.program, session.standing, steps):
+        return None
+    refuse_transforms(session.model, steps[0], {})
+    inputs, doubts = steady.laid_out(steps[0] if ahead == 1 else as_sequences(executor.program, steps))
+    session.doubts.settle(doubts)
+    return executor, Prepared(inputs, (), executor.ends.with_statistics(states), inputs[0].device), inputs
 
 
 def _one_by_one(session: Session, outputs: list[Any]) -> Iterator[Any]:
@@ -118,12 +143,12 @@ def _circumstances(session: Session) -> tuple[Any, ...]:
 
 
 def _together(
-    session: Session, executor: Executor, call: Call, prepared: Prepared, steps: int, ahead: int
+    session: Session, executor: Executor, leaves: Sequence[Any], prepared: Prepared, steps: int, ahead: int
 ) -> list[list[Tensor]]:
     """Runs several steps from the prepared states; returns the outputs of each with their anchors."""
     live, program = session.live, executor.program
     count = count_states(program.carries)
-    window = session.window_for(executor, executor.single.of(prepared), call.leaves)
+    window = session.window_for(executor, executor.single.of(prepared), leaves)
     flags = live.flags_of(prepared.initial)
     run = Together(executor, prepared, window, steps, ahead)
     found = []

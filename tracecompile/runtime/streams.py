@@ -38,14 +38,16 @@ def taken(steps: Iterable[Any], count: int) -> Iterator[list[Step]]:
     before it is yielded first. Of several steps copies are taken: the caller may fill one tensor again and again.
     """
     held: list[Step] = []
+    alike: list[Any] = []
     try:
         for step in steps:
             given = step if isinstance(step, tuple) else (step,)
             if count > 1:
-                given = tuple(map(_own, given))
-            if held and _kinds(given) != _kinds(held[0]):
-                yield held
-                held = []
+                given, kind = tuple(map(_own, given)), kinds(given)
+                if held and kind != alike:
+                    yield held
+                    held = []
+                alike = kind
             held.append(given)
             if len(held) == count:
                 yield held
@@ -104,10 +106,10 @@ def _own(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) and not value.requires_grad else value
 
 
-def _kinds(step: Step) -> list[Any]:
+def kinds(step: Step) -> list[Any]:
     """Returns everything in which steps that run together are alike."""
     return [
-        (value.shape, value.dtype, value.device, value.layout, value.requires_grad)
+        (type(value), value.is_nested or value.shape, value.dtype, value.device, value.layout, value.requires_grad)
         if isinstance(value, Tensor)
         else type(value)
         for value in step

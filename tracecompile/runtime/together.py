@@ -65,7 +65,9 @@ class Together:
         self.inputs = {x.name: value.detach().movedim(x.dim, 0) for x, value in named}
         self.choice = choose_ahead(program, size, steps, self.inputs, executor.work if window is not None else None)
         executor.choice = self.choice
-        self.loop, self.engine = executor.single.loop(prepared, window), executor.engine(self.choice)
+        self.loop, single = executor.single.loop(prepared, window), executor.single
+        self._begins, single.pieces_begun = not single.pieces_begun, True
+        self.engine = executor.engine(self.choice, begins=self._begins)
         self._written = [unit.step for unit in program.units if unit.step is not None]
 
     def piece(self) -> list[list[Tensor]]:
@@ -81,7 +83,7 @@ class Together:
             if size < fewest or self.executor.looked_at:
                 given = [[value[time] for value in inputs.values()] for time in range(size)]
                 return [list(self.executor.single.recorded(loop, each)) for each in given]
-            with in_sequence(self._written):
+            with in_sequence(self._written, begins=self._begins):
                 loop.enter(size)
                 made = run_piece(loop, self.engine, inputs, size)
             # Copies: an output that somebody keeps would keep those of the whole piece.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -95,12 +95,12 @@ def choose_ahead(
     return Choice("inductor" if settings.backend == "inductor" else "eager", chunk, told)
 
 
-def choose_step(program: StepProgram, inputs: Mapping[str, Tensor], work: Work | None) -> Choice:
+def choose_step(program: StepProgram, inputs: Sequence[Tensor], work: Work | None) -> Choice:
     """Returns what runs a single step.
 
     Args:
         program: After all passes.
-        inputs: Of the step, by placeholder.
+        inputs: Of the step.
         work: What was asked for before; it counts this step, where there is a choice. None where nothing is trained.
     """
     settings, alone = program.settings, "a single step"
@@ -112,10 +112,11 @@ def choose_step(program: StepProgram, inputs: Mapping[str, Tensor], work: Work |
         return Choice("inductor", 1, f"{alone}, as asked for")
     if work is None:
         return Choice("eager", 1, f"{alone} that is not trained")
-    if compiler := _no_compiler(inputs):
+    named = dict(zip((x.name for x in program.inputs), inputs, strict=True))
+    if compiler := _no_compiler(named):
         return Choice("eager", 1, f"{alone}; {compiler}")
     work.begin()
-    enough = work.add(updates_of(program, round(_elements(program) * _growth(program, 1, inputs))))
+    enough = work.add(updates_of(program, round(_elements(program) * _growth(program, 1, named))))
     return Choice("inductor" if enough else "eager", 1, f"{alone}; {_counted(work) if enough else _waiting(work)}")
 
 

@@ -152,20 +152,21 @@ class CompiledStep:
 
     def _made(self, given: Given, held: Sequence[Any]) -> _Ready | None:
         """Compiles the step for calls like one; None, with a warning, where that cannot be."""
-        if len(self._ready) == MOST_KINDS:
-            return self._refuse(f"it was called with tensors of more than {MOST_KINDS} kinds")
-        flat = [*given.inputs, *given.states, *given.arguments, *given.sums]
-        if not all(isinstance(value, (Tensor, *PLAIN)) for value in flat):
-            return self._refuse("it takes a value that is neither a tensor nor a number")
         try:
             return self._compiled(given, held)
         except Untraceable as reason:
-            return self._refuse(str(reason))
+            self._refuse(str(reason))
         except Exception as fault:  # the user's own surrogate is run by tracers here: anything may come out of it
             lines = [line.strip() for line in str(fault).splitlines() if line.strip()]
-            return self._refuse(" ".join([f"{type(fault).__name__}:", *lines[:2]]))
+            self._refuse(" ".join([f"{type(fault).__name__}:", *lines[:2]]))
+        return None
 
     def _compiled(self, given: Given, held: Sequence[Any]) -> _Ready:
+        if len(self._ready) == MOST_KINDS:
+            raise Untraceable(f"they are called with tensors of more than {MOST_KINDS} kinds")
+        flat = [*given.inputs, *given.states, *given.arguments, *given.sums]
+        if not all(isinstance(value, (Tensor, *PLAIN)) for value in flat):
+            raise Untraceable("they take a value that is neither a tensor nor a number")
         expected = self._as_it_is(given)
         sums = [_like(start, after) for start, after in zip(given.sums, expected[2], strict=True)]
         before, count = [*given.inputs, *given.states, *given.arguments], len(given.sums)
