@@ -14,6 +14,9 @@ from torch import Tensor, nn
 import tracecompile
 from tracecompile import nn as snn
 from tracecompile.errors import InvalidInput
+from tracecompile.runtime import together
+from tracecompile.runtime.engine import compiled, work
+from tracecompile.runtime.module import session_of
 
 STEPS = 37
 SIZES = [1, 2, 7, 16, 100]
@@ -130,6 +133,45 @@ def test_several_windows_states_are_carried_over_and_detach_ends_one(settings: d
     (seen, gradients), (found, ours) = trained(1), trained(6)
     torch.testing.assert_close(torch.stack(found), torch.stack(seen), rtol=1e-8, atol=1e-8)
     assert_same(ours, gradients)
+
+
+@pytest.mark.parametrize("settings", [{"bins": 2}, {"bins": 1}, {"rule": "exact"}], ids=str)
+def test_compiled_scans_and_steps_take_turns(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "PIECE", 3)
+    monkeypatch.setattr(compiled, "RECURRENT_PIECE", 2)
+    monkeypatch.setattr(together, "RECURRENT_PIECE", 2)
+    _, convert, x = made(**settings)
+    reference = convert()
+    expected = list(reference.stream(x[:23]))
+    _, convert, x = made(**settings, backend="inductor")
+    net = convert()
+    found = list(net.stream(x[:23], lookahead=6))
+    torch.testing.assert_close(torch.stack(found), torch.stack(expected), rtol=1e-9, atol=1e-9)
+    assert_same(taught(net, found), taught(reference, expected))
+    with torch.no_grad():
+        rest = [torch.stack(list(each.stream(x[23:], lookahead=5))) for each in (net, reference)]
+    torch.testing.assert_close(*rest, rtol=1e-9, atol=1e-9)
+    execution = net.report.execution
+    assert execution is not None
+    assert (execution.backend, execution.chunk, execution.obstacles) == ("inductor", 5, ())
+    assert execution.compiled > 0
+
+
+def test_auto_counts_what_is_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(work, "A_STEP", 0)
+    monkeypatch.setattr(work, "PAID_BACK", 1 << 40)
+    _, convert, x = made(backend="auto")
+    net = convert()
+    list(net.stream(x[:36], lookahead=18))
+    states = sum(state.numel() for state in session_of(net).live.states or ())
+    executor = session_of(net).executor
+    assert executor is not None
+    assert executor.work.updates == 36 * states
+    assert executor.work.calls == 2
+    list(net.stream(x[:30], lookahead=15))
+    with torch.no_grad():
+        list(net.stream(x[:36], lookahead=18))
+    assert executor.work.updates == 36 * states, "too few steps to compile, and what is not trained"
 
 
 def test_without_gradients_the_states_go_on() -> None:

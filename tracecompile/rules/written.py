@@ -129,7 +129,7 @@ class Slopes(nn.Module):
         self._in_sequence = False
 
     def begin(self, *, again: bool = True) -> None:
-        """Says that a sequence begins, in which only the values of the arguments change; or goes on, ``again`` or not."""
+        """Says that a sequence begins, in which only the values of the arguments change; or that it goes on."""
         self._in_sequence = True
         if again:
             self._written.look_again()

@@ -26,7 +26,7 @@ from tracecompile.runtime.engine.choice import Choice
 from tracecompile.runtime.engine.compiled import CompiledEngine
 from tracecompile.runtime.engine.kernels import Kernels
 from tracecompile.runtime.engine.scan import Engine
-from tracecompile.runtime.engine.work import Work
+from tracecompile.runtime.engine.work import Work, worth_compiling
 from tracecompile.runtime.executes import Observer
 from tracecompile.runtime.forms import Forms
 from tracecompile.runtime.live import count_states
@@ -72,7 +72,7 @@ class Executor:
             opened: Returns the model as it is at this call; None for one that nobody changes.
             work: That of the program whose segment this one is; None for one of its own.
         """
-        self._is_segment, self.work = work is not None, work or Work(program)
+        self._is_segment, self.work = work is not None, work or Work(worth_compiling(program))
         self.opened = opened or functools.partial(Opened, program.root, None)
         self.ahead = None
         if any(segments_of(program.leaves)):

@@ -11,6 +11,7 @@ from torch import Tensor
 from tracecompile.runtime.engine.choice import Choice, choose_step
 from tracecompile.runtime.engine.kernels import Kernels
 from tracecompile.runtime.engine.step import CompiledStep, Given, StepCode
+from tracecompile.runtime.engine.work import Work, step_worth_compiling
 from tracecompile.runtime.executes import Executes
 from tracecompile.runtime.forms import Form
 from tracecompile.runtime.loop import Loop
@@ -25,6 +26,7 @@ class Single:
     """Runs them.
 
     Attributes:
+        work: What was asked for so far, by which "auto" chooses.
         pieces_begun: Whether several steps of this sequence were run as one piece.
     """
 
@@ -33,6 +35,7 @@ class Single:
         self.executor, self.program, self.kernels = executor, executor.program, kernels
         self._compiled: dict[Form | None, CompiledStep] = {}
         self.pieces_begun = False
+        self.work = Work(step_worth_compiling(self.program))
         self._settled: dict[bool, Choice] = {}
         """What runs steps that are trained, and others, where that is the same for all of them."""
 
@@ -56,17 +59,15 @@ class Single:
 
     def run(self, prepared: Prepared, window: Window | KeptSteps | None) -> tuple[list[Tensor], list[Tensor]]:
         """Runs one step from the prepared states, recorded in a window; returns outputs and next states, no anchors."""
-        outputs: Sequence[Tensor]
-        states: Sequence[Tensor]
-        if window is None and not torch.is_grad_enabled() and self._compiles(prepared.inputs, trained=False):
+        if window is not None:
+            loop = self.loop(prepared, window)
+            with torch.no_grad(), unseen():
+                outputs, states = self.recorded(loop, _detached(prepared.inputs)), loop.states
+        elif self._compiles(prepared.inputs, trained=False):
             outputs, states = self._untrained(prepared)
         else:
-            loop = self.loop(prepared, window)
-            if window is None:
-                outputs = loop.step(loop.with_draws(prepared.inputs))
-            else:
-                with torch.no_grad(), unseen():
-                    outputs = self.recorded(loop, _detached(prepared.inputs))
+            loop = self.executor.plain_loop(prepared)
+            outputs = loop.step(loop.with_draws(prepared.inputs))
             states = loop.states
         self.executor.ends.move_statistics([carry.statistic for carry in self.program.carries], states)
         return list(outputs), list(states)
@@ -97,8 +98,11 @@ class Single:
         executor = self.executor
         if executor.looked_at:
             return False
+        if not trained and torch.is_grad_enabled():
+            executor.choice = Choice("eager", 1, "a single step, which autograd may go through")
+            return False
         if trained not in self._settled:
-            choice = choose_step(self.program, inputs, executor.work if trained else None)
+            choice = choose_step(self.program, inputs, self.work if trained else None)
             if trained and self.program.settings.backend == "auto":
                 executor.choice = choice
                 return choice.backend == "inductor"

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from tracecompile.arguments import Doubt, checked
 from tracecompile.capture.tracing.step_mode import follow_modes
-from tracecompile.compiled import Compiled, training_flags
+from tracecompile.compiled import Compiled
 from tracecompile.program import StepProgram
 from tracecompile.runtime.standing import Standing
 from tracecompile.runtime.streams import Step, kinds
@@ -26,7 +26,7 @@ class Steady:
 
     Attributes:
         compiled: What ran them.
-        modes: Training flag of every module.
+        modes: Every module with its training flag.
         steps: How many they were.
         kinds: What each of them took was like.
         order: For every input of the program its place among what a step takes.
@@ -34,7 +34,7 @@ class Steady:
     """
 
     compiled: Compiled
-    modes: tuple[bool, ...]
+    modes: list[tuple[nn.Module, bool]]
     steps: int
     kinds: list[Any]
     order: tuple[int, ...]
@@ -57,7 +57,8 @@ class Steady:
         if program.invariants or program.prologue_again or not len(places) == len(leaves) == len(program.inputs):
             return None
         names = tuple(f"The input {name}" for name in compiled.arguments.names)
-        return cls(compiled, training_flags(program.root), len(steps), kinds(steps[0]), tuple(places), names)
+        modes = [(module, module.training) for module in program.root.modules()]
+        return cls(compiled, modes, len(steps), kinds(steps[0]), tuple(places), names)
 
     def serves(self, program: StepProgram, standing: Standing | None, steps: Sequence[Step]) -> bool:
         """Tells whether some steps, and the model, are like those."""
@@ -66,7 +67,7 @@ class Steady:
             and kinds(steps[0]) == self.kinds
             and program is self.compiled.program
             and (standing is None or standing.holds())
-            and training_flags(program.root) == self.modes
+            and all(module.training is mode for module, mode in self.modes)
         )
 
     def laid_out(self, values: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], list[Doubt]]:

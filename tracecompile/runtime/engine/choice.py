@@ -13,7 +13,13 @@ from torch import Tensor
 from tracecompile import units
 from tracecompile.program import StepProgram, example_value, step_results
 from tracecompile.rules import rule_of
-from tracecompile.runtime.engine.work import A_STEP, Work, updates_of, worth_compiling
+from tracecompile.runtime.engine.work import (
+    A_STEP,
+    Work,
+    step_worth_compiling,
+    updates_of,
+    worth_compiling,
+)
 from tracecompile.segment import with_segments
 
 LOG = logging.getLogger("tracecompile")
@@ -88,6 +94,7 @@ def choose_ahead(
     if settings.backend == "auto" and work is not None and chunk >= LONG_ENOUGH:
         if compiler := _no_compiler(inputs):
             return Choice("eager", chunk, f"{told}; {compiler}")
+        work.begin()
         enough = work.add(steps * updates_of(program, round(_elements(program) * _growth(program, steps, inputs))))
         return Choice(
             "inductor" if enough else "eager", chunk, f"{told}; {_counted(work) if enough else _waiting(work)}"
@@ -106,18 +113,25 @@ def choose_step(program: StepProgram, inputs: Sequence[Tensor], work: Work | Non
     settings, alone = program.settings, "a single step"
     if settings.backend == "eager":
         return Choice("eager", 1, f"{alone}, as asked for")
-    if any(node.meta.get("draws") for node in program.step.graph.nodes) or rule_of(settings).through_time:
-        return Choice("eager", 1, f"{alone} that draws random numbers, or that autograd goes through")
+    if not _compiles_steps(program):
+        return Choice("eager", 1, f"{alone}, which draws random numbers, or which autograd goes through")
     if settings.backend == "inductor":
         return Choice("inductor", 1, f"{alone}, as asked for")
-    if work is None:
-        return Choice("eager", 1, f"{alone} that is not trained")
+    if work is None or settings.chunk == 1:
+        return Choice("eager", 1, f"{alone}, {'which is not trained' if work is None else 'with a chunk of 1'}")
     named = dict(zip((x.name for x in program.inputs), inputs, strict=True))
     if compiler := _no_compiler(named):
         return Choice("eager", 1, f"{alone}; {compiler}")
     work.begin()
-    enough = work.add(updates_of(program, round(_elements(program) * _growth(program, 1, named))))
-    return Choice("inductor" if enough else "eager", 1, f"{alone}; {_counted(work) if enough else _waiting(work)}")
+    if not work.add(updates_of(program, round(_elements(program) * _growth(program, 1, named)))):
+        return Choice("eager", 1, f"{alone}; {_waiting(work)}{_rounded(None, 'will be')}")
+    return Choice("inductor", 1, f"{alone}; {_counted(work)}{_rounded(None, 'are')}")
+
+
+def _compiles_steps(program: StepProgram) -> bool:
+    """Tells whether a step may be compiled as one call: compiled code draws random numbers of its own."""
+    draws = any(node.meta.get("draws") for node in program.step.graph.nodes)
+    return not draws and not rule_of(program.settings).through_time
 
 
 def _no_compiler(inputs: Mapping[str, Tensor]) -> str:
@@ -149,8 +163,11 @@ def foretell(program: StepProgram) -> list[str]:
     """Returns sentences for the report: how the backend of a sequence will be chosen, and what that means."""
     settings = program.settings
     wanted = settings.backend == "inductor" or (settings.chunk or 1) > 1
+    if program.kind == "step":
+        return _foretell_steps(program)
     if one_by_one(program):
-        return ["Nothing is compiled or computed in chunks: the steps are taken one by one."] if wanted else []
+        nothing = "Sequences are neither compiled nor computed in chunks: their steps are taken one by one."
+        return [nothing] if wanted else []
     notes, counts = [], settings.backend == "auto" and (settings.chunk or COMPILED_CHUNK) >= LONG_ENOUGH
     if counts:
         a_step = sum(updates_of(each, _elements(each)) for each in with_segments(program))
@@ -167,6 +184,22 @@ def foretell(program: StepProgram) -> list[str]:
             "rounding of the threshold."
         )
     return notes
+
+
+def _foretell_steps(program: StepProgram) -> list[str]:
+    """Returns a sentence for the report of a model of one step that will be compiled."""
+    backend, rounded = program.settings.backend, "values are then the model's up to rounding"
+    if backend == "eager" or (backend == "auto" and program.settings.chunk == 1):
+        return []
+    if not _compiles_steps(program):
+        return ["Nothing is compiled: the steps draw random numbers, or autograd goes through them."]
+    if backend == "inductor":
+        return [f"The step is compiled as one call: {rounded}."]
+    return [
+        f"Steps are run eagerly until training has come to {step_worth_compiling(program):,} updates of states, and "
+        f"compiled from there on: {rounded}. A step of a batch like the example's counts for "
+        f"{updates_of(program, _elements(program)):,}: elements of its states, and {A_STEP:,} for each layer."
+    ]
 
 
 def one_by_one(program: StepProgram) -> bool:

@@ -117,11 +117,10 @@ class CompiledStep:
             ready = self._find(given, held)
             if ready is None:
                 return self._as_it_is(given)
-        results = self._run(ready, given, held)
         if not self._checked:
-            results = self._compared(results, given, held)
-        self._last = ready
-        ready.last = [*results[1], *given.arguments, *held, *results[2]]
+            return self._compared(ready, given, held)
+        results = self._run(ready, given, held)
+        ready.last, self._last = [*results[1], *given.arguments, *held, *results[2]], ready
         return results
 
     def _run(self, ready: _Ready, given: Given, held: Sequence[Any]) -> Any:
@@ -152,8 +151,9 @@ class CompiledStep:
 
     def _made(self, given: Given, held: Sequence[Any]) -> _Ready | None:
         """Compiles the step for calls like one; None, with a warning, where that cannot be."""
+        expected = self._as_it_is(given)  # what does not fit fails here, in the code that is printed
         try:
-            return self._compiled(given, held)
+            return self._compiled(given, held, expected)
         except Untraceable as reason:
             self._refuse(str(reason))
         except Exception as fault:  # the user's own surrogate is run by tracers here: anything may come out of it
@@ -161,13 +161,12 @@ class CompiledStep:
             self._refuse(" ".join([f"{type(fault).__name__}:", *lines[:2]]))
         return None
 
-    def _compiled(self, given: Given, held: Sequence[Any]) -> _Ready:
+    def _compiled(self, given: Given, held: Sequence[Any], expected: Any) -> _Ready:
         if len(self._ready) == MOST_KINDS:
             raise Untraceable(f"they are called with tensors of more than {MOST_KINDS} kinds")
         flat = [*given.inputs, *given.states, *given.arguments, *given.sums]
         if not all(isinstance(value, (Tensor, *PLAIN)) for value in flat):
             raise Untraceable("they take a value that is neither a tensor nor a number")
-        expected = self._as_it_is(given)
         sums = [_like(start, after) for start, after in zip(given.sums, expected[2], strict=True)]
         before, count = [*given.inputs, *given.states, *given.arguments], len(given.sums)
         own = [value for value in held if isinstance(value, Tensor)]
@@ -191,21 +190,25 @@ class CompiledStep:
             ready.starts = [_like(start, after) for start, after in zip(given.sums, shapes, strict=True)]
         return ready.starts
 
-    def _compared(self, results: Any, given: Given, held: Sequence[Any], anew: bool = False) -> Any:
-        """Compares results with those of the step as it is now, which are returned; compiles it anew if they differ.
+    def _compared(self, ready: _Ready, given: Given, held: Sequence[Any], *, anew: bool = False) -> Any:
+        """Compares what is compiled with the step as it is now, and compiles it anew if they differ.
 
         A surrogate may have been given another slope since, which is a number in what is compiled.
+
+        Returns:
+            The results of the step as it is.
         """
         self._checked = True
         expected = self._as_it_is(given)
-        if agree(results, expected):
+        if agree(self._run(ready, given, held), expected):
             return expected
         self._ready.clear()
-        ready = None if anew else self._find(given, held)
-        if ready is not None:
-            return self._compared(self._run(ready, given, held), given, held, anew=True)
+        self._last = None
+        again = None if anew else self._find(given, held)
+        if again is not None:
+            return self._compared(again, given, held, anew=True)
         if not self.obstacle:
-            self._refuse("its compiled code does not compute the same")
+            self._refuse("compiled, they do not compute the same")
         return expected
 
     def _refuse(self, reason: str) -> None:
