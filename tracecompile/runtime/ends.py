@@ -166,9 +166,9 @@ def _is_buffer(value: Any) -> bool:
 
 def _on_device(value: Any, device: torch.device | None) -> Any:
     """Moves a constant of the capture to where the input is; parameters and buffers are where the user put them."""
-    if device is None or not isinstance(value, Tensor) or isinstance(value, nn.Parameter):
+    if device is None or not isinstance(value, Tensor) or value.device == device or isinstance(value, nn.Parameter):
         return value
-    return value if value.device == device or value.ndim == 0 else value.to(device)
+    return value if value.ndim == 0 else value.to(device)
 
 
 def apart(value: Any) -> Any:

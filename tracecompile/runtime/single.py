@@ -59,6 +59,8 @@ class Single:
 
     def run(self, prepared: Prepared, window: Window | KeptSteps | None) -> tuple[list[Tensor], list[Tensor]]:
         """Runs one step from the prepared states, recorded in a window; returns outputs and next states, no anchors."""
+        outputs: Sequence[Tensor]
+        states: Sequence[Tensor]
         if window is not None:
             loop = self.loop(prepared, window)
             with torch.no_grad(), unseen():

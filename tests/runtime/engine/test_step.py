@@ -91,7 +91,7 @@ def test_a_bin_for_every_step_is_backpropagation_through_time() -> None:
     both, x = nets(bins=STEPS), events(STEPS, BATCH)
     net = both["inductor"]
     model = both["eager"].source
-    parameters = [p for p in model.parameters()]
+    parameters = list(model.parameters())
     weights = torch.randn(STEPS, BATCH, 2, generator=torch.Generator().manual_seed(1)).double()
     expected = torch.autograd.grad((model(x) * weights).sum(), parameters)
     assert_same(taught(net, list(net.stream(x))), list(expected))

@@ -76,7 +76,7 @@ class Kernels:
                 from torch._inductor.compile_fx import compile_fx  # as above
 
                 # Not by torch.compile: what that looks at before every call takes half as long as a small step.
-                run: Any = compile_fx(module, list(arguments), config_patches=dict(OPTIONS))
+                run: Any = compile_fx(module, list(arguments), config_patches=OPTIONS | APART)
             self._compiled[key] = run
         return self._compiled[key]
 

@@ -125,10 +125,7 @@ class CompiledStep:
 
     def _run(self, ready: _Ready, given: Given, held: Sequence[Any]) -> Any:
         sums = self._starts(ready, given) if given.fresh else given.sums
-        flat = (*given.inputs, *given.states, *given.arguments, *held, *sums)
-        tensors = [
-            value if value.is_contiguous() else value.contiguous() for value in flat if isinstance(value, Tensor)
-        ]
+        tensors = _dense([*given.inputs, *given.states, *given.arguments, *held, *sums])
         return ready.results([*tensors, *ready.run(*tensors)])
 
     def _as_it_is(self, given: Given) -> Any:
@@ -177,7 +174,7 @@ class CompiledStep:
             twins = Twins(dict(zip(own, left, strict=False)))
             return tensors_of(self.code.run(twins, *values, *tensors[len(tensors) - count :]))
 
-        flat = [value.detach().contiguous() for value in (*before, *held, *sums) if isinstance(value, Tensor)]
+        flat = [value.detach() for value in _dense([*before, *held, *sums])]
         written = write_step(code, flat)
         kinds = tuple(_kind(value) for value in flat)
         run = self.kernels.get_step((written.text, kinds, _precision(given)), written.module, flat)
@@ -229,6 +226,11 @@ def _goes_on(ready: _Ready, given: Given, held: Sequence[Any]) -> bool:
 def _kind(value: Any) -> Any:
     """Returns all that compiled code depends on of a value; a tensor is made dense before it is handed over."""
     return (value.shape, value.dtype, value.device) if isinstance(value, Tensor) else (type(value), value)
+
+
+def _dense(values: Sequence[Any]) -> list[Tensor]:
+    """Returns the tensors among some values, each as its shape alone says where its elements lie."""
+    return [value if value.is_contiguous() else value.contiguous() for value in values if isinstance(value, Tensor)]
 
 
 def _precision(given: Given) -> Any:
