@@ -99,6 +99,8 @@ class Ends:
 
     def move_statistics(self, names: Sequence[str], values: Sequence[Tensor]) -> None:
         """Leaves in the model what statistics have come to; in place, since others hold these tensors."""
+        if not any(names):
+            return
         with torch.no_grad():
             for name, value in zip(names, values, strict=True):
                 if name:

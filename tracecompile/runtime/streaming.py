@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tracecompile.compiled import training_flags
 from tracecompile.errors import InvalidInput
 from tracecompile.runtime.backward.anchors import with_anchors
 from tracecompile.runtime.basis import refuse_change
@@ -114,14 +113,14 @@ def _one_by_one(session: Session, outputs: list[Any]) -> Iterator[Any]:
         InvalidInput: They would not be any more.
     """
     live = session.live
-    owed, before = Owed(len(outputs), len(outputs)), _circumstances(session)
+    owed, same = Owed(len(outputs), len(outputs)), _same_circumstances(session)
     window = live.window
     live.owed = owed
     if window is not None:
         window.owed = owed
     try:
         for output in _emptied(outputs):
-            if live.owed is not owed or (window is not None and window.closed) or _circumstances(session) != before:
+            if live.owed is not owed or (window is not None and window.closed) or not same():
                 refuse_owed(owed, "The net was changed, called, reset, detached or switched")
             owed.left -= 1
             yield output
@@ -136,10 +135,17 @@ def _emptied(values: list[Any]) -> Iterator[Any]:
         yield values.pop()
 
 
-def _circumstances(session: Session) -> tuple[Any, ...]:
-    """Returns what may not change between steps that were run together."""
-    versions = [p._version for p in session.model.parameters() if not p.is_inference()]
-    return torch.is_grad_enabled(), training_flags(session.model), versions
+def _same_circumstances(session: Session) -> Callable[[], bool]:
+    """Returns what tells whether all is as it is now that may not change between steps that were run together."""
+    grad, modules = torch.is_grad_enabled(), list(session.model.modules())
+    modes = [module.training for module in modules]
+    parameters = [parameter for parameter in session.model.parameters() if not parameter.is_inference()]
+    versions = [parameter._version for parameter in parameters]
+    return lambda: (
+        torch.is_grad_enabled() is grad
+        and [module.training for module in modules] == modes
+        and [parameter._version for parameter in parameters] == versions
+    )
 
 
 def _together(
