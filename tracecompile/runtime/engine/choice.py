@@ -164,7 +164,8 @@ def foretell(program: StepProgram) -> list[str]:
     settings = program.settings
     wanted = settings.backend == "inductor" or (settings.chunk or 1) > 1
     if program.kind == "step":
-        return _foretell_steps(program)
+        chunks = ["Nothing is computed in chunks: a call is one step."] if (settings.chunk or 1) > 1 else []
+        return [*chunks, *_foretell_steps(program)]
     if one_by_one(program):
         nothing = "Sequences are neither compiled nor computed in chunks: their steps are taken one by one."
         return [nothing] if wanted else []
