@@ -155,6 +155,20 @@ def test_peak_memory_of_a_stream_does_not_depend_on_its_length() -> None:
     assert long < 1.03 * short
 
 
+def test_the_time_of_a_streamed_step_is_put_side_by_side() -> None:
+    options = ["--hidden", "8", "--steps", "12", "--samples", "2", "--lookahead", "4", "--repeats", "1"]
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "streamed_time.py"), *options, "--backends", "eager"],
+        env={"PYTHONPATH": str(BENCHMARKS.parent.parent), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert [row[0] for row in rows] == ["8", "eager", "eager,", "8", "eager", "eager,"]
+    assert [row[-1] for row in rows if row[0] == "eager"] == ["1.00", "1.00"]
+
+
 @pytest.fixture
 def jelly() -> ModuleType:
     return library("spikingjelly")

@@ -255,4 +255,4 @@ def test_the_report_foretells_what_will_be_compiled() -> None:
     step_model = MODELS["tuple_state"]
     with models.seeded(0):
         net = tracecompile.convert(step_model.factory(), step_model.example_inputs(1, 2), backend="inductor")
-    assert "one by one" in told(net.report)
+    assert "compiled as one call" in told(net.report)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 from collections import namedtuple
 from dataclasses import dataclass, replace
 from typing import Any
@@ -213,7 +214,7 @@ def checked(name: str, value: Tensor) -> list[Doubt]:
     if not value.is_floating_point():
         return []
     # A sum is not finite if an element is not, and takes no memory; of finite elements it may overflow.
-    if not value.is_cuda and value.sum().isfinite():
+    if not value.is_cuda and math.isfinite(value.sum().item()):
         return []
     least, largest = torch.aminmax(value)
     doubt = Doubt(name, Later(least.isfinite() & largest.isfinite()))

@@ -114,13 +114,13 @@ class ParameterReport:
 
 @dataclass(frozen=True)
 class ExecutionReport:
-    """How the last sequence that was recorded for training was run.
+    """How the last sequence that was recorded for training was run, or the last single step, or steps of a stream.
 
     Attributes:
         backend: "eager" or "inductor".
         chunk: Time steps computed together; 1 is the reference.
         reason: Why.
-        compiled: Scans that were compiled since the conversion.
+        compiled: Scans and steps that were compiled since the conversion.
         compile_seconds: Time that took.
         obstacles: What is run without being compiled, and why, one sentence an entry.
     """
@@ -136,7 +136,7 @@ class ExecutionReport:
         together = f", up to {self.chunk} steps together" if self.chunk > 1 else ""
         lines = [f"{self.backend}{together}: {self.reason}"]
         if self.compiled:
-            scans = f"{self.compiled} scan{'s' * (self.compiled > 1)}"
+            scans = f"{self.compiled} scan{'s' * (self.compiled > 1)} (or whole steps)"
             lines.append(f"{scans} compiled in {self.compile_seconds:.1f} s")
         return "\n".join([*lines, *self.obstacles])
 
@@ -154,7 +154,7 @@ class ConversionReport:
         bins: Number of time bins of the measured rule.
         backend: What was asked for: "auto", "eager" or "inductor".
         memory: What training holds per sample.
-        execution: How the last sequence in training was run; None before the first.
+        execution: How the last sequence in training, or the last step, was run; None before the first.
     """
 
     layers: tuple[LayerReport, ...] = ()
@@ -191,7 +191,7 @@ class ConversionReport:
             _section("layers", _layer_table(self.layers)),
             _section("parameters", _parameter_table(self.parameters)),
             _section("schedule", text_lines(self.schedule, numbers)),
-            _section("execution of the last sequence", text_lines(str(self.execution or "").splitlines())),
+            _section("execution of the last sequence or step", text_lines(str(self.execution or "").splitlines())),
             _section("memory", text_lines([str(self.memory)] if self.memory.total else [])),
             _section("notes", text_lines(self.notes, ["- "] * len(self.notes))),
         ]

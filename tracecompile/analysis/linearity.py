@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from torch import fx, nn
 
@@ -95,23 +94,34 @@ def draws_random(program: StepProgram, node: fx.Node) -> bool:
 
 def _may_drop(module: nn.Module) -> bool:
     """Tells whether a module draws random numbers when it is trained."""
-    if Fact.RANDOM in operation_of_module(module).facts:
+    if _is_random(module):
         return getattr(module, "p", 1.0) > 0
     # A recurrent layer or an attention of torch's has a dropout within.
     share = getattr(module, "dropout", 0.0)
     return isinstance(share, (int, float)) and share > 0
 
 
-def refuse_active_dropout(program: StepProgram) -> None:
-    """Refuses, in training mode, a layer that draws new random numbers in every step, from where nothing takes them.
+def _is_random(module: nn.Module) -> bool:
+    return Fact.RANDOM in operation_of_module(module).facts
 
-    Raises:
-        UnsupportedOperation: With the user's line.
-    """
-    for node in program.step.graph.nodes:
-        if node.op == "call_module":
-            module: Any = program.resolve(str(node.target))
-            if any(part.training and _may_drop(part) for part in module.modules()):
+
+class Dropouts:
+    """The modules in the step of one program that may draw new random numbers."""
+
+    def __init__(self, program: StepProgram) -> None:
+        """Looks for them, whatever mode they are in now."""
+        calls = [node for node in program.step.graph.nodes if node.op == "call_module"]
+        self.parts = [(node, part) for node in calls for part in program.resolve(str(node.target)).modules()]
+        self.parts = [(node, part) for node, part in self.parts if _is_random(part) or hasattr(part, "dropout")]
+
+    def refuse_active(self) -> None:
+        """Refuses, in training mode, a layer that draws new random numbers at every step, where nothing takes them.
+
+        Raises:
+            UnsupportedOperation: With the user's line.
+        """
+        for node, part in self.parts:
+            if part.training and _may_drop(part):
                 raise UnsupportedOperation(
                     f"The layer {node.target} draws a new mask in every step, which this rule does not know.",
                     'Drop with a layer of its own (nn.Dropout) and another rule than "analytic"; or draw one mask per '

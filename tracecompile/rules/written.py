@@ -136,10 +136,11 @@ class Slopes(nn.Module):
         self._written = WrittenDown(self.by_autograd)
         self._in_sequence = False
 
-    def begin(self) -> None:
-        """Says that a sequence begins, in which only the values of the arguments change."""
+    def begin(self, *, again: bool = True) -> None:
+        """Says that a sequence begins, in which only the values of the arguments change; or that it goes on."""
         self._in_sequence = True
-        self._written.look_again()
+        if again:
+            self._written.look_again()
 
     def end(self) -> None:
         """Says that it is over."""
@@ -157,11 +158,16 @@ class Slopes(nn.Module):
 
 
 @contextmanager
-def in_sequence(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Says to everything below some modules that its calls are the steps of one sequence."""
+def in_sequence(modules: Iterable[nn.Module], *, begins: bool = True) -> Iterator[None]:
+    """Says to everything below some modules that its calls are the steps of one sequence.
+
+    Args:
+        modules: Where to look.
+        begins: Whether that begins here, or goes on.
+    """
     found = [part for module in modules for part in module.modules() if isinstance(part, Slopes)]
     for slopes in found:
-        slopes.begin()
+        slopes.begin(again=begins)
     try:
         yield
     finally:

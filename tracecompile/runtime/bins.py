@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import sys
 from dataclasses import dataclass
 
 
@@ -112,6 +113,18 @@ class StreamClock:
     def must_merge(self) -> bool:
         """Tells whether the slots are full; a single slot takes everything."""
         return self.capacity > 1 and self.steps == self.capacity * self.width
+
+    @property
+    def room(self) -> int:
+        """How many steps come before another slot does."""
+        width = 2 * self.width if self.must_merge() else self.width
+        return width - self.steps % width if self.capacity > 1 else sys.maxsize
+
+    @property
+    def before_merge(self) -> int:
+        """How many steps come before slots are merged once more than now."""
+        full = self.capacity * self.width
+        return (full if self.must_merge() else full - self.steps) if self.capacity > 1 else sys.maxsize
 
     def merge(self) -> None:
         """Doubles the width."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,6 +30,9 @@ takes two more runs of what is before its normalisation, and several smaller lay
 AT_ONCE = 4
 """Steps whose rows are computed together there."""
 
+Slot = tuple[Mapping[str, Any], str]
+"""A table, and a key in it."""
+
 
 class Ends:
     """The code of one program around its steps, on tensors of any batch size, length, dtype and device."""
@@ -47,6 +50,7 @@ class Ends:
         self.opened = opened
         self.draws = any(draws_random(program, node) for node in program.prologue.graph.nodes)
         self.program, self.emitted, self.static_code = program, program.emitted, program.statics
+        self._slots: dict[str, Slot] = {}
         self.anew = made_anew(program) if program.epilogue_again else frozenset[int]()
         is_large = values_normalised(program) >= LARGE * values
         self.plan = self._plan() if program.prologue_again and is_large else None
@@ -59,8 +63,21 @@ class Ends:
 
     def attributes(self, paths: Sequence[str], device: torch.device | None) -> list[Any]:
         """Returns the model's parameters and buffers as they are now."""
-        found = [self.program.resolve(path) for path in paths]
-        return [_on_device(value, device) for value in found]
+        slots = [self._slots.get(path) or self._slot(path) for path in paths]
+        return [_on_device(table[key], device) for table, key in slots]
+
+    def _slot(self, path: str) -> Slot:
+        """Returns where a parameter or buffer is held, which is found once; what is none is looked up every time."""
+        owner, _, key = path.rpartition(".")
+        if path in self.program.leaves or path in self.program.constants:
+            return {key: self.program.resolve(path)}, key
+        module: Any = self.program.resolve(owner) if owner else self.program.root
+        tables: list[Mapping[str, Any]] = [module._parameters, module._buffers] if isinstance(module, nn.Module) else []
+        table = next((each for each in tables if key in each), None)
+        if table is None:
+            return {key: self.program.resolve(path)}, key
+        self._slots[path] = table, key
+        return table, key
 
     def prepare(
         self, leaves: Sequence[Any], given: Sequence[Tensor] | None = None, kept: Sequence[Any] | None = None
@@ -106,6 +123,8 @@ class Ends:
 
     def move_statistics(self, names: Sequence[str], values: Sequence[Tensor]) -> None:
         """Leaves in the model what statistics have come to; in place, since others hold these tensors."""
+        if not any(names):
+            return
         with torch.no_grad():
             for name, value in zip(names, values, strict=True):
                 if name:
@@ -173,9 +192,9 @@ def _is_buffer(value: Any) -> bool:
 
 def _on_device(value: Any, device: torch.device | None) -> Any:
     """Moves a constant of the capture to where the input is; parameters and buffers are where the user put them."""
-    if device is None or not isinstance(value, Tensor) or isinstance(value, nn.Parameter):
+    if device is None or not isinstance(value, Tensor) or value.device == device or isinstance(value, nn.Parameter):
         return value
-    return value if value.device == device or value.ndim == 0 else value.to(device)
+    return value if value.ndim == 0 else value.to(device)
 
 
 def apart(value: Any) -> Any:

@@ -15,6 +15,7 @@ from tracecompile.runtime.engine.choice import Choice
 from tracecompile.runtime.engine.scan import Engine
 from tracecompile.runtime.engine.work import Work
 from tracecompile.runtime.forms import Forms
+from tracecompile.runtime.loop import Loop
 from tracecompile.runtime.rerun import Prepared, Runs
 from tracecompile.runtime.window import Window
 
@@ -45,11 +46,15 @@ class Executes(Runs, Protocol):
     work: Work
 
     @property
+    def looked_at(self) -> bool:
+        """Whether every step is to be run by itself."""
+
+    @property
     def ends(self) -> Ends:
         """What runs before the steps and after them."""
 
-    def engine(self, choice: Choice) -> Engine:
-        """Returns what runs the scans of a sequence that begins."""
+    def engine(self, choice: Choice, *, begins: bool = True) -> Engine:
+        """Returns what runs the scans of a sequence that begins, or that goes on."""
 
     def sequence(
         self,
@@ -59,6 +64,9 @@ class Executes(Runs, Protocol):
         kept: Sequence[Any] | None = None,
     ) -> tuple[list[Any], Window | None, list[Tensor]]:
         """Runs a whole sequence; returns the leaves of its result, its window and the last states."""
+
+    def plain_loop(self, prepared: Prepared) -> Loop:
+        """Returns a loop over the step as the model has it, through which autograd may find its way."""
 
     def open_window(self, clock: Clock, prepared: Prepared) -> Window:
         """Opens a window that begins with the prepared states."""

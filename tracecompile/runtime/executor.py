@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tracecompile.analysis.differentiable import GradientFlow
-from tracecompile.analysis.linearity import refuse_active_dropout
+from tracecompile.analysis.linearity import Dropouts
 from tracecompile.analysis.norms import values_normalised
 from tracecompile.errors import InvalidInput
 from tracecompile.program import StepProgram
@@ -27,19 +27,19 @@ from tracecompile.runtime.engine.choice import Choice
 from tracecompile.runtime.engine.compiled import CompiledEngine
 from tracecompile.runtime.engine.kernels import Kernels
 from tracecompile.runtime.engine.scan import Engine
-from tracecompile.runtime.engine.work import Work
+from tracecompile.runtime.engine.work import Work, worth_compiling
 from tracecompile.runtime.executes import Observer
 from tracecompile.runtime.forms import Forms
 from tracecompile.runtime.live import count_states
 from tracecompile.runtime.loop import Loop
 from tracecompile.runtime.opened import Opened
-from tracecompile.runtime.outside import unseen
 from tracecompile.runtime.recompute.sequence import recomputed
 from tracecompile.runtime.recompute.steps import KeptSteps
 from tracecompile.runtime.record import Record
 from tracecompile.runtime.recorded import recorded
 from tracecompile.runtime.replay import random_states
 from tracecompile.runtime.rerun import Prepared, going_on
+from tracecompile.runtime.single import Single
 from tracecompile.runtime.turn import Turn
 from tracecompile.runtime.window import Window
 from tracecompile.segment import segments_of, with_segments
@@ -51,7 +51,8 @@ class Executor:
     Attributes:
         observer: Looks at what every recorded step begins with; a diagnostic may set it.
         stepped: Whether sequences are run by the reference, one step after the other, whatever the settings say.
-        choice: What ran the last recorded sequence.
+        choice: What ran the last recorded sequence, or the last single step.
+        single: Runs single steps.
         work: What was asked for so far, by which "auto" chooses.
     """
 
@@ -74,7 +75,7 @@ class Executor:
             work: That of the program whose segment this one is; None for one of its own.
             values: How many the model normalises over time and batch, of the example; None for those of this program.
         """
-        self._is_segment, self.work = work is not None, work or Work(program)
+        self._is_segment, self.work = work is not None, work or Work(worth_compiling(program))
         values = values or sum(map(values_normalised, with_segments(program)))
         self.opened = opened or functools.partial(Opened, program.root, None)
         self.ahead = None
@@ -83,11 +84,13 @@ class Executor:
             program = self.ahead.program
         self.program, self.turn = program, turn
         self.ends, self.flow = Ends(program, self.opened, values), GradientFlow(program)
+        self.dropouts = Dropouts(program)
         self.rule, self.forms = rule_of(program.settings), Forms(program)
         self.observer: Observer | None = None
         self.stepped = False
         self.as_they_are, self.compiled = Engine(), CompiledEngine(kernels)
         self.choice: Choice | None = None
+        self.single = Single(self, kernels)
 
     def wants_window(self, prepared: Prepared) -> bool:
         """Tells whether a step will be trained by the rule, and not by autograd; for errors see ``wants_record``."""
@@ -101,7 +104,7 @@ class Executor:
         """
         if not self.rule.records or not torch.is_grad_enabled():
             return False
-        refuse_active_dropout(self.program)
+        self.dropouts.refuse_active()
         return self._trains(prepared)
 
     def _trains(self, prepared: Prepared) -> bool:
@@ -151,7 +154,7 @@ class Executor:
         if self.wants_record(prepared):
             return recorded(self, leaves, prepared, steps, bins, drawn)
         collector = Collector(self.program, steps)
-        loop = self._plain(prepared)
+        loop = self.plain_loop(prepared)
         for outputs in self.steps(loop, prepared.inputs):
             collector.add(outputs)
         return self.ends.finish(collector.results(), loop.states, prepared.invariants), None, _detached(loop.states)
@@ -161,10 +164,11 @@ class Executor:
         own = list(states[: count_states(self.program.carries)])
         return own if self.ahead is None else [*own, *self.ahead.left]
 
-    def engine(self, choice: Choice) -> Engine:
-        """Returns what runs the scans of a sequence that begins."""
+    def engine(self, choice: Choice, *, begins: bool = True) -> Engine:
+        """Returns what runs the scans of a sequence that begins, or that goes on."""
         engine = self.compiled if choice.backend == "inductor" else self.as_they_are
-        engine.begin()
+        if begins:
+            engine.begin()
         return engine
 
     def loop(self, prepared: Prepared, statics: Mapping[str, Any], record: Record | None) -> Loop:
@@ -173,7 +177,7 @@ class Executor:
         states, known = _detached(prepared.initial), _detached(prepared.invariants)
         return Loop(self.program, self.forms.asked(record), record, states, values, known)
 
-    def _plain(self, prepared: Prepared) -> Loop:
+    def plain_loop(self, prepared: Prepared) -> Loop:
         """Returns a loop over the step as the model has it, through which autograd may find its way."""
         statics = self.ends.statics(prepared)
         return Loop(self.program, self.forms.plain, None, prepared.initial, statics, prepared.invariants)
@@ -213,42 +217,20 @@ class Executor:
 
     def open_steps(self, bins: int, prepared: Prepared) -> Window | KeptSteps:
         """Opens a window for single steps, which begins with the prepared states."""
+        self.single.begin()
         return KeptSteps(self, prepared) if self.rule.recomputes else self.open_window(StreamClock(bins), prepared)
 
     def execution(self) -> ExecutionReport | None:
-        """Says how the last recorded sequence was run, None before the first."""
-        return None if self.choice is None else self.compiled.report(self.program, self.choice)
+        """Says how the last recorded sequence was run, or the last single step; None before the first."""
+        if self.choice is None:
+            return None
+        report = self.compiled.report(self.program, self.choice)
+        return dataclasses.replace(report, obstacles=(*report.obstacles, *self.single.obstacles))
 
-    # Single steps.
-
-    def one_step(self, prepared: Prepared, states: Sequence[Tensor] | None) -> Prepared:
-        """Takes the only step out of sequences of length one, to go on from the given states."""
-        return Prepared(
-            tuple(self._slices(prepared.inputs, 0)),
-            prepared.invariants,
-            prepared.initial if states is None else self.ends.with_statistics(states),
-            prepared.device,
-        )
-
-    def step(self, prepared: Prepared, window: Window | KeptSteps | None) -> tuple[list[Tensor], list[Tensor]]:
-        """Runs one step from the prepared states, recorded in a window; returns outputs and next states, no anchors."""
-        loop = self._plain(prepared) if window is None else window.loop
-        assert loop is not None
-        if window is None:
-            outputs = loop.step(loop.with_draws(prepared.inputs))
-        else:
-            with torch.no_grad(), unseen():
-                if loop.program is not self.program:
-                    statics = self.ends.statics(prepared)
-                    values = dict(zip(statics, _detached(statics.values()), strict=True))
-                    loop.follow(self.program, self.forms.asked(loop.record), values)
-                loop.states, loop.invariants = _detached(prepared.initial), _detached(prepared.invariants)
-                inputs = loop.with_draws(_detached(prepared.inputs))
-                if self.observer is not None:
-                    self.observer((*inputs, *loop.invariants, *loop.states))
-                outputs = loop.step(inputs)
-        self.ends.move_statistics([carry.statistic for carry in self.program.carries], loop.states)
-        return list(outputs), list(loop.states)
+    @property
+    def looked_at(self) -> bool:
+        """Whether every step is to be run by itself."""
+        return self.stepped or self.observer is not None
 
 
 def _detached(values: Iterable[Any]) -> list[Any]:

@@ -14,6 +14,7 @@ from tracecompile.errors import InvalidInput
 from tracecompile.parallel import passed_on
 from tracecompile.program import Carry, StepProgram
 from tracecompile.runtime.layout import checked, joined, with_layout
+from tracecompile.runtime.owed import Owed
 from tracecompile.runtime.recompute.steps import KeptSteps
 from tracecompile.runtime.window import Window
 
@@ -38,12 +39,14 @@ class LiveState:
         returned: The states as they were given to the caller, to recognise them when they come back.
         sequence: The window of the last whole sequence, as long as its outputs live.
         pending: What ``restore`` brought for the window that the next step opens.
+        owed: Steps of a stream that the states have gone through, and of which the outputs were not given yet.
         restored: Whether the states are those of a snapshot, and no step has been made since.
     """
 
     def __init__(self) -> None:
         """Starts before the first step."""
         self.window: Window | KeptSteps | None = None
+        self.owed: Owed | None = None
         self.clear()
 
     def clear(self) -> None:
@@ -55,7 +58,7 @@ class LiveState:
         self.returned: tuple[Tensor, ...] | None = None
         self.pending: dict[str, Tensor] = {}
         self.sequence: weakref.ref[Window] | None = None
-        self.restored = False
+        self.restored, self.owed = False, None
 
     def flags_of(self, states: Sequence[Tensor]) -> Sequence[object]:
         """Returns what says whether each state at the beginning of a step requires a gradient."""
@@ -87,6 +90,18 @@ class LiveState:
         self.states = [states[carry.name] for carry in now]
         self.flags = None if self.flags is None else tuple(flags[carry.name] for carry in now)
 
+    def go_on(self, states: Sequence[Tensor], carries: Sequence[Carry], through_time: bool) -> None:
+        """Takes the states after a step.
+
+        Args:
+            states: In the order of the carries.
+            carries: Of the program.
+            through_time: Whether autograd follows them from step to step.
+        """
+        lasting = states[: count_states(carries)]
+        self.states = [state.detach() if state.requires_grad and not through_time else state for state in lasting]
+        self.flags, self.owed = None, None
+
     def close_window(self) -> None:
         """Records nothing more in the open window, if there is one."""
         if self.window is not None:
@@ -96,7 +111,7 @@ class LiveState:
     def detach(self) -> None:
         """Goes on from the same states, to which no gradient comes back any more."""
         self.close_window()
-        self.pending, self.flags = {}, None
+        self.pending, self.flags, self.owed = {}, None, None
         self.states = None if self.states is None else [state.detach() for state in self.states]
 
     def with_assigned(self, assigned: Mapping[int, Any], count: int) -> LiveState:

@@ -7,8 +7,8 @@ piece is computed block by block (see ``tracecompile.runtime.piece``).
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,23 +20,12 @@ from tracecompile.program import StepProgram
 from tracecompile.rules.accumulation import accumulator_dtype
 from tracecompile.rules.measured.horizon import CELLS
 from tracecompile.rules.measured.lines import FROM
+from tracecompile.runtime.bins import StreamClock
+from tracecompile.runtime.engine.step import CompiledStep, Given
 from tracecompile.runtime.forms import CoreForm, Form
-from tracecompile.runtime.record import Moment, Record, owned
+from tracecompile.runtime.last import Last
+from tracecompile.runtime.record import Moment, Record
 from tracecompile.runtime.twins import Twins
-
-
-@dataclass(frozen=True)
-class Last:
-    """The last step.
-
-    Attributes:
-        read: What the traces have added up of it, in their order.
-        of_layers: By layer (outputs, answers, derivatives); only the last two count where several steps were one piece.
-            Empty where nobody was to see it.
-    """
-
-    read: Sequence[Tensor]
-    of_layers: Sequence[Any]
 
 
 class Loop:
@@ -92,20 +81,28 @@ class Loop:
         self._run = self.twins.called(form.step)
         self._run_unseen: Callable[..., Any] | None = None
 
-    def step(self, inputs: Sequence[Tensor], *, seen: bool = True) -> Sequence[Tensor]:
+    def step(
+        self, inputs: Sequence[Tensor], *, seen: bool = True, compiled: CompiledStep | None = None
+    ) -> Sequence[Tensor]:
         """Takes one step; one that fails leaves everything as it was.
 
         Args:
             inputs: What ``with_draws`` returns.
             seen: Whether somebody may look at it as at the last step; False for one that others follow.
+            compiled: Runs it, instead of the form.
 
         Returns:
             Its outputs.
         """
-        before = self._beginnings() if self._begins() else self.accrued
-        given = (*inputs, *self.invariants, *self.states, *self.arguments)
-        run = self._run if seen or self.record is None or self.record.cells is not None else self._unseen()
-        outputs, states, accrued, read, of_layers = run(*given, *before)
+        fresh = self._begins()
+        before = self._beginnings() if fresh else self.accrued
+        if compiled is not None:
+            given = Given([*inputs, *self.invariants], self.states, self.arguments, before, fresh)
+            outputs, states, accrued, read, of_layers = compiled(given)
+        else:
+            run = self._run if seen or self.record is None or self.record.cells is not None else self._unseen()
+            found = run(*inputs, *self.invariants, *self.states, *self.arguments, *before)
+            outputs, states, accrued, read, of_layers = found
         self._count(1)
         self.states, self.accrued = states, accrued
         self.last = Last(read, of_layers)
@@ -125,6 +122,17 @@ class Loop:
     def with_draws(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Returns what the next step takes beside invariants and states: its inputs, and what it draws."""
         return [*inputs, *self.form.drawer.draw((*inputs, *self.invariants, *self.states))]
+
+    @property
+    def room(self) -> int:
+        """How many steps of a stream may be taken as one piece."""
+        clock, cells = (None, None) if self.record is None else (self.record.clock, self.record.cells)
+        if not isinstance(clock, StreamClock):
+            return sys.maxsize
+        if self.first_apart and not clock.steps:
+            return 1
+        # Of a piece every step has its cell before the first one is noted.
+        return min(clock.room, cells.before_merge) if isinstance(cells, StreamClock) else clock.room
 
     def enter(self, steps: int) -> None:
         """Says that so many steps come, all of one bin; folds where another bin has ended."""
@@ -169,16 +177,7 @@ class Loop:
         record, last = self.record, self.last
         if record is None or last is None or not self.since:
             return None
-        changes, first, derivatives = {}, {}, {}
-        for core in self.form.cores:
-            tangents, of_layer = record.responses[core.layer].tangents, last.of_layers[core.index]
-            tangents.enter(self.index)
-            changes[core.layer] = owned(tangents.answers(core.answers(of_layer)))
-            derivatives[core.layer] = owned(core.derivatives(of_layer))
-            first[core.layer] = tangents.first
-        traces = (accrual.pair for accrual in self.program.traces_kept)
-        values = owned(dict(zip(traces, last.read, strict=True)))
-        return Moment(record.clock.steps - 1, self.index, values, changes, first, derivatives)
+        return last.moment(self.program, self.form, record, self.index)
 
     def tensors(self) -> dict[str, Tensor]:
         """Returns what has accrued, by a name."""

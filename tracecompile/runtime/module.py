@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,8 @@ from tracecompile.program import Settings, StepProgram
 from tracecompile.report import ConversionReport
 from tracecompile.runtime.programs import Compiler
 from tracecompile.runtime.session import Session
+from tracecompile.runtime.streaming import advance, stream
+from tracecompile.runtime.streams import Step
 
 SHARED = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_state_dict_hooks",
     "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks")  # fmt: skip
@@ -72,8 +74,7 @@ class TracedModule(nn.Module):
     def stages(self) -> list[tuple[str, str]]:
         """The program after capture and after each pass as Python that runs, (pass name, text), in order.
 
-        Each text ends in ``run(model, *arguments)``. It is printed when it is asked for; of a pass that changed nothing
-        there is only a line that says so.
+        Each text ends in ``run(model, *arguments)``. Of a pass that changed nothing there is a line that says so.
         """
         return self._session.ready.stages.texts
 
@@ -173,27 +174,30 @@ class TracedModule(nn.Module):
         """
         self._session.detach()
 
-    def stream(self, steps: Iterable[Any]) -> Iterator[Any]:
+    def stream(self, steps: Iterable[Any], *, lookahead: int = 1) -> Iterator[Any]:
         """Runs a sequence model one step at a time, in memory that does not grow with their number.
 
         It goes on from the live states (those of an earlier stream, or of ``restore``); call ``reset`` to start afresh.
-        ``backward`` may be called at any point; it covers the steps since the last one.
+        ``backward`` covers the steps since the last one.
 
         Args:
             steps: Per step, the slice that the model would take out of its sequence (a tuple for several inputs).
+            lookahead: How many inputs are taken from ``steps`` at a time and run together, as a chunk of a sequence is:
+                values are then the model's up to rounding. No input may depend on outputs of these steps, which is not
+                found out. ``backward`` waits until all are given; without lookahead it may come at any point.
 
         Yields:
             The step's output (a tuple where the model has several): what the model collects over time.
 
         Raises:
-            InvalidInput: The model is a step model (call it instead), or computes on its input before the loop.
+            InvalidInput: The model is a step model (call it instead), computes on its input before the loop, or cannot
+                look ahead; the net was changed between outputs of steps that were run together.
         """
         gather_for(self, "_advance")
-        for step in steps:
-            yield self._advance(*(step if isinstance(step, tuple) else (step,)))
+        return stream(session_of(self), self._advance, steps, lookahead)
 
-    def _advance(self, *args: Any) -> Any:
-        return session_of(self).advance(args)
+    def _advance(self, steps: Sequence[Step], ahead: int) -> list[Any]:
+        return advance(session_of(self), steps, ahead)
 
     def snapshot(self) -> dict[str, Tensor]:
         """Returns the live states and traces as a plain dict of tensors; an empty one before the model is captured.

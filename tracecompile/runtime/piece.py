@@ -20,7 +20,8 @@ from tracecompile.rules.accumulation import all_accumulated
 from tracecompile.runtime.engine.scan import Engine
 from tracecompile.runtime.foreseen import foreseen
 from tracecompile.runtime.forms import UnitForm
-from tracecompile.runtime.loop import Last, Loop
+from tracecompile.runtime.last import Last
+from tracecompile.runtime.loop import Loop
 from tracecompile.runtime.span import Span
 
 
@@ -91,7 +92,8 @@ class _Piece(Span):
             else:
                 self.compute(units)
         read = []
-        for accrual in loop.program.traces_kept:
+        # Where nothing is trained the loop carries states alone.
+        for accrual in (each for each in loop.program.traces_kept if each.name in self.accrued):
             values = self._read(accrual)
             self.accrued[accrual.name] = all_accumulated(self.accrued[accrual.name], values, accrual.decay)
             read.append(values)

@@ -32,7 +32,7 @@ def recorded(
     collector = Collector(program, steps)
     rerun = Rerun(executor, leaves, prepared, window.statics, drawn)
     given = dict(zip((x.name for x in program.inputs), prepared.inputs, strict=True))
-    if executor.stepped or executor.observer is not None:
+    if executor.looked_at:
         choice = Choice("eager", 1, "every step is looked at by itself")
     else:
         choice = choose(program, steps, given, executor.work)

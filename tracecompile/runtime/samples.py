@@ -162,7 +162,7 @@ class Samples:
             with unheard():
                 prepared = executor.ends.prepare(_leaves(self.program, batch, device))
                 if self.program.kind == "sequence":
-                    prepared = executor.one_step(prepared, None)
+                    prepared = executor.single.of(prepared)
                 loop = executor.loop(prepared, executor.ends.statics(prepared), None)
                 loop.step(loop.with_draws(prepared.inputs))
         except (RuntimeError, ValueError, IndexError, TypeError):

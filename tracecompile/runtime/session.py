@@ -23,12 +23,13 @@ from tracecompile.runtime.faults import explained
 from tracecompile.runtime.held import merged
 from tracecompile.runtime.live import LiveState, count_states
 from tracecompile.runtime.outside import refuse_transforms
+from tracecompile.runtime.owed import refuse_owed
 from tracecompile.runtime.programs import Compiler, Programs
 from tracecompile.runtime.recompute.steps import KeptSteps
 from tracecompile.runtime.replay import random_states
 from tracecompile.runtime.rerun import Prepared
 from tracecompile.runtime.samples import Samples, check_mask
-from tracecompile.runtime.streams import as_sequences
+from tracecompile.runtime.steady import Steady
 from tracecompile.runtime.window import Window
 from tracecompile.segment import lasting
 
@@ -40,6 +41,7 @@ class Session(Programs):
         live: States and the open window.
         waiting: A snapshot that was restored before the model was captured.
         basis: What backward of the live window goes by.
+        steady: What was found out of the last steps of a stream.
     """
 
     def __init__(self, model: nn.Module, settings: Settings, compiler: Compiler, watched: bool = False) -> None:
@@ -47,6 +49,7 @@ class Session(Programs):
         super().__init__(model, settings, compiler, watched)
         self.live = LiveState()
         self.waiting: Mapping[str, Tensor] | None = None
+        self.steady: Steady | None = None
         self._samples: Samples | None = None
         self.basis: Basis | None = None
 
@@ -119,6 +122,7 @@ class Session(Programs):
             if self._samples is None or self._samples.executor is not executor:
                 self._samples = Samples(executor)
             self._samples.restart(self.live, mask)
+            self.live.owed = None
             self._lay()
 
     def detach(self) -> None:
@@ -129,6 +133,7 @@ class Session(Programs):
 
     def snapshot(self) -> dict[str, Tensor]:
         """Returns the live state, with what the caller has put into the model since the last step."""
+        refuse_owed(self.live.owed, "snapshot()")
         if not self.is_ready:
             return {}
         assigned = {} if self.standing is None else self.standing.assigned()
@@ -153,7 +158,7 @@ class Session(Programs):
     def _step(self, executor: Executor, call: Call) -> list[Any]:
         live = self.live
         prepared = self._prepared(executor, call)
-        outputs, states = self._advance(executor, prepared, call.leaves)
+        outputs, states = self.advance(executor, prepared, call.leaves)
         self._lay()
         leaves = executor.ends.finish(outputs, states, prepared.invariants)
         if executor.program.explicit_states:
@@ -166,7 +171,7 @@ class Session(Programs):
         if call.states is not None or program.explicit_states:
             return executor.ends.prepare(call.leaves, self._handed_in(executor, call))
         given = self._given(program)
-        refuse_change(self._changed(executor, call))
+        refuse_change(self.changed(executor, call.leaves))
         shapes = [leaf.shape for leaf in call.leaves if isinstance(leaf, Tensor)]
         if given is None or (given is live.states and shapes == live.shapes):
             found = executor.ends.prepare(call.leaves, given)
@@ -179,12 +184,12 @@ class Session(Programs):
     def _given(self, program: StepProgram) -> Sequence[Any] | None:
         return self.live.states if self.standing is None else self.standing.given(program, self.live)
 
-    def _changed(self, executor: Executor, call: Call) -> str:
+    def changed(self, executor: Executor, leaves: Sequence[Any]) -> str:
         """Names what backward of the open window goes by, and has become another thing since; nothing where all is."""
         window, basis = self.live.window, self.basis
         if window is None or window.closed or basis is None or not torch.is_grad_enabled():
             return ""
-        return basis.change(self.ready, lambda: executor.ends.read_by_statics(call.leaves))
+        return basis.change(self.ready, lambda: executor.ends.read_by_statics(leaves))
 
     def _handed_in(self, executor: Executor, call: Call) -> Sequence[Tensor] | None:
         """Returns the states to go on from; a state that is not the one returned last begins another sequence."""
@@ -195,7 +200,7 @@ class Session(Programs):
         carries = self.ready.program.carries
         explicit = [i for i, carry in enumerate(carries) if carry.explicit]
         if live.is_next(call.states, explicit) and live.states is not None:
-            change = self._changed(executor, call)
+            change = self.changed(executor, call.leaves)
             if not change:
                 return live.states
             refuse_change("" if goes_through(executor.program, call.states, explicit) else change)
@@ -205,46 +210,37 @@ class Session(Programs):
             raise InvalidInput("The model keeps part of its state itself.", "Call reset and begin without a state.")
         return call.states
 
-    def _advance(self, executor: Executor, prepared: Prepared, leaves: Sequence[Any]) -> tuple[list[Tensor], ...]:
+    def advance(self, executor: Executor, prepared: Prepared, leaves: Sequence[Any]) -> tuple[list[Tensor], ...]:
         """Runs one step from the prepared states; returns outputs and next states with their anchors."""
-        live = self.live
-        window: Window | KeptSteps | None = None
-        if executor.wants_window(prepared) or (live.window is not None and torch.is_grad_enabled()):
-            if live.window is None or live.window.closed or not live.window.goes_on(prepared):
-                live.close_window()
-                live.window = executor.open_steps(self.settings.bins, prepared)
-                self.basis = Basis(self.ready, executor.ends.read_by_statics(leaves), executor.rule.recomputes)
-                live.window.load(live.pending)
-                live.pending = {}
-            window = live.window
-        else:
-            live.close_window()
+        live, window = self.live, self.window_for(executor, prepared, leaves)
         before = live.flags_of(prepared.initial)
         drawn = random_states() if window is not None and window.draws else []
-        outputs, states = executor.step(prepared, window)
-        lasting = states[: count_states(executor.program.carries)]
-        live.states = [state if executor.rule.through_time else state.detach() for state in lasting]
-        live.flags = None
+        outputs, states = executor.single.run(prepared, window)
+        live.go_on(states, executor.program.carries, executor.rule.through_time)
         if window is None:
             return outputs, states
         window.take(prepared, drawn)
         learns, flags = executor.flow.over(prepared.inputs, prepared.invariants, before, 1)
-        live.flags = flags[: len(lasting)]
-        anchors = window.step_anchors(executor.program.ports, [*outputs, *states], (*learns, *flags))
+        live.flags = flags[: len(live.states or ())]
+        (place,) = window.places(1)
+        anchors = window.step_anchors(executor.program.ports, [*outputs, *states], (*learns, *flags), place)
         return with_anchors(outputs, anchors[: len(outputs)]), with_anchors(states, anchors[len(outputs) :])
 
-    def advance(self, given: tuple[Any, ...]) -> Any:
-        """Runs one step of a sequence model; see ``TracedModule.stream``."""
-        if self.executor is None:
-            raise InvalidInput("The model is not captured yet.", "Pass example_inputs to convert before streaming.")
-        with self.turn:
-            executor, call = self.prepared_for(as_sequences(self.executor.program, given), {})
-            refuse_change(self._changed(executor, call))
-            prepared = executor.one_step(executor.ends.prepare(call.leaves, None), self.live.states)
-            outputs, _ = self._advance(executor, prepared, call.leaves)
-        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+    def window_for(self, executor: Executor, prepared: Prepared, leaves: Sequence[Any]) -> Window | KeptSteps | None:
+        """Returns the open window that a step from the prepared states is recorded in; None where it is not trained."""
+        live = self.live
+        if not (executor.wants_window(prepared) or (live.window is not None and torch.is_grad_enabled())):
+            live.close_window()
+            return None
+        if live.window is None or live.window.closed or not live.window.goes_on(prepared):
+            live.close_window()
+            live.window = executor.open_steps(self.settings.bins, prepared)
+            self.basis = Basis(self.ready, executor.ends.read_by_statics(leaves), executor.rule.recomputes)
+            live.window.load(live.pending)
+            live.pending = {}
+        return live.window
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Returns a copy that shares nothing and stands before the first step."""
-        memo |= {id(self.live): LiveState(), id(self._samples): None}
+        memo |= {id(self.live): LiveState(), id(self._samples): None, id(self.steady): None}
         return super().__deepcopy__(memo)

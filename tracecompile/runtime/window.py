@@ -11,9 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from tracecompile.analysis.ports import Port
-from tracecompile.errors import UnsupportedState
 from tracecompile.program import StepProgram
-from tracecompile.runtime.backward.anchors import LATEST, Inbox, Shape, StepFunction, anchored
+from tracecompile.runtime.backward.anchors import LATEST, Inbox, Place, Shape, StepFunction, anchored
 from tracecompile.runtime.backward.given import GivenInputs
 from tracecompile.runtime.backward.gradients import StandIns
 from tracecompile.runtime.backward.learning import Learning, Received, takes_moments
@@ -22,11 +21,14 @@ from tracecompile.runtime.backward.over_time import of_step, of_type, over_time
 from tracecompile.runtime.bins import Clock, StreamClock
 from tracecompile.runtime.loop import Loop
 from tracecompile.runtime.opened import Opened
+from tracecompile.runtime.owed import Owed, refuse_owed
 from tracecompile.runtime.parameters import learned_arguments
+from tracecompile.runtime.recompute.stand_ins import require_unchanged
 from tracecompile.runtime.record import Record
 from tracecompile.runtime.rerun import Prepared, Rerun
 from tracecompile.runtime.stored import load_record, record_tensors
 from tracecompile.runtime.turn import Turn
+from tracecompile.runtime.unreachable import refuse_unreachable
 
 Inputs = Mapping[str, tuple[Tensor, int]]
 """Sequence inputs by placeholder, each with its time axis."""
@@ -50,10 +52,12 @@ class Window:
 
     Attributes:
         record: What was recorded so far; after a backward pass what that has used.
+        loop: What fills the record, until all is in it.
         closed: True once backward has run: the next step opens another window.
         rerun: Runs a sequence once more, for learning signals that fall on single steps; None for a stream.
         reran: Whether the last backward pass did so.
         settling: How far the recurrent blocks have settled, after backward.
+        owed: Steps of a stream that are recorded, and whose outputs were not given yet.
     """
 
     def __init__(
@@ -86,11 +90,11 @@ class Window:
         self._sequence = not isinstance(clock, StreamClock)
         self.record = Record(program, clock, statics, start.initial)
         self.loop: Loop | None = None
-        """What fills the record, until all is in it."""
         self.closed = self.draws = False
         self.rerun: Rerun | None = None
         self.reran = False
         self.settling = Settling()
+        self.owed: Owed | None = None
         self._opened = opened
         self._versions: list[tuple[Tensor, int]] = []
         self._kept: weakref.ref[Kept] | None = None
@@ -140,27 +144,42 @@ class Window:
         return [anchors.get(index) for index in range(len(ports))]
 
     def goes_on(self, prepared: Prepared) -> bool:
-        """Tells whether a step may be recorded here; always: the record knows where a state starts afresh."""
+        """Tells whether a step may be recorded here: the record knows where a state starts afresh."""
         return True
 
-    def take(self, prepared: Prepared, drawn: Sequence[Tensor]) -> None:
-        """Keeps of the inputs of the step just recorded what requires a gradient."""
-        inputs = zip(self.program.inputs, prepared.inputs, strict=True)
-        self.given.take(self.record.clock.steps - 1, {x.name: value for x, value in inputs})
+    @property
+    def room(self) -> int:
+        """How many steps may be recorded together; none once all is in the record."""
+        return 0 if self.loop is None else self.loop.room
 
-    def step_anchors(
-        self, ports: Sequence[Port | None], values: Sequence[Tensor], wanted: Sequence[bool]
-    ) -> list[Tensor | None]:
-        """Returns for each port the anchor of the step just recorded, of the shape of its value, where it is wanted."""
+    def take(self, prepared: Prepared, drawn: Sequence[Tensor], since: int = 0) -> None:
+        """Keeps of the inputs of a step what requires a gradient.
+
+        Args:
+            prepared: What it has begun with.
+            drawn: States of torch's generators before it.
+            since: How many steps were recorded after it.
+        """
+        inputs = zip(self.program.inputs, prepared.inputs, strict=True)
+        self.given.take(self.record.clock.steps - 1 - since, {x.name: value for x, value in inputs})
+
+    def places(self, steps: int) -> list[Place]:
+        """Returns where learning signals on the latest steps, all of one bin, belong."""
         clock = self.record.clock
         assert isinstance(clock, StreamClock)
-        if self._root is None or self._inbox is None:
-            self._inbox = Inbox(clock, takes_moments(self.program))
-            self._root, _ = self._make(ports, values, {}, {})
         slot = clock.generation * clock.capacity + clock.slot
+        return [(slot, clock.steps - since) for since in reversed(range(steps))]
+
+    def step_anchors(
+        self, ports: Sequence[Port | None], values: Sequence[Tensor], wanted: Sequence[bool], place: Place
+    ) -> list[Tensor | None]:
+        """Returns for each port the anchor of a recorded step, of the shape of its value, where it is wanted."""
+        if self._root is None or self._inbox is None:
+            self._inbox = Inbox(self.record.clock, takes_moments(self.program))
+            self._root, _ = self._make(ports, values, {}, {})
         root, inbox = self._root, self._inbox
         return [
-            StepFunction.apply(root, inbox, index, slot, clock.steps, value) if learns and port is not None else None
+            StepFunction.apply(root, inbox, index, *place, value) if learns and port is not None else None
             for index, (port, value, learns) in enumerate(zip(ports, values, wanted, strict=True))
         ]
 
@@ -180,7 +199,7 @@ class Window:
         self._versions = [(p, p._version) for p in parameters]
         learned = [state for state in self.initial if state.requires_grad]
         wanted = {name: given for name, given in inputs.items() if given[0].requires_grad}
-        self._refuse_unreachable_initial()
+        refuse_unreachable(self.program, self.initial)
         # Backward asks for their shape only: what the prologue has computed is not kept.
         shaped = {name: (value.new_empty(()).expand(value.shape), dim) for name, (value, dim) in wanted.items()}
         run = functools.partial(self._backward, ports, list(shapes), parameters, shaped)
@@ -191,18 +210,6 @@ class Window:
         leaves += [] if self._sequence else [self.given.end]
         return anchored(run, kept, device, list(shapes.values()), leaves)
 
-    def _refuse_unreachable_initial(self) -> None:
-        held = {state for layer in self.program.layers for state in layer.states}
-        output = next(node for node in reversed(self.program.prologue.graph.nodes) if node.op == "output")
-        for carry, state, node in zip(self.program.carries, self.initial, output.args[0][2], strict=True):
-            if state.requires_grad and carry.placeholder not in held:
-                raise UnsupportedState(
-                    f"The initial value of {carry.name} requires a gradient, but no neuron keeps it: the step before "
-                    "reaches this one through a synapse only.",
-                    "Detach the initial value, or let the neuron add up its state by elementwise operations.",
-                    node.meta.get("where"),
-                )
-
     def _backward(
         self,
         ports: Sequence[Port | None],
@@ -211,13 +218,9 @@ class Window:
         inputs: Inputs,
         signals: list[Tensor | None],
     ) -> list[Tensor | None]:
+        refuse_owed(self.owed, "backward")
         self.close()
-        for parameter, version in self._versions:
-            if parameter._version != version:
-                raise RuntimeError(
-                    "A parameter was modified in place between the forward and the backward pass; "
-                    "its gradient would be wrong. Call backward before the optimizer's step."
-                )
+        require_unchanged(self._versions)
         by_place = {(index, 0): signal for index, signal in zip(keys, signals, strict=True) if signal is not None}
         if self._inbox is not None:
             by_place = self._inbox.take()

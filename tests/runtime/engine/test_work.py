@@ -173,7 +173,7 @@ def test_where_there_is_no_choice_nothing_is_counted(settings: Settings, as_they
     assert "training has come to" not in said(net)
 
 
-def test_steps_that_are_taken_one_by_one_are_never_compiled(as_they_are: None) -> None:
+def test_steps_count_by_themselves(as_they_are: None) -> None:
     net = tracecompile.convert(twins(Step)[0], events(1, BATCH)[0])
     for _ in range(100):
         net(events(1, BATCH)[0]).sum().backward()
@@ -181,8 +181,14 @@ def test_steps_that_are_taken_one_by_one_are_never_compiled(as_they_are: None) -
     for y in stream.stream(events(100, BATCH)):
         y.sum().backward()
     for each in (net, stream):
-        assert each.report.execution is None
-        assert counted(each) == 0
+        assert ran(each) == EAGER
+        assert counted(each) == 0, "of sequences"
+        executor = session_of(each).executor
+        assert executor is not None
+        assert executor.single.work.calls == 100
+
+
+def test_sequences_whose_steps_are_taken_one_by_one_are_never_compiled(as_they_are: None) -> None:
     in_turn = converted(made(HeldBackByAll))
     for _ in range(4):
         in_turn(events(STEPS, 4 * BATCH)).sum().backward()

@@ -23,6 +23,9 @@ Backward = Callable[[list[Tensor | None]], list[Tensor | None]]
 
 Shape = tuple[tuple[int, ...], torch.dtype, torch.device]
 
+Place = tuple[int, int]
+"""Where signals on a step of a stream belong: its slot, and its number, counted from 1."""
+
 LATEST = -1
 """The slot of signals on the latest step of a stream."""
 

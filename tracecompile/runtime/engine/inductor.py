@@ -64,6 +64,18 @@ def through_torch_compile(code: Code, arguments: Sequence[Tensor]) -> Run:
     return run
 
 
+def compiled_step(module: fx.GraphModule, arguments: Sequence[Tensor]) -> Run:
+    """Returns a step compiled for the very shapes of some arguments.
+
+    Not by ``torch.compile``: what that looks at before every call takes half as long as a small step does.
+    """
+    from torch._inductor.compile_fx import compile_fx  # a second of its own, for those who compile alone
+
+    run: Any = compile_fx(module, list(arguments), config_patches=OPTIONS | APART)
+    found: Run = run
+    return found
+
+
 def written(code: Code, arguments: Sequence[Tensor]) -> Written:
     """Returns what inductor writes for the processor.
 

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, fx
 
 from tracecompile.runtime.engine import shelf
-from tracecompile.runtime.engine.inductor import Code, Run, Unwritten, through_torch_compile
+from tracecompile.runtime.engine.inductor import Code, Run, Unwritten, compiled_step, through_torch_compile
 from tracecompile.runtime.engine.native import Begun, Native, begun, stored
 
 LOG = logging.getLogger("tracecompile")
@@ -25,7 +25,7 @@ class Kernels:
 
     Attributes:
         seconds: Spent on compiling.
-        count: Compiled scans.
+        count: Compiled scans and steps.
         detours: Why scans were compiled by ``torch.compile``, which takes longer; once each.
     """
 
@@ -36,6 +36,7 @@ class Kernels:
         self.detours: list[str] = []
         self._compiled: dict[Key, list[Native]] = {}
         self._begun: dict[Key, Begun] = {}
+        self._steps: dict[Key, Run] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Kernels:
         """Returns one that compiles for itself: what is compiled cannot be copied."""
@@ -70,6 +71,21 @@ class Kernels:
             else:
                 self._begun[key] = begun(code, arguments, digest)
 
+    def get_step(self, key: Key, module: fx.GraphModule, arguments: Sequence[Tensor]) -> Run:
+        """Returns a compiled step for arguments of certain shapes, compiled now if there is none for the key.
+
+        Args:
+            key: All that the compiled code depends on.
+            module: In elementary operations.
+            arguments: What it will be called with, or the like.
+        """
+        if key not in self._steps:
+            start = time.perf_counter()
+            with _unwarned():
+                self._steps[key] = compiled_step(module, arguments)
+            self._count("step", time.perf_counter() - start)
+        return self._steps[key]
+
     def settle(self) -> None:
         """Stops compilers that have begun with what nobody has asked for."""
         while self._begun:
@@ -79,9 +95,7 @@ class Kernels:
     def _timed(self, key: Key, code: Code, arguments: Sequence[Tensor]) -> Iterator[None]:
         """Counts the seconds; what is ``Unwritten`` goes through ``torch.compile``, and is said to."""
         start = time.perf_counter()
-        with warnings.catch_warnings():
-            # torch warns of its own deprecated calls, which would be errors where a program makes warnings errors.
-            warnings.simplefilter("ignore", DeprecationWarning)
+        with _unwarned():
             try:
                 yield
             except Unwritten as reason:
@@ -89,11 +103,23 @@ class Kernels:
                     self.detours.append(said)
                     LOG.info("a scan is compiled by torch.compile: %s", said)
                 self._compiled[key].append(Native(through_torch_compile(code, arguments), ""))
-        spent = time.perf_counter() - start
-        self.seconds += spent
-        if key not in self._begun:
-            self.count += 1
-            LOG.info("a scan is compiled in %.1f s, %d so far", spent, self.count)
+        if key in self._begun:
+            self.seconds += time.perf_counter() - start
+        else:
+            self._count("scan", time.perf_counter() - start)
+
+    def _count(self, what: str, seconds: float) -> None:
+        self.seconds += seconds
+        self.count += 1
+        LOG.info("a %s is compiled in %.1f s, %d so far", what, seconds, self.count)
+
+
+@contextmanager
+def _unwarned() -> Iterator[None]:
+    """Keeps torch's warnings of its own deprecated calls, errors where a program makes warnings errors, to itself."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
 
 
 @dataclass(frozen=True)

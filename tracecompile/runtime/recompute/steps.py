@@ -13,13 +13,14 @@ from torch import Tensor
 
 from tracecompile.analysis.ports import Port
 from tracecompile.errors import InvalidInput
-from tracecompile.runtime.backward.anchors import Inbox, StepFunction, anchored
+from tracecompile.runtime.backward.anchors import Inbox, Place, StepFunction, anchored
 from tracecompile.runtime.backward.given import GivenInputs
 from tracecompile.runtime.bins import StreamClock
 from tracecompile.runtime.engine.choice import COMPILED_CHUNK
 from tracecompile.runtime.executes import Executes
 from tracecompile.runtime.loop import Loop
 from tracecompile.runtime.outside import unseen
+from tracecompile.runtime.owed import Owed, refuse_owed
 from tracecompile.runtime.recompute.cotangents import Cotangents
 from tracecompile.runtime.recompute.pieces import Change, How, Moment, Pieces, draws_in_steps, edges_of
 from tracecompile.runtime.recompute.schedule import reverse
@@ -61,6 +62,7 @@ class KeptSteps:
     Attributes:
         closed: True once backward has run: the next step begins others.
         loop: What runs them.
+        owed: As that of a window.
     """
 
     def __init__(self, executor: Executes, start: Prepared) -> None:
@@ -73,6 +75,7 @@ class KeptSteps:
         self.executor, self.start, self.program = executor, start, executor.program
         self._opened = executor.opened()
         self.closed, self.draws = False, draws_in_steps(self.program)
+        self.owed: Owed | None = None
         self.size, self.snapshots = self.program.settings.chunk or COMPILED_CHUNK, self.program.settings.snapshots
         self.statics = executor.ends.statics(start)
         self.loop: Loop | None = executor.loop(start, self.statics, None)
@@ -102,12 +105,19 @@ class KeptSteps:
         self._require_same_shapes(prepared)
         return True
 
-    def take(self, prepared: Prepared, drawn: Sequence[Tensor]) -> None:
-        """Keeps what the step just run has begun with.
+    @property
+    def room(self) -> int:
+        """How many steps may be run together: as many as backward runs again from a moment that is kept."""
+        assert self._held is not None
+        return self.size - len(self._held.inputs) % self.size
+
+    def take(self, prepared: Prepared, drawn: Sequence[Tensor], since: int = 0) -> None:
+        """Keeps what a step has begun with, one after the other.
 
         Args:
-            prepared: What that is.
+            prepared: What that is; of steps that were run together only the first has its states.
             drawn: States of torch's generators before it, where it draws random numbers.
+            since: How many steps were run after it.
         """
         kept, loop = self._held, self.loop
         assert kept is not None
@@ -121,6 +131,12 @@ class KeptSteps:
         self._last = loop.states
         inputs = zip(self.program.inputs, prepared.inputs, strict=True)
         self._given.take(number, {x.name: value for x, value in inputs})
+
+    def places(self, steps: int) -> list[Place]:
+        """Returns where learning signals on the latest steps belong."""
+        assert self._held is not None
+        end = len(self._held.inputs)
+        return [(number, number) for number in range(end - steps, end)]
 
     def change(self, change: Change) -> Sequence[Tensor]:
         """Does something to the states that the next step begins with, and once more when the steps are run again."""
@@ -153,9 +169,9 @@ class KeptSteps:
                 )
 
     def step_anchors(
-        self, ports: Sequence[Port | None], values: Sequence[Tensor], wanted: Sequence[bool]
+        self, ports: Sequence[Port | None], values: Sequence[Tensor], wanted: Sequence[bool], place: Place
     ) -> list[Tensor | None]:
-        """Returns the anchor of every value of the step just run that requires a gradient."""
+        """Returns the anchor of every value of a step that requires a gradient."""
         kept = self._kept()
         assert kept is not None
         if self._root is None:
@@ -164,9 +180,9 @@ class KeptSteps:
             device = next((value.device for value in values), None)
             self._root, _ = anchored(self._backward, kept, device, [], [*leaves, self._given.end])
             self._leaves = []
-        root, inbox, number = self._root, self._inbox, len(kept.inputs) - 1
+        root, inbox = self._root, self._inbox
         return [
-            StepFunction.apply(root, inbox, index, number, number, value) if learns else None
+            StepFunction.apply(root, inbox, index, *place, value) if learns else None
             for index, (value, learns) in enumerate(zip(values, wanted, strict=True))
         ]
 
@@ -185,6 +201,7 @@ class KeptSteps:
     def _backward(self, signals: list[Tensor | None]) -> list[Tensor | None]:
         kept = self._kept()
         assert kept is not None, "autograd has freed the graph"
+        refuse_owed(self.owed, "backward")
         self.close()
         require_unchanged(self._versions)
         if any(value._version != version for row in kept.inputs for value, version in row):
