@@ -29,8 +29,7 @@ class TracedModule(nn.Module):
     """A model in trace form: its values, trained in memory that does not grow with the number of time steps.
 
     Made by ``tracecompile.convert``. It has the model's submodules, parameters and buffers (the very same tensors), the
-    signature of its forward, and the structure of its result. ``loss.backward()`` on anything computed from the outputs
-    runs the local graphs once.
+    signature of its forward, and the structure of its result. ``loss.backward()`` runs the local graphs once.
     """
 
     def __init__(self, model: nn.Module, settings: Settings, compiler: Compiler) -> None:
@@ -56,11 +55,7 @@ class TracedModule(nn.Module):
 
     @property
     def program(self) -> StepProgram:
-        """What runs calls like the last one, after all passes, for diagnostics.
-
-        Raises:
-            InvalidInput: The model is not captured yet.
-        """
+        """What runs calls like the last one, after all passes; ``InvalidInput`` before the model is captured."""
         return self._session.program
 
     @property
@@ -203,7 +198,7 @@ class TracedModule(nn.Module):
         """Returns the live states and traces as a plain dict of tensors; an empty one before the model is captured.
 
         Learning signals that were not backpropagated yet are not part of it, nor is the work that ``backend="auto"``
-        counts: another process counts anew, so that it may run eagerly what this one has compiled.
+        counts: another process counts anew, and may run eagerly what this one has compiled.
         """
         return self._session.snapshot()
 
