@@ -33,8 +33,9 @@ READS = {
     *(Tensor.__bool__, Tensor.__float__, Tensor.__int__, Tensor.__index__, Tensor.nonzero, Tensor.masked_select),
     *(torch.masked_select, torch.repeat_interleave, Tensor.repeat_interleave, torch.is_nonzero),
 }
-CPU_ALONE = {"checked", "_drop_faded", "__init__"}
-"""Functions that ask a CPU at once what a CUDA device is asked for later, or never (``Later`` is one)."""
+CPU_ALONE = {"checked", "_drop_faded", "__init__", "placed"}
+"""Functions that ask a CPU at once what a CUDA device is asked for later, or never (``Later`` is one), or hand it numbers
+without waiting (``placed``)."""
 COMPARISONS = {"agree", "_same"}
 """Those that compare what is written down or compiled with the model as it is now, once a unit in every sequence."""
 WAYS: dict[str, dict[str, Any]] = {
