@@ -34,8 +34,8 @@ READS = {
     *(torch.masked_select, torch.repeat_interleave, Tensor.repeat_interleave, torch.is_nonzero),
 }
 CPU_ALONE = {"checked", "_drop_faded", "__init__", "placed"}
-"""Functions that ask a CPU at once what a CUDA device is asked for later, or never (``Later`` is one), or hand it numbers
-without waiting (``placed``)."""
+"""Functions that ask a CPU at once what a CUDA device is asked for later, or never (``Later`` is one), or hand
+it numbers without waiting (``placed``)."""
 COMPARISONS = {"agree", "_same"}
 """Those that compare what is written down or compiled with the model as it is now, once a unit in every sequence."""
 WAYS: dict[str, dict[str, Any]] = {
