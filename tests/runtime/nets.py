@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+import tracecompile
+
 INPUTS, HIDDEN, OUTPUTS = 5, 7, 3
 
 
@@ -93,3 +95,10 @@ def assert_same(found: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: 
     for name, value in wanted.items():
         assert value.norm() > 0, name
         assert float((found[name] - value).norm() / value.norm()) <= tolerance, name
+
+
+def ran(net: tracecompile.TracedModule) -> tuple[str, int]:
+    """Returns what ran the last call of a net, and how many steps at once."""
+    execution = net.report.execution
+    assert execution is not None
+    return execution.backend, execution.chunk

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 import tracecompile
 import tracecompile.nn as snn
-from runtime.nets import INPUTS, Step, Whole, events, twins
+from runtime.nets import INPUTS, Step, Whole, events, ran, twins
 from tracecompile.errors import InvalidInput
-from tracecompile.runtime.engine import choice, step, work
-from tracecompile.runtime.module import session_of
+from tracecompile.runtime.engine import step
 
 BATCH, STEPS = 3, 11
 
@@ -64,12 +63,6 @@ def assert_same(found: list[Tensor], expected: list[Tensor]) -> None:
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10)
 
 
-def ran(net: tracecompile.TracedModule) -> tuple[str, int]:
-    execution = net.report.execution
-    assert execution is not None
-    return execution.backend, execution.chunk
-
-
 @pytest.mark.parametrize("kind", [Deep, Whole, Step])
 @pytest.mark.parametrize("settings", [{"bins": 3}, {"bins": 1}, {"decay": 0.8}, {"rule": "exact"}], ids=str)
 def test_compiled_steps_are_the_steps(kind: type[nn.Module], settings: dict[str, Any]) -> None:
@@ -95,6 +88,17 @@ def test_a_bin_for_every_step_is_backpropagation_through_time() -> None:
     weights = torch.randn(STEPS, BATCH, 2, generator=torch.Generator().manual_seed(1)).double()
     expected = torch.autograd.grad((model(x) * weights).sum(), parameters)
     assert_same(taught(net, list(net.stream(x))), list(expected))
+
+
+def test_spikes_in_single_precision_are_those_of_the_steps_bit_for_bit() -> None:
+    x = events(60, BATCH).float()
+    example, outputs = x[:4, :2], []
+    for model, name in zip(twins(Deep), ("eager", "inductor"), strict=True):
+        nn.init.normal_(model.below.weight, 0, 0.7, generator=torch.Generator().manual_seed(4))
+        net = tracecompile.convert(model.float(), example, backend=name)
+        outputs.append(torch.stack(list(net.stream(x))).detach())
+    assert torch.equal(*outputs)
+    assert outputs[0].std() > 0
 
 
 def test_windows_follow_one_another() -> None:
@@ -257,56 +261,3 @@ def test_an_error_in_a_later_step_is_the_callers() -> None:
             assert len(list(net.stream(x[:2]))) == 2
         assert net.report.execution is not None
         assert net.report.execution.obstacles == ()
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# When "auto" compiles
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def little(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets a few steps be enough, and compiles nothing: that takes its time, and is not what is looked at."""
-    monkeypatch.setattr(work, "STEP_PAID_BACK", 10 * BATCH * (7 + 3))
-    monkeypatch.setattr(work, "A_STEP", 0)
-    monkeypatch.setattr(step.CompiledStep, "__call__", lambda self, given: self._as_it_is(given))
-
-
-def test_auto_compiles_at_the_same_step_in_every_run(little: None) -> None:
-    for _ in range(2):
-        net = tracecompile.convert(twins(Step)[0], events(1, 2)[0])
-        found = []
-        for x_t in events(30, BATCH):
-            net(x_t)
-            found.append(ran(net)[0])
-        enough = session_of(net).executor.single.work.enough  # type: ignore[union-attr]
-        count = enough // (BATCH * 10)
-        assert found == ["eager"] * (count - 1) + ["inductor"] * (30 - count + 1)
-        assert 1 < count < 30
-        assert f"call {count} has reached the {enough:,} state updates" in " ".join(str(net.report).split())
-
-
-def test_what_is_not_trained_does_not_count_for_auto(little: None) -> None:
-    net = tracecompile.convert(twins(Step)[0], events(1, 2)[0])
-    with torch.no_grad():
-        for x_t in events(30, BATCH):
-            net(x_t)
-    assert ran(net) == ("eager", 1)
-    assert session_of(net).executor.single.work.updates == 0  # type: ignore[union-attr]
-    assert "not trained" in str(net.report)
-
-
-def test_auto_without_a_compiler(little: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice.shutil, "which", lambda name: None)
-    net = tracecompile.convert(twins(Step)[0], events(1, 2)[0])
-    for x_t in events(30, BATCH):
-        net(x_t)
-    assert ran(net) == ("eager", 1)
-    assert "there is no C++ compiler" in str(net.report)
-
-
-def test_a_chunk_of_one_that_was_asked_for_stays(little: None) -> None:
-    net = tracecompile.convert(twins(Step)[0], events(1, 2)[0], chunk=1)
-    for x_t in events(30, BATCH):
-        net(x_t)
-    assert ran(net) == ("eager", 1)
