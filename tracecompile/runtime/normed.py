@@ -39,6 +39,8 @@ def norms_by_step(unit: Unit, program: StepProgram, sources: Mapping[str, Tensor
             found.add(target)
         elif isinstance(module, nn.Module) and any(map(runs_per_step, module.modules())):
             return frozenset()
+    if not found:
+        return frozenset()
     own = [
         value
         for target in found
