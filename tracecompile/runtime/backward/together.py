@@ -63,12 +63,12 @@ class JointGraph:
         self.parameters: dict[Tensor, Tensor] = {p: p.detach().requires_grad_() for p in learned}
         self.statics = {name: statics[name] for name in layer.synapse_statics}
         rows = next(iter(sources.values())).shape[1]
-        given = dict(self.statics)
-        given.update((name, repeated(given[name], rows, self.bins)) for name in fold.per_sample)
         self._first = Point({name: value[0] for name, value in sources.items()}, [])
         self._wanted, self._all_statics = wanted, statics
         self._leaves = {name: graph_leaf(folded(value), name in wanted) for name, value in sources.items()}
         with torch.enable_grad():
+            given = dict(self.statics)
+            given.update((name, repeated(given[name], rows, self.bins)) for name in fold.per_sample)
             found = on_twins(layer.local, self.parameters)(*self._leaves.values(), *given.values())
             self._currents = [unfolded(value, self.bins) for value in found]
 
