@@ -16,11 +16,11 @@ from tracecompile.rules.accumulation import accumulator_dtype
 from tracecompile.rules.measured.adjoint import KnownCurrents
 from tracecompile.rules.measured.horizon import Horizon
 from tracecompile.rules.measured.within import HorizonOfBins
+from tracecompile.runtime.backward.all_bins import JointGraph, local_graph
 from tracecompile.runtime.backward.local import LocalGraph, Point
 from tracecompile.runtime.backward.moments import MomentPass
 from tracecompile.runtime.backward.signals import Signal, TimedSignal, at_step, of_all_steps
 from tracecompile.runtime.backward.solve import Solver
-from tracecompile.runtime.backward.together import JointGraph, local_graph
 from tracecompile.runtime.record import Moment, Record, read_pairs
 from tracecompile.runtime.rerun import Rerun
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from tracecompile.layers import Layer, Scale
 from tracecompile.rules.measured.lines import SCALED
+from tracecompile.runtime.backward.all_bins import JointGraph
 from tracecompile.runtime.backward.local import LocalGraph
-from tracecompile.runtime.backward.together import JointGraph
 
 
 def scale_gradients(

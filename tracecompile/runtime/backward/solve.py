@@ -14,10 +14,10 @@ from tracecompile.rules.measured.horizon import Horizon, Profile
 from tracecompile.rules.measured.lines import SCALED
 from tracecompile.rules.measured.responses import Responses
 from tracecompile.rules.measured.tangents import Tangents
+from tracecompile.runtime.backward.all_bins import JointGraph
 from tracecompile.runtime.backward.local import LocalGraph
 from tracecompile.runtime.backward.neumann import Neumann, Settling
 from tracecompile.runtime.backward.scaled import scale_gradients
-from tracecompile.runtime.backward.together import JointGraph
 
 Handed = list[tuple[str, int, Tensor]]
 """Learning signals that a bin hands upstream: (maker of the value, delay, signal)."""

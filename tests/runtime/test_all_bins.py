@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 import tracecompile
 import tracecompile.nn as snn
+from tracecompile.runtime.backward.all_bins import JointGraph, local_graph
 from tracecompile.runtime.backward.local import LocalGraph
-from tracecompile.runtime.backward.together import JointGraph, local_graph
 
 STEPS, FEATURES = 13, 6
 MAKER = "tracecompile.runtime.backward.gradients.local_graph"
