@@ -105,6 +105,7 @@ def test_the_next_process_finds_it_and_calls_no_compiler(compilers: list[list[st
     assert len(compilers) == 1
     program = (
         "import sys, torch\n"
+        f"torch.set_num_threads({torch.get_num_threads()})\n"
         "from tests.runtime.engine.test_native import *\n"
         "native.begun = None\n"
         "kernels = Kernels()\n"
