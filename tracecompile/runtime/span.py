@@ -142,7 +142,8 @@ class Span:
         sources = {name: self.value(name) for name in unit.sources}
         statics = {name: self.loop.statics[name] for name in unit.below_statics}
         below = self.loop.twins.called(unit.below)
-        at_once = unit.fold is not None and self.steps > 1 and not torch.is_grad_enabled()
+        # What runs once more with a graph has to round as it did without.
+        at_once = unit.fold is not None and self.steps > 1 and self.loop.record is not None
         if at_once and (norms := norms_by_step(unit, self.loop.program, sources)):
             return self._normed(unit, norms, sources, statics)
         if unit.fold is not None and fold_applies(unit.fold, self.loop.program, sources):
