@@ -145,7 +145,7 @@ class Responses:
                 if given is not None and row.first <= slot < row.first + row.sums.shape[0]:
                     share: Tensor | float = 1.0 / self.weights[index]
                     if factor is not None:
-                        share = _spread(factor[:, index, slot] * share, given)
+                        share = _spread(factor[:, index, slot], given) * share
                     term = row.sums[slot - row.first] * (given * share)
                     total = term if total is None else total + term
         return total
