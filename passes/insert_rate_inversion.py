@@ -15,6 +15,7 @@ from tracecompile.analysis.folding import find_fold
 from tracecompile.analysis.linearity import nonlinear_operations, wants_steps
 from tracecompile.analysis.scales import scales_of
 from tracecompile.layers import STATISTICS, Accrual, Fold, Layer
+from tracecompile.operations import operation_of
 from tracecompile.passes.base import Pass
 from tracecompile.passes.insert_input_traces import unused
 from tracecompile.passes.inverted import fault_of_carries, fault_of_layer
@@ -72,13 +73,22 @@ def _with_response(program: StepProgram, layer: Layer, trainable: frozenset[str]
     rule = rule_of(program.settings)
     sampled = rule.resolves_steps(program.settings) and wants_steps(program, layer)
     layer = replace(layer, local=local, norms=norms, sampled=sampled, linear=not nonlinear_operations(program, layer))
-    if not norms and not sampled:
+    if not norms and not sampled and not _convolves(program, local):
         fold = find_fold(program, local.graph, tuple(source.value for source in layer.sources))
         layer = replace(layer, fold=fold if isinstance(fold, Fold) else None)
     if layer.core is None:
         return layer
     layer = replace(layer, scales=scales_of(program, layer, trainable))
     return replace(layer, response=rule.core(program, layer, trainable))
+
+
+def _convolves(program: StepProgram, local: fx.GraphModule) -> bool:
+    """Tells whether a local graph has a convolution: over all bins at once its weights' gradient rounds worse."""
+    return any(
+        operation_of(node, program.resolve(str(node.target)) if node.op == "call_module" else None).spatial is not None
+        for node in local.graph.nodes
+        if node.op not in ("placeholder", "output", "get_attr")
+    )
 
 
 def _of_norms(layer: Layer, taken: Collection[str]) -> list[Accrual]:

@@ -139,3 +139,38 @@ def test_hooks_and_modes_of_modules_are_asked_at_every_backward_pass(monkeypatch
     with net.get_submodule("out").register_forward_hook(lambda module, given, result: result * 2):
         found(net, x)
     assert 0 < 2 * seen.count(False) == seen.count(True), "that layer alone, in the check of the new capture too"
+
+
+class Convolved(nn.Module):
+    """A convolution, neurons, and a readout of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights, self.neurons, self.out = nn.Conv2d(1, 4, 3, padding=1), snn.LIF(leak=0.8), nn.Linear(4 * 36, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns scores [batch, 3] of inputs [steps, batch, 1, 6, 6]."""
+        state, total = None, torch.zeros(x.shape[1], 3, dtype=x.dtype)
+        for x_t in x:
+            spikes, state = self.neurons(2 * self.weights(x_t), state)
+            total = total + self.out(spikes.flatten(1))
+        return total / x.shape[0]
+
+
+def test_convolutions_keep_the_precision_of_single_bins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over all bins at once torch's gradient of their weights rounds three times as much."""
+    torch.manual_seed(0)
+    model, made = Convolved(), dict[str, bool]()
+
+    def noted(program: Any, layer: Any, *args: Any, **named: Any) -> LocalGraph | JointGraph:
+        graph = local_graph(program, layer, *args, **named)
+        made[layer.name] = isinstance(graph, JointGraph)
+        return graph
+
+    net = tracecompile.convert(copy.deepcopy(model), torch.rand(7, 3, 1, 6, 6).round(), bins=40, backend="eager")
+    monkeypatch.setattr(MAKER, noted)
+    x = torch.rand(40, 4, 1, 6, 6).round()
+    gradients, expected = found(net, x), found(model, x)
+    assert made == {"neurons": False, "out": True}
+    for name, gradient in expected.items():
+        torch.testing.assert_close(gradients[name], gradient, rtol=1e-4, atol=float(gradient.norm()) * 1e-6)

@@ -52,8 +52,7 @@ class Entry:
         build_for: Builds the model for a number of steps, where the model fixes it; ``build`` is not used then.
         batch: The only batch size that the model takes, if there is one.
         mixes: Whether layers take the whole sequence one after the other: spikes between them are kept, as bits.
-        double: Whether gradients are compared in float64 (to 1e-9), else in float32 (to 2e-6, since
-            those of weights are one long sum over all bins).
+        double: Whether gradients are compared in float64 (to 1e-9), else in float32 (to 1e-6).
     """
 
     name: str
@@ -143,7 +142,7 @@ def check_outputs_and_states(entry: Entry) -> None:
 def check_gradients(entry: Entry) -> None:
     """The gradients with a bin per step are those of backpropagation through time, for every parameter."""
     steps, batch = 6, 3
-    dtype, tolerance = (torch.float64, 1e-9) if entry.double else (torch.float32, 2e-6)
+    dtype, tolerance = (torch.float64, 1e-9) if entry.double else (torch.float32, 1e-6)
     model, reference = entry.model(steps).to(dtype).train(), entry.model(steps).to(dtype).train()
     net = entry.convert(model, steps, rule="measured", bins=steps)
     given = calls(entry, steps, batch, dtype)
@@ -158,7 +157,7 @@ def check_gradients(entry: Entry) -> None:
 def check_exact(entry: Entry) -> None:
     """The gradients under the exact rule are those of backpropagation through time, from few snapshots too."""
     steps, batch = 9, 3
-    dtype, tolerance = (torch.float64, 1e-10) if entry.double else (torch.float32, 2e-6)
+    dtype, tolerance = (torch.float64, 1e-10) if entry.double else (torch.float32, 1e-6)
     model, reference = entry.model(steps).to(dtype).train(), entry.model(steps).to(dtype).train()
     net = entry.convert(model, steps, rule="exact", snapshots=2, chunk=1)
     given = calls(entry, steps, batch, dtype)
