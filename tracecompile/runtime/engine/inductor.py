@@ -17,12 +17,12 @@ from torch import Tensor, fx
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from tracecompile.runtime.engine.products import APART, lay_out_weights
-
 Code = Callable[..., Any]
 Run = Callable[..., Sequence[Tensor]]
 OPTIONS: dict[str, Any] = {"emulate_precision_casts": True}
 """In 16 bits, values are rounded wherever they are in the model: else membranes near the threshold fall differently."""
+APART: dict[str, Any] = {"pattern_matcher": False}
+"""On the processor, a product and what is added to it stay two calls: one would round otherwise than the model."""
 OF_CPU: dict[str, Any] = {"comprehensive_padding": False}
 """What inductor sets itself where there is no other device."""
 TRUSTED: dict[str, Any] = {"cpp.vec_isa_ok": True}
@@ -58,7 +58,8 @@ def fits(condition: str, arguments: Sequence[Tensor]) -> bool:
 
 def through_torch_compile(code: Code, arguments: Sequence[Tensor]) -> Run:
     """Returns code compiled by ``torch.compile``."""
-    graph, options = _unrolled(code, arguments)
+    graph = _unrolled(code, arguments)
+    options = OPTIONS | APART if arguments[0].device.type == "cpu" else OPTIONS
     run: Run = torch.compile(graph, dynamic=True, fullgraph=True, options=options)
     run(*(value.clone() for value in arguments))
     return run
@@ -131,15 +132,14 @@ def _dense(arguments: Sequence[Tensor], device: str | None = None) -> list[Tenso
     return [torch.empty(value.shape, dtype=value.dtype, device=device or value.device) for value in arguments]
 
 
-def _unrolled(code: Code, arguments: Sequence[Tensor], table: Any = None) -> tuple[fx.GraphModule, dict[str, Any]]:
-    """Returns a graph of some code, sizes left open and nothing computed twice, and inductor's options for it."""
+def _unrolled(code: Code, arguments: Sequence[Tensor], table: Any = None) -> fx.GraphModule:
+    """Returns a graph of some code, sizes left open and nothing computed twice."""
     from torch._functorch.compile_utils import fx_graph_cse  # a second of its own, for those who compile alone
 
     found = make_fx(code, tracing_mode="symbolic", decomposition_table=table)(*arguments)
     found.graph = fx_graph_cse(found.graph)
-    options = OPTIONS | APART if lay_out_weights(found.graph) else OPTIONS
     found.recompile()
-    return found, options
+    return found
 
 
 def _written(code: Code, arguments: Sequence[Tensor]) -> Written:
@@ -152,7 +152,7 @@ def _written(code: Code, arguments: Sequence[Tensor]) -> Written:
     from torch._inductor.virtualized import V
 
     with _trusting(), config.patch(OPTIONS):
-        graph, options = _unrolled(functionalize(code, remove="mutations"), arguments, select_decomp_table())
+        graph = _unrolled(functionalize(code, remove="mutations"), arguments, select_decomp_table())
     if any(getattr(getattr(node.target, "_schema", None), "is_mutable", False) for node in graph.graph.nodes):
         raise Unwritten("it changes its arguments")
     given: list[Any] = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
@@ -161,7 +161,7 @@ def _written(code: Code, arguments: Sequence[Tensor]) -> Written:
         torch.no_grad(),
         torch.autocast("cpu", enabled=False),  # casts are in the graph by now
         _trusting(),
-        config.patch(options | OF_CPU),
+        config.patch(OPTIONS | APART | OF_CPU),
         tracing(TracingContext(mode)),
         V.set_fake_mode(mode),
         V.set_debug_handler(DebugContext()),
