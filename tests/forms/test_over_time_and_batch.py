@@ -13,31 +13,18 @@ import torch
 import torch.nn.functional as F
 from requirements import library
 from support.containers import SeqToANN
+from support.fired import fire
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tracecompile
-import tracecompile.nn as snn
 from tracecompile.errors import ConversionError, UnsupportedOperation
 from tracecompile.runtime import ends
 from tracecompile.runtime.module import session_of
 from tracecompile.runtime.packed import Packed
 
-SPIKE = snn.fast_sigmoid(4.0)
 SIZES = ((7, 3), (1, 4), (18, 2))
 CHANNELS, SIDE = 3, 4
-
-
-def fire(currents: Tensor, leak: float = 0.6) -> Tensor:
-    """Returns the spikes of leaky neurons, time first."""
-    v = torch.zeros_like(currents[0])
-    spikes = []
-    for current in currents:
-        v = leak * v + current
-        z = SPIKE(v - 0.5)
-        v = v - 0.5 * z
-        spikes.append(z)
-    return torch.stack(spikes)
 
 
 class Flattened(nn.Module):

@@ -9,29 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+from support.fired import fire
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tracecompile
-import tracecompile.nn as snn
 from tracecompile.runtime import ends
 from tracecompile.runtime.in_rows.sweeps import Sweeps
 
-SPIKE = snn.fast_sigmoid(4.0)
 CHANNELS, SIDE = 3, 4
-
-
-def fire(currents: Tensor) -> Tensor:
-    """Returns the spikes of leaky neurons, time first."""
-    v = torch.zeros_like(currents[0])
-    spikes = []
-    for current in currents:
-        v = 0.6 * v + current
-        z = SPIKE(v - 0.5)
-        v = v - 0.5 * z
-        spikes.append(z)
-    return torch.stack(spikes)
 
 
 class Stem(nn.Module):

@@ -11,7 +11,7 @@ from torch import Tensor
 from tracecompile.analysis.folding import fold_applies, folded, repeated, unfolded
 from tracecompile.layers import Fold, Layer
 from tracecompile.program import StepProgram
-from tracecompile.runtime.backward.local import LocalGraph, Point, fitted, graph_leaf
+from tracecompile.runtime.backward.local import Learned, LocalGraph, Point, fitted, graph_leaf
 from tracecompile.runtime.twins import on_twins
 
 
@@ -42,7 +42,7 @@ def local_graph(
     return LocalGraph(layer, bins, statics, wanted)
 
 
-class JointGraph:
+class JointGraph(Learned):
     """A layer's synapse at the mean inputs of all bins, with a graph; takes and gives what a ``LocalGraph`` does."""
 
     def __init__(
@@ -57,11 +57,9 @@ class JointGraph:
             statics: Static values.
             wanted: Sources whose learning signal someone upstream needs.
         """
+        super().__init__(layer, statics)
         assert layer.local is not None
-        self.layer, self.bins = layer, next(iter(sources.values())).shape[0]
-        learned = (parameter for parameter in layer.local.parameters() if parameter.requires_grad)
-        self.parameters: dict[Tensor, Tensor] = {p: p.detach().requires_grad_() for p in learned}
-        self.statics = {name: statics[name] for name in layer.synapse_statics}
+        self.bins = next(iter(sources.values())).shape[0]
         rows = next(iter(sources.values())).shape[1]
         self._first = Point({name: value[0] for name, value in sources.items()}, [])
         self._wanted, self._all_statics = wanted, statics
@@ -104,17 +102,8 @@ class JointGraph:
             for index, given in enumerate(signals)
         ]
 
-    def weight_gradients(
-        self, signals: Sequence[Mapping[str, Tensor]]
-    ) -> tuple[dict[Tensor, Tensor], dict[str, Tensor]]:
-        """See LocalGraph."""
-        statics = {
-            name: value for name, value in self.statics.items() if isinstance(value, Tensor) and value.requires_grad
-        }
-        found = self._pull(signals, set(self.layer.currents), [*self.parameters.values(), *statics.values()])
-        split = len(self.parameters)
-        weights = {p: g for p, g in zip(self.parameters, found[:split], strict=True) if g is not None}
-        return weights, {name: g for name, g in zip(statics, found[split:], strict=True) if g is not None}
+    def _pull_all(self, signals: Sequence[Mapping[str, Tensor]], inputs: list[Tensor]) -> list[Tensor | None]:
+        return self._pull(signals, self.layer.currents, inputs)
 
     def _pull(
         self, signals: Sequence[Mapping[str, Tensor]], acting: Collection[str], inputs: list[Tensor]

@@ -25,7 +25,41 @@ class Point:
     norms: Sequence[Tensor]
 
 
-class LocalGraph:
+class Learned:
+    """What a layer's synapse learns in one backward pass.
+
+    Attributes:
+        layer: The layer.
+        parameters: What stands for each Parameter, on which a hook must see its whole gradient once, not parts of it.
+        statics: Static values that the synapse takes.
+    """
+
+    def __init__(self, layer: Layer, statics: Mapping[str, Tensor]) -> None:
+        """Makes the stand-ins."""
+        assert layer.local is not None
+        self.layer = layer
+        learned = (parameter for parameter in layer.local.parameters() if parameter.requires_grad)
+        self.parameters: dict[Tensor, Tensor] = {p: p.detach().requires_grad_() for p in learned}
+        self.statics = {name: statics[name] for name in layer.synapse_statics}
+
+    def weight_gradients(
+        self, signals: Sequence[Mapping[str, Tensor]]
+    ) -> tuple[dict[Tensor, Tensor], dict[str, Tensor]]:
+        """Returns the gradients of the synapse's parameters and the learning signals of its static values."""
+        statics = {
+            name: value for name, value in self.statics.items() if isinstance(value, Tensor) and value.requires_grad
+        }
+        found = self._pull_all(signals, [*self.parameters.values(), *statics.values()])
+        split = len(self.parameters)
+        weights = {p: g for p, g in zip(self.parameters, found[:split], strict=True) if g is not None}
+        return weights, {name: g for name, g in zip(statics, found[split:], strict=True) if g is not None}
+
+    def _pull_all(self, signals: Sequence[Mapping[str, Tensor]], inputs: list[Tensor]) -> list[Tensor | None]:
+        """Pulls the signals of all bins on the currents to tensors of the graph."""
+        raise NotImplementedError
+
+
+class LocalGraph(Learned):
     """A layer's synapse, evaluated for every bin, with a graph: at the mean input, or at some steps as they were.
 
     Attributes:
@@ -43,16 +77,11 @@ class LocalGraph:
             statics: Static values.
             wanted: Sources whose learning signal someone upstream needs.
         """
-        local = layer.local
-        assert local is not None
-        self.layer = layer
+        super().__init__(layer, statics)
         self.leaves: list[list[dict[str, Tensor]]] = []
         self.currents: list[tuple[Tensor, ...]] = []
-        # Stand-ins, because a hook on a parameter must see its whole gradient once, not the parts of it.
-        learned = (parameter for parameter in local.parameters() if parameter.requires_grad)
-        self.parameters: dict[Tensor, Tensor] = {p: p.detach().requires_grad_() for p in learned}
-        called = on_twins(local, self.parameters)
-        self.statics = {name: statics[name] for name in layer.synapse_statics}
+        assert layer.local is not None
+        called = on_twins(layer.local, self.parameters)
         with torch.enable_grad():
             for points in bins:
                 given = [_leaves(point, wanted) for point in points]
@@ -82,17 +111,8 @@ class LocalGraph:
                 found[name] = found[name] + signal if name in found else signal
         return found
 
-    def weight_gradients(
-        self, signals: Sequence[Mapping[str, Tensor]]
-    ) -> tuple[dict[Tensor, Tensor], dict[str, Tensor]]:
-        """Returns the gradients of the synapse's parameters and the learning signals of its static values."""
-        statics = {
-            name: value for name, value in self.statics.items() if isinstance(value, Tensor) and value.requires_grad
-        }
-        found = self._pull(range(len(signals)), signals, [*self.parameters.values(), *statics.values()])
-        split = len(self.parameters)
-        weights = {p: g for p, g in zip(self.parameters, found[:split], strict=True) if g is not None}
-        return weights, {name: g for name, g in zip(statics, found[split:], strict=True) if g is not None}
+    def _pull_all(self, signals: Sequence[Mapping[str, Tensor]], inputs: list[Tensor]) -> list[Tensor | None]:
+        return self._pull(range(len(signals)), signals, inputs)
 
     def _pull(
         self, bins: Sequence[int], signals: Sequence[Mapping[str, Tensor]], inputs: list[Tensor]
