@@ -17,7 +17,7 @@ from torch.utils import _pytree as torch_pytree
 import tracecompile
 import tracecompile.nn as snn
 from tracecompile.bench.case import Job, open_case
-from tracecompile.runtime.engine import compiled, products
+from tracecompile.runtime.engine import compiled
 
 SEQUENCES = [name for name, case in MODELS.items() if case.kind == "sequence"]
 REFERENCE: Any = {"backend": "eager", "chunk": 1}
@@ -28,7 +28,6 @@ def short_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes the unrolled scans short, which is all that compiling takes time for."""
     monkeypatch.setattr(compiled, "PIECE", 3)
     monkeypatch.setattr(compiled, "RECURRENT_PIECE", 2)
-    monkeypatch.setattr(products, "ENOUGH", 2)  # as in longer pieces
 
 
 def told(report: tracecompile.ConversionReport) -> str:
