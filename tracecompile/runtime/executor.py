@@ -167,6 +167,7 @@ class Executor:
     def engine(self, choice: Choice, *, begins: bool = True) -> Engine:
         """Returns what runs the scans of a sequence that begins, or that goes on."""
         engine = self.compiled if choice.backend == "inductor" else self.as_they_are
+        engine.forget()
         if begins:
             engine.begin()
         return engine

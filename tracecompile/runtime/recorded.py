@@ -69,3 +69,4 @@ def _in_pieces(executor: Executes, prepared: Prepared, loop: Loop, collector: Co
     with in_sequence([unit.step for unit in program.units if unit.step is not None]):
         for outputs in pieces(loop, engine, whole, choice.chunk):
             collector.add_chunk(outputs)
+    engine.forget()

@@ -65,7 +65,8 @@ class Span:
 
     def _block(self, form: UnitForm) -> None:
         unit = form.unit
-        cut = self._below(unit)
+        with self.engine.products(self.loop.twins.of(unit.below), map(self.loop.statics.get, unit.below_statics)):
+            cut = self._below(unit)
         cut.update({name: self.value(name) for name in unit.values[len(unit.made) :]})
         if form.step is None:
             self.values.update(cut)

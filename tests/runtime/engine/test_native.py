@@ -17,6 +17,7 @@ from torch._inductor.cpu_vec_isa import valid_vec_isa_list
 from tracecompile.runtime.engine import inductor, library, native, shelf, wrapper
 from tracecompile.runtime.engine.inductor import Unwritten, Written
 from tracecompile.runtime.engine.kernels import Kernels
+from tracecompile.runtime.engine.sums.products import Products
 
 KEY = ("a recurrence", 3)
 OTHER = ("another", 3)
@@ -190,7 +191,7 @@ def test_a_torch_with_other_names_compiles_by_itself(
 
     monkeypatch.delattr(missing)
     with pytest.raises(Unwritten):
-        native.begun(recurrence, given(), None)
+        native.begun(recurrence, given(), None, Products())
     monkeypatch.undo()
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder))
 

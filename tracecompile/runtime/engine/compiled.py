@@ -11,11 +11,12 @@ import copy
 import functools
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tracecompile.analysis.folding import runs_per_step
 from tracecompile.program import StepProgram
@@ -88,6 +89,7 @@ class CompiledEngine(Engine):
         if self._foreseen:
             return
         self._foreseen = True
+        self.kernels.products.begin()
         for given, answers in scans():
             if self._wanted(given):
                 layout = self._layout(given.form, given.statics, answers != "last")
@@ -114,8 +116,19 @@ class CompiledEngine(Engine):
         obstacles += tuple(
             f"a scan is compiled by torch.compile, which takes longer: {reason}" for reason in self.kernels.detours
         )
+        if (reason := self.kernels.products.refused) is not None:
+            obstacles += (f"products with spikes are those of torch: {reason}",)
         count, seconds = self.kernels.count, self.kernels.seconds
         return ExecutionReport(choice.backend, choice.chunk, choice.reason, count, seconds, obstacles)
+
+    def products(self, graph: nn.Module, statics: Iterable[Any]) -> AbstractContextManager[None]:
+        """See Engine."""
+        products = self.kernels.products
+        return products.taken() if products.stand([*graph.parameters(), *statics]) else super().products(graph, statics)
+
+    def forget(self) -> None:
+        """See Engine."""
+        self.kernels.products.forget()
 
     def pieces(self, form: UnitForm, steps: int) -> list[int]:
         """See Engine."""
@@ -135,6 +148,7 @@ class CompiledEngine(Engine):
         if self._wanted(given):
             layout = self._layout(form, given.statics, answers != "last")
             arguments = layout.arguments(given)
+            self.kernels.products.stand(layout.standing(arguments))
             plain = [value.detach() for value in arguments]
             ready = self._ready_for(layout, given.steps, plain)
             if ready is not None and layers not in self._checked:

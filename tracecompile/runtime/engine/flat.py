@@ -57,6 +57,11 @@ class Layout:
         found = [*given.values, *given.carries, *kept, *held, *given.accrued]
         return [value if value.is_contiguous() else value.contiguous() for value in found]
 
+    def standing(self, arguments: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Returns those of the arguments that no step changes: statics, and what modules hold."""
+        first = len(self.form.unit.values) + len(self.form.unit.carries)
+        return arguments[first : len(arguments) - len(self.form.accruals)]
+
     def first_step(self, arguments: Sequence[Tensor]) -> list[Tensor]:
         """Returns the arguments of the first step out of those of a scan."""
         first = len(self.form.unit.values)

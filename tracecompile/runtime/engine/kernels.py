@@ -15,6 +15,7 @@ from torch import Tensor, fx
 from tracecompile.runtime.engine import shelf
 from tracecompile.runtime.engine.inductor import Code, Run, Unwritten, compiled_step, through_torch_compile
 from tracecompile.runtime.engine.native import Begun, Native, begun, stored
+from tracecompile.runtime.engine.sums.products import Products
 
 LOG = logging.getLogger("tracecompile")
 Key = tuple[Any, ...]
@@ -27,6 +28,7 @@ class Kernels:
         seconds: Spent on compiling.
         count: Compiled scans and steps.
         detours: Why scans were compiled by ``torch.compile``, which takes longer; once each.
+        products: Of matrices, in what is compiled and beside it.
     """
 
     def __init__(self) -> None:
@@ -34,6 +36,7 @@ class Kernels:
         self.seconds = 0.0
         self.count = 0
         self.detours: list[str] = []
+        self.products = Products()
         self._compiled: dict[Key, list[Native]] = {}
         self._begun: dict[Key, Begun] = {}
         self._steps: dict[Key, Run] = {}
@@ -66,10 +69,10 @@ class Kernels:
                 made.append(Native(through_torch_compile(code, arguments), ""))
                 return
             digest = shelf.digest_of(key) if shelf.wanted() else None
-            if (found := stored(digest, arguments)) is not None:
+            if (found := stored(digest, arguments, self.products)) is not None:
                 made.insert(0, found)
             else:
-                self._begun[key] = begun(code, arguments, digest)
+                self._begun[key] = begun(code, arguments, digest, self.products)
 
     def get_step(self, key: Key, module: fx.GraphModule, arguments: Sequence[Tensor]) -> Run:
         """Returns a compiled step for arguments of certain shapes, compiled now if there is none for the key.

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tracecompile.runtime.engine import library, shelf
 from tracecompile.runtime.engine.inductor import Code, Run, Unwritten, compiler_call, fits, written
+from tracecompile.runtime.engine.sums.products import Products
 from tracecompile.runtime.engine.wrapper import EXTERN, taken_apart
 
 
@@ -47,6 +48,7 @@ class Begun:
         digest: Its name on disk; None where it has none.
         folder: Where the library goes.
         process: The compiler.
+        products: Take the places of torch's.
     """
 
     entry: shelf.Entry
@@ -54,6 +56,7 @@ class Begun:
     digest: str | None
     folder: Path
     process: subprocess.Popen[str] = field(repr=False)
+    products: Products = field(repr=False)
 
     def finished(self) -> Native:
         """Waits for the compiler.
@@ -69,7 +72,7 @@ class Begun:
         if self.digest is not None:
             folder = shelf.put(self.digest, self.entry, folder)
         try:
-            return _loaded(self.entry, folder, self.constants)
+            return _loaded(self.entry, folder, self.constants, self.products)
         except ImportError as fault:
             raise Unwritten(f"its library cannot be loaded: {fault}") from fault
         finally:
@@ -81,24 +84,25 @@ class Begun:
         _dropped(self.process, self.folder)
 
 
-def stored(digest: str | None, arguments: Sequence[Tensor]) -> Native | None:
-    """Returns what an earlier process has compiled, where that serves some arguments."""
+def stored(digest: str | None, arguments: Sequence[Tensor], products: Products) -> Native | None:
+    """Returns what an earlier process has compiled, where that serves some arguments; for all of them see ``begun``."""
     for folder, entry in shelf.found(digest) if digest is not None else ():
         if fits(entry.fits, arguments):
             try:
-                return _loaded(entry, folder, {})
+                return _loaded(entry, folder, {}, products)
             except ImportError:  # cut short, or of another system: compiled anew
                 shutil.rmtree(folder, ignore_errors=True)
     return None
 
 
-def begun(code: Code, arguments: Sequence[Tensor], digest: str | None) -> Begun:
+def begun(code: Code, arguments: Sequence[Tensor], digest: str | None, products: Products) -> Begun:
     """Begins to compile.
 
     Args:
         code: Flat tensors to flat tensors.
         arguments: What it will be called with, or the like.
         digest: Its name on disk; None where it has none.
+        products: Take the places of torch's.
 
     Raises:
         Unwritten: Where it has to be compiled otherwise.
@@ -116,21 +120,21 @@ def begun(code: Code, arguments: Sequence[Tensor], digest: str | None) -> Begun:
     except (OSError, Unwritten) as fault:
         shutil.rmtree(folder, ignore_errors=True)
         raise Unwritten(str(fault)) from fault
-    made = Begun(entry, found.constants, None if found.constants else digest, folder, process)
+    made = Begun(entry, found.constants, None if found.constants else digest, folder, process, products)
     weakref.finalize(made, _dropped, process, folder)  # where nobody waits for it
     return made
 
 
-def _loaded(entry: shelf.Entry, folder: Path, constants: dict[str, Tensor]) -> Native:
+def _loaded(entry: shelf.Entry, folder: Path, constants: dict[str, Tensor], products: Products) -> Native:
     module = library.load(folder / f"{shelf.LIBRARY}.so")
-    products = types.SimpleNamespace(**{name: getattr(torch, name) for name in entry.products})
+    called = {name: getattr(products, name, None) or getattr(torch, name) for name in entry.products}
     names: dict[str, Any] = {
         "torch": torch,
         "math": math,
         "inf": math.inf,
         "nan": math.nan,
         "device": torch.device,
-        EXTERN: products,
+        EXTERN: types.SimpleNamespace(**called),
         **{name: getattr(module, name) for name in entry.kernels},
         **constants,
     }

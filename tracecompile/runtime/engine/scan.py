@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tracecompile.layers import Pair
 from tracecompile.runtime.forms import UnitForm
@@ -108,6 +109,18 @@ class Engine:
         Args:
             scans: Returns them, as ``run`` is given them, on values of the same shapes.
         """
+
+    def products(self, graph: nn.Module, statics: Iterable[Any]) -> AbstractContextManager[None]:
+        """Returns a context in which what synapses compute may be computed otherwise, bit by bit the same.
+
+        Args:
+            graph: Of the synapses; its parameters stay as they are until ``forget``.
+            statics: Values that they read, likewise.
+        """
+        return nullcontext()
+
+    def forget(self) -> None:
+        """Says that parameters may be others from now on."""
 
     def pieces(self, form: UnitForm, steps: int) -> list[int]:
         """Returns the lengths of the scans that a piece of a unit is made of."""
