@@ -29,8 +29,10 @@ class Library:
         """
         address, number = ctypes.c_void_p, ctypes.c_int64
         functions = ctypes.CDLL(str(path))
-        self.gather, self.add, self.lay_out = functions.gather, functions.add, functions.lay_out
-        self.gather.argtypes, self.gather.restype = [address, *[number] * 6], number
+        self.gather, self.gather_turned = functions.gather, functions.gather_turned
+        self.add, self.lay_out = functions.add, functions.lay_out
+        for gather in (self.gather, self.gather_turned):
+            gather.argtypes, gather.restype = [address, *[number] * 6], number
         self.add.argtypes, self.add.restype = [address, number, address, address, *[number] * 5], None
         self.lay_out.argtypes, self.lay_out.restype = [address, number, number, address, *[number] * 4], number
 

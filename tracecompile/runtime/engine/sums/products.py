@@ -13,15 +13,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tracecompile.runtime.engine.inductor import Unwritten
 from tracecompile.runtime.engine.sums.build import Building, Library, build
 from tracecompile.runtime.engine.sums.order import block_of
+from tracecompile.runtime.engine.sums.ways import LeftSpikes, RightSpikes, Way
 
 LEAST = 2**20
 """Multiplications of a product from which looking for zeros pays."""
 MOST = 4
-"""At most one in so many values of the left matrix may be other than zero: there products of vectors win."""
-PLAIN = (Tensor, nn.Parameter)
+"""At most one in so many values of a matrix of spikes is other than zero: products of vectors win where more are."""
 ONEDNN: Any = torch.backends.mkldnn
-LANES = 16
-"""Columns that ``sums.cpp`` takes at once."""
+PLAIN = (Tensor, nn.Parameter)
 
 
 class Products:
@@ -36,6 +35,8 @@ class Products:
         """Compiles nothing yet."""
         self.refused: str | None = None
         self.count = 0
+        self._left, self._right = LeftSpikes(), RightSpikes()
+        self._taken = False
         self._library: Library | Building | None = None
         self._standing: dict[int, tuple[Tensor, int]] = {}
         self._laid_out: dict[tuple[Any, ...], Tensor | None] = {}
@@ -50,7 +51,8 @@ class Products:
                 self.refused = str(reason)
 
     def forget(self) -> None:
-        """Says that weights may be others from now on."""
+        """Says that weights may be others from now on, and gives back what is kept of them."""
+        self._right.forget()
         self._standing.clear()
         self._laid_out.clear()
 
@@ -66,8 +68,15 @@ class Products:
     @contextlib.contextmanager
     def taken(self) -> Iterator[None]:
         """Takes these products for those of torch while the context is open."""
-        with _Instead(self):
+        if self._taken:
             yield
+            return
+        self._taken = True
+        try:
+            with _Instead(self):
+                yield
+        finally:
+            self._taken = False
 
     def mm(self, left: Tensor, right: Tensor, *, out: Tensor | None = None) -> Tensor:
         """Returns left @ right, as ``torch.mm`` does."""
@@ -82,60 +91,59 @@ class Products:
 
     def _summed(self, left: Tensor, right: Tensor, first: Tensor | None, out: Tensor | None) -> Tensor | None:
         """Returns a product as a sum over what is not zero; None where torch's is to be taken."""
-        rows, depth = left.shape
-        width = right.shape[1]
-        if rows * depth * width < LEAST or not self._stands(right) or not _is_plain(left):
+        (rows, depth), width = left.shape, right.shape[1]
+        if rows * depth * width < LEAST or (way := self._way(left, right, first)) is None:
             return None
-        if out is not None and not (out.is_contiguous() and _is_plain(out)):
+        if out is not None and not (out.is_contiguous() and _is_real(out)):
             return None
-        library = self._ready()
-        if library is None:
+        if (library := self._ready()) is None or (block := self._block(way, left, right, first)) is None:
             return None
-        precision = torch.get_float32_matmul_precision(), ONEDNN.matmul.fp32_precision
-        key = (rows, right.shape, right.stride(), first is None, torch.get_num_threads(), precision)
-        if key not in self._blocks:
-            self._blocks[key] = block_of(self._in_blocks, rows, right, first is not None)
-        block = self._blocks[key]
-        if block is None or not self._gathers(library, left, block, left.numel() // MOST):
+        if not way.gathers(library, left, right, block, (left if way is self._left else right).numel() // MOST):
             return None
-        weights = self._weights(library, right)
+        weights = self._weights(way, library, left, right)
         if weights is None:
             return None
+        found = left.new_empty(rows, width) if out is None else out
+        way.added(library, left, right, weights, first, block, found)
         self.count += 1
-        return self._added(library, left, weights, first, block, left.new_empty(rows, width) if out is None else out)
+        return found
 
-    def _in_blocks(self, left: Tensor, right: Tensor, first: Tensor | None, block: int) -> Tensor | None:
-        """Returns the product of any two matrices; None where the right one is not finite."""
-        library = self._ready()
-        assert library is not None
-        weights = _laid_out(library, right)
-        if weights is None or not self._gathers(library, left, block, left.numel()):
-            return None
-        return self._added(library, left, weights, first, block, left.new_empty(left.shape[0], right.shape[1]))
+    def _way(self, left: Tensor, right: Tensor, first: Tensor | None) -> Way | None:
+        if self._stands(right):
+            return self._left if _is_real(left) and left.stride(1) == 1 else None
+        turned = first is None and left.stride(0) == 1 and right.stride(1) == 1
+        return self._right if turned and _is_real(left) and _is_real(right) else None
 
-    def _gathers(self, library: Library, left: Tensor, block: int, most: int) -> bool:
-        rows, depth = left.shape
-        threads = torch.get_num_threads()
-        found: int = library.gather(left.data_ptr(), left.stride(0), rows, depth, block, most, threads)
-        return found <= most
+    def _block(self, way: Way, left: Tensor, right: Tensor, first: Tensor | None) -> int | None:
+        """Returns the length of the blocks in which torch adds up such a product, found out once."""
+        set_to = torch.get_num_threads(), torch.get_float32_matmul_precision(), ONEDNN.matmul.fp32_precision
+        key = (way, left.shape, right.shape, right.stride(), first is None, set_to)
+        if key not in self._blocks:
 
-    def _added(
-        self, library: Library, left: Tensor, weights: Tensor, first: Tensor | None, block: int, out: Tensor
-    ) -> Tensor:
-        start = None if first is None else first.data_ptr()
-        sizes = (*left.shape, out.shape[1], block, torch.get_num_threads())
-        library.add(weights.data_ptr(), weights.stride(0), start, out.data_ptr(), *sizes)
-        return out
+            def summed(one: Tensor, other: Tensor, start: Tensor | None, block: int) -> Tensor | None:
+                library = self._ready()
+                assert library is not None
+                weights = way.weights(library, one, other)
+                if weights is None or not way.gathers(library, one, other, block, None):
+                    return None
+                found = one.new_empty(one.shape[0], other.shape[1])
+                way.added(library, one, other, weights, start, block, found)
+                return found
+
+            self._blocks[key] = block_of(summed, left, right, first is not None)
+        return self._blocks[key]
 
     def _stands(self, right: Tensor) -> bool:
         """Tells whether a matrix is one that stands still: what is laid out would else be an earlier one."""
         standing = self._standing.get(right.data_ptr())
         return standing is not None and standing[0]._version == standing[1] and _is_real(right)
 
-    def _weights(self, library: Library, right: Tensor) -> Tensor | None:
+    def _weights(self, way: Way, library: Library, left: Tensor, right: Tensor) -> Tensor | None:
+        if way is self._right:  # they are signals
+            return way.weights(library, left, right)
         key = (right.data_ptr(), right.shape, right.stride())
         if key not in self._laid_out:
-            self._laid_out[key] = _laid_out(library, right)
+            self._laid_out[key] = way.weights(library, left, right)
         return self._laid_out[key]
 
     def _ready(self) -> Library | None:
@@ -162,19 +170,6 @@ class _Instead(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, given: Any = (), named: Any = None) -> Any:
         instead = self.functions.get(function) if all(type(value) in PLAIN for value in given) else None
         return function(*given, **(named or {})) if instead is None or named else instead(*given)
-
-
-def _laid_out(library: Library, right: Tensor) -> Tensor | None:
-    """Returns a matrix as ``sums.cpp`` takes it; None where it is not finite, and a product with zero is not zero."""
-    depth, width = right.shape
-    found = right.new_empty(depth, -(-width // LANES) * LANES)
-    sizes = (found.stride(0), depth, width, torch.get_num_threads())
-    return found if library.lay_out(right.data_ptr(), *right.stride(), found.data_ptr(), *sizes) else None
-
-
-def _is_plain(value: Tensor) -> bool:
-    """Tells whether a matrix lies row by row in memory."""
-    return _is_real(value) and value.stride(1) == 1
 
 
 def _is_real(value: Tensor) -> bool:
