@@ -89,7 +89,6 @@ class CompiledEngine(Engine):
         if self._foreseen:
             return
         self._foreseen = True
-        self.kernels.products.begin()
         for given, answers in scans():
             if self._wanted(given):
                 layout = self._layout(given.form, given.statics, answers != "last")

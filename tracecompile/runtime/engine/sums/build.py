@@ -1,12 +1,10 @@
-"""The library of sums: compiled once a machine, in a process of its own while the scans are compiled."""
+"""The library of sums, compiled once a machine, while the compilers of scans are at work."""
 
 from __future__ import annotations
 
 import ctypes
 import shutil
 import subprocess
-import weakref
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from tracecompile.runtime.engine import shelf
@@ -37,35 +35,11 @@ class Library:
         self.lay_out.argtypes, self.lay_out.restype = [address, number, number, address, *[number] * 4], number
 
 
-@dataclass(frozen=True, eq=False)
-class Building:
-    """A library that the compiler is at."""
-
-    digest: str | None
-    folder: Path
-    process: subprocess.Popen[str] = field(repr=False)
-
-    def finished(self) -> Library:
-        """Waits for the compiler.
-
-        Raises:
-            Unwritten: Where it fails, or what it has made cannot be loaded.
-        """
-        _, said = self.process.communicate()
-        if self.process.returncode:
-            raise Unwritten("the compiler says: " + said.strip().partition("\n")[0])
-        folder = self.folder if self.digest is None else shelf.put(self.digest, NOTHING, self.folder)
-        try:
-            return Library(folder / f"{shelf.LIBRARY}.so")
-        except OSError as fault:
-            raise Unwritten(f"its library cannot be loaded: {fault}") from fault
-
-
-def build() -> Library | Building:
-    """Returns what an earlier process has compiled, or begins to compile.
+def library() -> Library:
+    """Returns what an earlier process has compiled, or compiles it.
 
     Raises:
-        Unwritten: Where there is no compiler.
+        Unwritten: Where there is no compiler, or what it has made cannot be loaded.
     """
     text = SOURCE.read_text(encoding="utf-8")
     digest = shelf.digest_of(("sums", text)) if shelf.wanted() else None
@@ -76,20 +50,19 @@ def build() -> Library | Building:
             shutil.rmtree(folder, ignore_errors=True)
     folder = shelf.workplace()
     try:
-        command = [*compiler_call(str(SOURCE), shelf.LIBRARY, str(folder)), FUSED]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    except (OSError, Unwritten) as fault:
-        shutil.rmtree(folder, ignore_errors=True)
+        _compile(folder)
+        if digest is not None:
+            folder = shelf.put(digest, NOTHING, folder)
+        return Library(folder / f"{shelf.LIBRARY}.so")
+    except OSError as fault:
         raise Unwritten(str(fault)) from fault
-    made = Building(digest, folder, process)
-    weakref.finalize(made, _dropped, process, folder)
-    return made
+    finally:
+        if digest is None or folder.name.startswith(shelf.BEGUN):
+            shutil.rmtree(folder, ignore_errors=True)  # what is loaded stays loaded
 
 
-def _dropped(process: subprocess.Popen[str], folder: Path) -> None:
-    """Stops a compiler that nobody waits for, and removes what has no name; what is loaded stays loaded."""
-    if process.poll() is None:
-        process.kill()
-    if process.stderr is not None and not process.stderr.closed:
-        process.communicate()
-    shutil.rmtree(folder, ignore_errors=True)
+def _compile(folder: Path) -> None:
+    command = [*compiler_call(str(SOURCE), shelf.LIBRARY, str(folder)), FUSED]
+    found = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+    if found.returncode:
+        raise Unwritten("the compiler says: " + found.stderr.strip().partition("\n")[0])

@@ -56,7 +56,8 @@ def _like(matrix: Tensor, drawn: torch.Generator) -> Tensor:
 
 
 def _alike(summed: Summed, left: Tensor, right: Tensor, first: Tensor | None, length: int) -> bool:
-    wanted = left @ right if first is None else torch.addmm(first, left, right)
+    with torch.autocast("cpu", enabled=False):
+        wanted = left @ right if first is None else torch.addmm(first, left, right)
     found = summed(left, right, first, length)
     return found is not None and torch.equal(found, wanted)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tracecompile.runtime.engine.inductor import Unwritten
-from tracecompile.runtime.engine.sums.build import Building, Library, build
+from tracecompile.runtime.engine.sums.build import Library, library
 from tracecompile.runtime.engine.sums.order import block_of
 from tracecompile.runtime.engine.sums.ways import LeftSpikes, RightSpikes, Way
 
@@ -37,18 +37,10 @@ class Products:
         self.count = 0
         self._left, self._right = LeftSpikes(), RightSpikes()
         self._taken = False
-        self._library: Library | Building | None = None
+        self._library: Library | None = None
         self._standing: dict[int, tuple[Tensor, int]] = {}
         self._laid_out: dict[tuple[Any, ...], Tensor | None] = {}
         self._blocks: dict[tuple[Any, ...], int | None] = {}
-
-    def begin(self) -> None:
-        """Lets the compiler begin, in a process of its own."""
-        if self._library is None and self.refused is None:
-            try:
-                self._library = build()
-            except Unwritten as reason:
-                self.refused = str(reason)
 
     def forget(self) -> None:
         """Says that weights may be others from now on, and gives back what is kept of them."""
@@ -96,15 +88,15 @@ class Products:
             return None
         if out is not None and not (out.is_contiguous() and _is_real(out)):
             return None
-        if (library := self._ready()) is None or (block := self._block(way, left, right, first)) is None:
+        if (loaded := self._ready()) is None or (block := self._block(way, left, right, first)) is None:
             return None
-        if not way.gathers(library, left, right, block, (left if way is self._left else right).numel() // MOST):
+        if not way.gathers(loaded, left, right, block, (left if way is self._left else right).numel() // MOST):
             return None
-        weights = self._weights(way, library, left, right)
+        weights = self._weights(way, loaded, left, right)
         if weights is None:
             return None
         found = left.new_empty(rows, width) if out is None else out
-        way.added(library, left, right, weights, first, block, found)
+        way.added(loaded, left, right, weights, first, block, found)
         self.count += 1
         return found
 
@@ -121,13 +113,13 @@ class Products:
         if key not in self._blocks:
 
             def summed(one: Tensor, other: Tensor, start: Tensor | None, block: int) -> Tensor | None:
-                library = self._ready()
-                assert library is not None
-                weights = way.weights(library, one, other)
-                if weights is None or not way.gathers(library, one, other, block, None):
+                loaded = self._ready()
+                assert loaded is not None
+                weights = way.weights(loaded, one, other)
+                if weights is None or not way.gathers(loaded, one, other, block, None):
                     return None
                 found = one.new_empty(one.shape[0], other.shape[1])
-                way.added(library, one, other, weights, start, block, found)
+                way.added(loaded, one, other, weights, start, block, found)
                 return found
 
             self._blocks[key] = block_of(summed, left, right, first is not None)
@@ -147,12 +139,12 @@ class Products:
         return self._laid_out[key]
 
     def _ready(self) -> Library | None:
-        self.begin()
-        if isinstance(self._library, Building):
+        """Returns the library, which the first to ask waits for."""
+        if self._library is None and self.refused is None:
             try:
-                self._library = self._library.finished()
+                self._library = library()
             except Unwritten as reason:
-                self.refused, self._library = str(reason), None
+                self.refused = str(reason)
         return self._library
 
 
