@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -167,6 +168,23 @@ def test_the_time_of_a_streamed_step_is_put_side_by_side() -> None:
     rows = [line.split() for line in done.stdout.splitlines()]
     assert [row[0] for row in rows] == ["8", "eager", "eager,", "8", "eager", "eager,"]
     assert [row[-1] for row in rows if row[0] == "eager"] == ["1.00", "1.00"]
+
+
+def test_times_are_put_beside_the_rate_of_spikes() -> None:
+    options = ["--hidden", "8", "--steps", "70", "--samples", "2", "--repeats", "1", "--thresholds", "9", "0.1"]
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "firing_rates.py"), *options],
+        env={**os.environ, "PYTHONPATH": str(BENCHMARKS.parent.parent), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.splitlines()[2:]]
+    assert [row[0] for row in rows] == ["9", "0.1"]
+    rates = [float(row[1]) for row in rows]
+    assert rates[0] == 0.0
+    assert rates[1] > 0.05
+    assert all(len(row) == 6 and float(row[-1]) > 0 for row in rows)
 
 
 @pytest.fixture

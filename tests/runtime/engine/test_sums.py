@@ -12,12 +12,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn import functional
 
 import tracecompile
 import tracecompile.nn as snn
 from tracecompile.runtime.engine import compiled
 from tracecompile.runtime.engine.inductor import Unwritten
 from tracecompile.runtime.engine.sums import build, products
+from tracecompile.runtime.engine.sums.instead import Instead
 from tracecompile.runtime.engine.sums.order import block_of
 from tracecompile.runtime.engine.sums.products import Products
 
@@ -191,6 +193,54 @@ class Net(nn.Module):
             spikes, state = self.neurons(self.below(x_t), state)
             total = total + self.out(spikes)
         return total
+
+
+WAYS: dict[str, Any] = {
+    "linear": lambda x, weight, bias: functional.linear(x, weight, bias),
+    "linear by name": lambda x, weight, bias: functional.linear(x, weight, bias=bias),
+    "linear alone": lambda x, weight, _: functional.linear(x, weight),
+    "@": lambda x, weight, _: x @ weight.t(),
+    "matmul": lambda x, weight, _: torch.matmul(x, weight.t()),
+    "mm": lambda x, weight, _: torch.mm(x, weight.t()),
+    "method": lambda x, weight, _: x.matmul(weight.t()),
+    "addmm": lambda x, weight, bias: torch.addmm(bias, x, weight.t()),
+}
+
+
+@pytest.mark.usefixtures("every_size")
+@pytest.mark.parametrize("way", WAYS)
+def test_products_are_sums_however_they_are_written(way: str, shared: Products) -> None:
+    x, weight, bias = spikes(40, 64).requires_grad_(), nn.Parameter(torch.randn(48, 64)), nn.Parameter(torch.randn(48))
+    leaves = [x, weight] if WAYS[way](x, weight, bias).grad_fn.name().startswith("Mm") else [x, weight, bias]
+    wanted = WAYS[way](x, weight, bias)
+    gradients = torch.autograd.grad(wanted.sin().sum(), leaves)
+    shared.stand([weight])
+    before = shared.count
+    with Instead(shared):
+        found = WAYS[way](x, weight, bias)
+    assert shared.count == before + 1
+    assert torch.equal(found, wanted)
+    for one, other in zip(torch.autograd.grad(found.sin().sum(), leaves), gradients, strict=True):
+        assert torch.equal(one, other)
+    assert shared.count == before + 2  # the gradient of the weights
+    with Instead(shared), torch.no_grad():
+        assert torch.equal(WAYS[way](x, weight, bias), wanted)
+
+
+@pytest.mark.usefixtures("every_size")
+def test_what_else_a_model_writes_is_computed_as_it_is(shared: Products) -> None:
+    weight = nn.Parameter(torch.randn(48, 64))
+    shared.stand([weight])
+    before = shared.count
+    with Instead(shared):
+        assert functional.linear(torch.ones(2, 3, 64), weight).shape == (2, 3, 48)
+        assert (torch.ones(64) @ weight.t()).shape == (48,)
+        assert torch.addmm(torch.ones(40, 48), torch.ones(40, 64), weight.t()).shape == (40, 48)
+        assert torch.addmm(torch.ones(48), torch.ones(40, 64), weight.t(), beta=0.5)[0, 0] != 0
+        assert functional.linear(torch.ones(2, 64).double(), weight.double()).dtype == torch.float64
+        with torch.autocast("cpu", torch.bfloat16):
+            assert functional.linear(torch.ones(40, 64), weight).dtype == torch.bfloat16
+    assert shared.count == before
 
 
 def trained(net: Any, x: Tensor) -> list[Tensor]:

@@ -27,6 +27,7 @@ from tracecompile.runtime.engine.inductor import Run
 from tracecompile.runtime.engine.joint import Joints
 from tracecompile.runtime.engine.kernels import Kernels, Key, Source
 from tracecompile.runtime.engine.scan import Answers, Engine, ScanResult, Stretch
+from tracecompile.runtime.engine.sums.instead import Instead
 from tracecompile.runtime.engine.traced import Traced, Untraceable, agree, trace_step
 from tracecompile.runtime.forms import UnitForm
 
@@ -123,7 +124,9 @@ class CompiledEngine(Engine):
     def products(self, graph: nn.Module, statics: Iterable[Any]) -> AbstractContextManager[None]:
         """See Engine."""
         products = self.kernels.products
-        return products.taken() if products.stand([*graph.parameters(), *statics]) else super().products(graph, statics)
+        return (
+            Instead(products) if products.stand([*graph.parameters(), *statics]) else super().products(graph, statics)
+        )
 
     def forget(self) -> None:
         """See Engine."""

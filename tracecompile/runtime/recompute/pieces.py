@@ -142,9 +142,7 @@ class Pieces:
 
         def taken(twins: Twins | None) -> bool:
             leaves = signals.leaves(moment.states, cut)
-            step, engine = self.how.form.step, self.how.engine
-            products = engine.products(step if twins is None else twins.of(step), signals.statics.values())
-            with torch.enable_grad(), drawn_again(moment.drawn), products:
+            with torch.enable_grad(), drawn_again(moment.drawn):
                 loop = self._loop(leaves.states, signals.statics, signals.invariants, twins)
                 made = []
                 for outputs in self._outputs(loop, leaves.inputs, begin, end):

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from tracecompile.runtime.engine.inductor import Unwritten
 from tracecompile.runtime.engine.sums.build import Library, library
@@ -36,7 +34,6 @@ class Products:
         self.refused: str | None = None
         self.count = 0
         self._left, self._right = LeftSpikes(), RightSpikes()
-        self._taken = False
         self._library: Library | None = None
         self._standing: dict[int, tuple[Tensor, int]] = {}
         self._laid_out: dict[tuple[Any, ...], Tensor | None] = {}
@@ -56,19 +53,6 @@ class Products:
                 found = True
                 self._standing[value.data_ptr()] = (value, value._version)
         return found
-
-    @contextlib.contextmanager
-    def taken(self) -> Iterator[None]:
-        """Takes these products for those of torch while the context is open."""
-        if self._taken:
-            yield
-            return
-        self._taken = True
-        try:
-            with _Instead(self):
-                yield
-        finally:
-            self._taken = False
 
     def mm(self, left: Tensor, right: Tensor, *, out: Tensor | None = None) -> Tensor:
         """Returns left @ right, as ``torch.mm`` does."""
@@ -101,7 +85,7 @@ class Products:
         return found
 
     def _way(self, left: Tensor, right: Tensor, first: Tensor | None) -> Way | None:
-        if self._stands(right):
+        if self.stands(right):
             return self._left if _is_real(left) and left.stride(1) == 1 else None
         turned = first is None and left.stride(0) == 1 and right.stride(1) == 1
         return self._right if turned and _is_real(left) and _is_real(right) else None
@@ -125,7 +109,7 @@ class Products:
             self._blocks[key] = block_of(summed, left, right, first is not None)
         return self._blocks[key]
 
-    def _stands(self, right: Tensor) -> bool:
+    def stands(self, right: Tensor) -> bool:
         """Tells whether a matrix is one that stands still: what is laid out would else be an earlier one."""
         standing = self._standing.get(right.data_ptr())
         return standing is not None and standing[0]._version == standing[1] and _is_real(right)
@@ -146,22 +130,6 @@ class Products:
             except Unwritten as reason:
                 self.refused = str(reason)
         return self._library
-
-
-class _Instead(TorchDispatchMode):
-    """Puts products in the places of torch's, however the model writes them."""
-
-    def __init__(self, products: Products) -> None:
-        super().__init__()
-        aten = torch.ops.aten
-        self.functions: dict[Any, Callable[..., Tensor]] = {
-            aten.mm.default: products.mm,
-            aten.addmm.default: products.addmm,
-        }
-
-    def __torch_dispatch__(self, function: Any, types: Any, given: Any = (), named: Any = None) -> Any:
-        instead = self.functions.get(function) if all(type(value) in PLAIN for value in given) else None
-        return function(*given, **(named or {})) if instead is None or named else instead(*given)
 
 
 def _is_real(value: Tensor) -> bool:
