@@ -141,11 +141,17 @@ def test_weights_that_change_are_read_anew(shared: Products) -> None:
     shared.mm(left, right)
     with torch.no_grad():
         right.mul_(2.0)
+    before = shared.count
     assert torch.equal(shared.mm(left, right), left @ right)
+    assert shared.count == before
     shared.stand([right])  # the same place, other values
+    assert torch.equal(shared.mm(left, right), left @ right)
+    assert shared.count == before + 1
+    right.data = torch.randn(64, 64)
     shared.forget()
     shared.stand([right])
     assert torch.equal(shared.mm(left, right), left @ right)
+    assert shared.count == before + 2
 
 
 @pytest.mark.usefixtures("every_size")

@@ -117,7 +117,7 @@ class Products:
     def _weights(self, way: Way, library: Library, left: Tensor, right: Tensor) -> Tensor | None:
         if way is self._right:  # they are signals
             return way.weights(library, left, right)
-        key = (right.data_ptr(), right.shape, right.stride())
+        key = (right.data_ptr(), right._version, right.shape, right.stride())
         if key not in self._laid_out:
             self._laid_out[key] = way.weights(library, left, right)
         return self._laid_out[key]
