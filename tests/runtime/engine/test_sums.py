@@ -147,11 +147,23 @@ def test_weights_that_change_are_read_anew(shared: Products) -> None:
     shared.stand([right])  # the same place, other values
     assert torch.equal(shared.mm(left, right), left @ right)
     assert shared.count == before + 1
-    right.data = torch.randn(64, 64)
+    right.data.mul_(3.0)  # of which no version tells
     shared.forget()
+    assert torch.equal(shared.mm(left, right), left @ right)
+    assert shared.count == before + 1
     shared.stand([right])
     assert torch.equal(shared.mm(left, right), left @ right)
     assert shared.count == before + 2
+
+
+@pytest.mark.usefixtures("every_size")
+def test_sums_begin_with_one_value_a_column_and_take_no_factors(shared: Products) -> None:
+    left, right, first = spikes(32, 64), torch.randn(64, 48), torch.randn(32, 48)
+    shared.stand([right])
+    assert torch.equal(shared.addmm(first, left, right), torch.addmm(first, left, right))
+    for factors in ({"beta": 0.5}, {"alpha": 2.0}):
+        found = shared.addmm(first[0], left, right, **factors)
+        assert torch.equal(found, torch.addmm(first[0], left, right, **factors))
 
 
 @pytest.mark.usefixtures("every_size")
@@ -245,7 +257,7 @@ def test_what_else_a_model_writes_is_computed_as_it_is(shared: Products) -> None
         assert torch.addmm(torch.ones(48), torch.ones(40, 64), weight.t(), beta=0.5)[0, 0] != 0
         assert functional.linear(torch.ones(2, 64).double(), weight.double()).dtype == torch.float64
         with torch.autocast("cpu", torch.bfloat16):
-            assert functional.linear(torch.ones(40, 64), weight).dtype == torch.bfloat16
+            assert functional.linear(spikes(40, 64), weight).dtype == torch.bfloat16
     assert shared.count == before
 
 
