@@ -216,11 +216,13 @@ def test_a_compiler_that_fails_leaves_it_to_torch_compile(
     assert not list(folder.rglob("building-*"))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, where nothing else has imported this
 def test_what_changes_its_arguments_is_not_written() -> None:
     with pytest.raises(Unwritten, match="changes its arguments"):
         inductor.written(lambda x: [x.add_(1)], [torch.zeros(3)])
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_others_try_the_processor_out_themselves() -> None:
     valid_vec_isa_list.cache_clear()
     inductor.written(recurrence, given())

@@ -324,6 +324,7 @@ def _raising(*_: Any) -> list[str]:
     raise Unwritten("no compiler")
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, where nothing else has imported this
 def test_a_library_that_is_cut_short_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
     compiler_call = build.compiler_call

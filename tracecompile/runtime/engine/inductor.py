@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,6 +48,14 @@ class Written:
     text: str
     constants: dict[str, Tensor]
     fits: str
+
+
+@contextlib.contextmanager
+def unwarned() -> Iterator[None]:
+    """Keeps torch's warnings of its own deprecated calls, errors where a program makes warnings errors, to itself."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
 
 
 def fits(condition: str, arguments: Sequence[Tensor]) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from tracecompile.runtime.engine import shelf
-from tracecompile.runtime.engine.inductor import Code, Run, Unwritten, compiled_step, through_torch_compile
+from tracecompile.runtime.engine.inductor import Code, Run, Unwritten, compiled_step, through_torch_compile, unwarned
 from tracecompile.runtime.engine.native import Begun, Native, begun, stored
 from tracecompile.runtime.engine.sums.products import Products
 
@@ -84,7 +83,7 @@ class Kernels:
         """
         if key not in self._steps:
             start = time.perf_counter()
-            with _unwarned():
+            with unwarned():
                 self._steps[key] = compiled_step(module, arguments)
             self._count("step", time.perf_counter() - start)
         return self._steps[key]
@@ -98,7 +97,7 @@ class Kernels:
     def _timed(self, key: Key, code: Code, arguments: Sequence[Tensor]) -> Iterator[None]:
         """Counts the seconds; what is ``Unwritten`` goes through ``torch.compile``, and is said to."""
         start = time.perf_counter()
-        with _unwarned():
+        with unwarned():
             try:
                 yield
             except Unwritten as reason:
@@ -115,14 +114,6 @@ class Kernels:
         self.seconds += seconds
         self.count += 1
         LOG.info("a %s is compiled in %.1f s, %d so far", what, seconds, self.count)
-
-
-@contextmanager
-def _unwarned() -> Iterator[None]:
-    """Keeps torch's warnings of its own deprecated calls, errors where a program makes warnings errors, to itself."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        yield
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tracecompile.runtime.engine.inductor import Unwritten
+from tracecompile.runtime.engine.inductor import Unwritten, unwarned
 from tracecompile.runtime.engine.sums.build import Library, library
 from tracecompile.runtime.engine.sums.order import block_of
 from tracecompile.runtime.engine.sums.ways import LeftSpikes, RightSpikes, Way
@@ -126,7 +126,8 @@ class Products:
         """Returns the library, which the first to ask waits for."""
         if self._library is None and self.refused is None:
             try:
-                self._library = library()
+                with unwarned():
+                    self._library = library()
             except Unwritten as reason:
                 self.refused = str(reason)
         return self._library
