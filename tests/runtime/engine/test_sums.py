@@ -147,6 +147,18 @@ def test_weights_that_change_are_read_anew(shared: Products) -> None:
     shared.stand([right])  # the same place, other values
     assert torch.equal(shared.mm(left, right), left @ right)
     assert shared.count == before + 1
+    with torch.no_grad():
+        right.mul_(2.0)
+    shared.stand([right])
+    seen = torch._C._dynamo.guards._reinterpret_tensor(right, right.shape, right.stride(), 0)  # as compiled code does
+    assert torch.equal(shared.mm(left, seen), left @ right)
+    assert shared.count == before + 2
+    with torch.no_grad():
+        right.mul_(2.0)
+    shared.stand([right])
+    seen = torch._C._dynamo.guards._reinterpret_tensor(right, right.shape, right.stride(), 0)
+    assert torch.equal(shared.mm(left, seen), left @ right)
+    before += 2
     right.data.mul_(3.0)  # of which no version tells
     shared.forget()
     assert torch.equal(shared.mm(left, right), left @ right)

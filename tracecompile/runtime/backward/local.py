@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -25,7 +26,7 @@ class Point:
     norms: Sequence[Tensor]
 
 
-class Learned:
+class Learned(ABC):
     """What a layer's synapse learns in one backward pass.
 
     Attributes:
@@ -54,9 +55,9 @@ class Learned:
         weights = {p: g for p, g in zip(self.parameters, found[:split], strict=True) if g is not None}
         return weights, {name: g for name, g in zip(statics, found[split:], strict=True) if g is not None}
 
+    @abstractmethod
     def _pull_all(self, signals: Sequence[Mapping[str, Tensor]], inputs: list[Tensor]) -> list[Tensor | None]:
         """Pulls the signals of all bins on the currents to tensors of the graph."""
-        raise NotImplementedError
 
 
 class LocalGraph(Learned):

@@ -74,13 +74,14 @@ class Products:
             return None
         if (loaded := self._ready()) is None or (block := self._block(way, left, right, first)) is None:
             return None
-        if not way.gathers(loaded, left, right, block, (left if way is self._left else right).numel() // MOST):
+        spikes = way.spikes(left, right)
+        if not way.gathers(loaded, spikes, block, spikes.numel() // MOST):
             return None
         weights = self._weights(way, loaded, left, right)
         if weights is None:
             return None
         found = left.new_empty(rows, width) if out is None else out
-        way.added(loaded, left, right, weights, first, block, found)
+        way.added(loaded, weights, first, block, found)
         self.count += 1
         return found
 
@@ -100,10 +101,11 @@ class Products:
                 loaded = self._ready()
                 assert loaded is not None
                 weights = way.weights(loaded, one, other)
-                if weights is None or not way.gathers(loaded, one, other, block, None):
+                spikes = way.spikes(one, other)
+                if weights is None or not way.gathers(loaded, spikes, block, spikes.numel()):
                     return None
                 found = one.new_empty(one.shape[0], other.shape[1])
-                way.added(loaded, one, other, weights, start, block, found)
+                way.added(loaded, weights, start, block, found)
                 return found
 
             self._blocks[key] = block_of(summed, left, right, first is not None)
@@ -117,7 +119,9 @@ class Products:
     def _weights(self, way: Way, library: Library, left: Tensor, right: Tensor) -> Tensor | None:
         if way is self._right:  # they are signals
             return way.weights(library, left, right)
-        key = (right.data_ptr(), right._version, right.shape, right.stride())
+        place = right.data_ptr()
+        # The version of what stands: compiled code reads it through views that have none of their own.
+        key = (place, self._standing[place][1], right.shape, right.stride())
         if key not in self._laid_out:
             self._laid_out[key] = way.weights(library, left, right)
         return self._laid_out[key]

@@ -20,14 +20,18 @@ class Way(ABC):
     """How one product is computed."""
 
     @abstractmethod
-    def gathers(self, library: Library, left: Tensor, right: Tensor, block: int, most: int | None) -> bool:
-        """Looks for what is not zero among the spikes; tells whether that is at most ``most``.
+    def spikes(self, left: Tensor, right: Tensor) -> Tensor:
+        """Returns the matrix that is mostly zeros."""
+
+    @abstractmethod
+    def gathers(self, library: Library, spikes: Tensor, block: int, most: int) -> bool:
+        """Looks for what is not zero among spikes; tells whether that is at most ``most``.
 
         Args:
             library: Keeps it.
-            left, right: The matrices.
+            spikes: The matrix.
             block: Length of the blocks in which is added up.
-            most: None for any number.
+            most: How many there may be.
         """
 
     @abstractmethod
@@ -35,46 +39,29 @@ class Way(ABC):
         """Returns the other matrix as it is added up; None where it is not finite: zero times that is not zero."""
 
     @abstractmethod
-    def added(
-        self,
-        library: Library,
-        left: Tensor,
-        right: Tensor,
-        weights: Tensor,
-        first: Tensor | None,
-        block: int,
-        out: Tensor,
-    ) -> None:
+    def added(self, library: Library, weights: Tensor, first: Tensor | None, block: int, out: Tensor) -> None:
         """Writes the product of what is gathered and weights, added to ``first`` where that is given."""
 
 
 class LeftSpikes(Way):
     """Spikes (rows, depth) times weights (depth, width)."""
 
-    def gathers(self, library: Library, left: Tensor, right: Tensor, block: int, most: int | None) -> bool:
+    def spikes(self, left: Tensor, right: Tensor) -> Tensor:
         """See ``Way``."""
-        rows, depth = left.shape
-        most = rows * depth if most is None else most
-        sizes = (left.stride(0), rows, depth, block, most, _threads())
-        found: int = library.gather(left.data_ptr(), *sizes)
+        return left
+
+    def gathers(self, library: Library, spikes: Tensor, block: int, most: int) -> bool:
+        """See ``Way``."""
+        found: int = library.gather(spikes.data_ptr(), spikes.stride(0), *spikes.shape, block, most, _threads())
         return found <= most
 
     def weights(self, library: Library, left: Tensor, right: Tensor) -> Tensor | None:
         """See ``Way``."""
         return laid_out(library, right)
 
-    def added(
-        self,
-        library: Library,
-        left: Tensor,
-        right: Tensor,
-        weights: Tensor,
-        first: Tensor | None,
-        block: int,
-        out: Tensor,
-    ) -> None:
+    def added(self, library: Library, weights: Tensor, first: Tensor | None, block: int, out: Tensor) -> None:
         """See ``Way``."""
-        _add(library, weights, first, out, left.shape[1], block)
+        _add(library, weights, first, block, out)
 
 
 class RightSpikes(Way):
@@ -91,12 +78,14 @@ class RightSpikes(Way):
         """Gives back what is kept."""
         self._rooms.clear()
 
-    def gathers(self, library: Library, left: Tensor, right: Tensor, block: int, most: int | None) -> bool:
+    def spikes(self, left: Tensor, right: Tensor) -> Tensor:
         """See ``Way``."""
-        depth, width = right.shape
-        most = depth * width if most is None else most
-        sizes = (right.stride(0), width, depth, block, most, _threads())
-        found: int = library.gather_turned(right.data_ptr(), *sizes)
+        return right
+
+    def gathers(self, library: Library, spikes: Tensor, block: int, most: int) -> bool:
+        """See ``Way``."""
+        sizes = (*spikes.shape[::-1], block, most, _threads())
+        found: int = library.gather_turned(spikes.data_ptr(), spikes.stride(0), *sizes)
         return found <= most
 
     def weights(self, library: Library, left: Tensor, right: Tensor) -> Tensor | None:
@@ -104,20 +93,11 @@ class RightSpikes(Way):
         depth, width = left.shape[::-1]
         return laid_out(library, left.t(), self._room(left, "signals", depth, -(-width // PITCH) * PITCH))
 
-    def added(
-        self,
-        library: Library,
-        left: Tensor,
-        right: Tensor,
-        weights: Tensor,
-        first: Tensor | None,
-        block: int,
-        out: Tensor,
-    ) -> None:
+    def added(self, library: Library, weights: Tensor, first: Tensor | None, block: int, out: Tensor) -> None:
         """See ``Way``."""
         assert first is None
         turned = self._room(out, "turned", *out.shape[::-1])
-        _add(library, weights, None, turned, left.shape[1], block)
+        _add(library, weights, None, block, turned)
         library.lay_out(turned.data_ptr(), 1, out.shape[0], out.data_ptr(), out.stride(0), *out.shape, _threads())
 
     def _room(self, like: Tensor, name: str, rows: int, columns: int) -> Tensor:
@@ -135,9 +115,9 @@ def laid_out(library: Library, matrix: Tensor, room: Tensor | None = None) -> Te
     return found if library.lay_out(matrix.data_ptr(), *matrix.stride(), found.data_ptr(), *sizes) else None
 
 
-def _add(library: Library, weights: Tensor, first: Tensor | None, out: Tensor, depth: int, block: int) -> None:
+def _add(library: Library, weights: Tensor, first: Tensor | None, block: int, out: Tensor) -> None:
     start = None if first is None else first.data_ptr()
-    sizes = (out.shape[0], depth, out.shape[1], block, _threads())
+    sizes = (out.shape[0], weights.shape[0], out.shape[1], block, _threads())
     library.add(weights.data_ptr(), weights.stride(0), start, out.data_ptr(), *sizes)
 
 
